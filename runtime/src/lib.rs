@@ -1,0 +1,20 @@
+//! The vendor-neutral half of Skiff: from an image reference to a running container.
+//!
+//! ```text
+//! image reference ─ pull ─ unpack ─ rootfs ─ network ─ spec ─ spawn ─ (the container runs) ─ reap
+//! ```
+//!
+//! [`Runtime`] is the entry point: it owns the image store and the keeper process, pulls images and
+//! starts containers. Nothing here knows a cloud vendor; the crate `skiff` puts functions on top.
+//!
+//! Library manners: no signal handlers, no loggers, no `process::exit`; every error is an [`Error`].
+
+mod container;
+pub mod doctor;
+mod error;
+pub mod image;
+mod runtime;
+
+pub use container::{Container, Exit, Output, StartTimings, Stats};
+pub use error::{Error, ErrorKind, Fault, Result};
+pub use runtime::{ContainerSpec, Runtime, RuntimeOptions, Writable};
