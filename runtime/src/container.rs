@@ -174,11 +174,9 @@ impl Container {
     pub fn exited(&self) -> Option<Exit> {
         match *self.ended.borrow() {
             Some(Ended::Exited(exit, _)) => Some(exit),
-            Some(Ended::KeeperLost) => Some(Exit {
-                code: None,
-                signal: Some(Signal::KILL.as_raw()),
-                oom_killed: false,
-            }),
+            Some(Ended::KeeperLost) => {
+                Some(Exit { code: None, signal: Some(Signal::KILL.as_raw()), oom_killed: false })
+            }
             None => None,
         }
     }
@@ -247,7 +245,11 @@ impl Output {
 }
 
 impl AsyncRead for Output {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         if let Poll::Ready(read) = Pin::new(&mut self.pipe).poll_read(cx, buf) {
             return Poll::Ready(read);
         }

@@ -164,7 +164,8 @@ pub(crate) fn make_private(dir: &Path) -> Result<()> {
         .mode(0o700)
         .create(dir)
         .map_err(|e| Error::host(format!("cannot make the directory {}", dir.display()), e))?;
-    let meta = fs::symlink_metadata(dir).map_err(|e| Error::host(format!("cannot look at {}", dir.display()), e))?;
+    let meta =
+        fs::symlink_metadata(dir).map_err(|e| Error::host(format!("cannot look at {}", dir.display()), e))?;
     let owner = rustix::process::geteuid().as_raw();
     if !meta.is_dir() || meta.uid() != owner || meta.mode() & 0o022 != 0 {
         return Err(Error::new(

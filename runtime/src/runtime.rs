@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cgroup::Hierarchy;
 use crate::container::{Parts, StartTimings};
@@ -132,8 +132,8 @@ impl Runtime {
     }
 }
 
-fn micros(us: u64) -> std::time::Duration {
-    std::time::Duration::from_micros(us)
+fn micros(us: u64) -> Duration {
+    Duration::from_micros(us)
 }
 
 fn panicked(error: tokio::task::JoinError) -> Error {
@@ -145,8 +145,11 @@ fn require_root() -> Result<()> {
         return Ok(());
     }
     let uid = rustix::process::geteuid().as_raw();
-    Err(Error::new(ErrorKind::NotRoot, format!("containers can be started by root only, and this is uid {uid}"))
-        .advise("run it with sudo"))
+    Err(Error::new(
+        ErrorKind::NotRoot,
+        format!("containers can be started by root only, and this is uid {uid}"),
+    )
+    .advise("run it with sudo"))
 }
 
 type Opened = (Arc<Store>, Arc<Disks>, (RunDir, OwnedFd));
@@ -162,22 +165,33 @@ fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Res
 
 type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
 
-/// Makes what the keeper is handed: request, network namespace, disks.
+/// Makes what the keeper is handed: request, network namespace, disks. The parts wait for the
+/// kernel, not for each other: each is made by a thread of its own.
 fn prepare(request: &StartRequest, spec: &ContainerSpec, disks: &Disks) -> Result<Prepared> {
-    let began = Instant::now();
-    let mut made = Vec::new();
-    for (kind, bytes, what) in
-        [(request.writable, spec.writable_bytes, "writable"), (request.tmp, spec.tmp_bytes, "tmp")]
-    {
-        if matches!(kind, SpaceKind::Disk) {
-            made.push(disks.create(bytes, &format!("skiff-{}-{what}", spec.id))?);
+    let disk = |kind, bytes, what: &str| -> Result<Option<OwnedFd>> {
+        match kind {
+            SpaceKind::Disk => disks.create(bytes, &format!("skiff-{}-{what}", spec.id)).map(Some),
+            SpaceKind::Memory(_) | SpaceKind::None => Ok(None),
         }
-    }
-    let rootfs = began.elapsed();
-    let network_began = Instant::now();
-    let network = create_namespace(spec.address())?;
-    let timings = StartTimings { rootfs, network: network_began.elapsed(), ..StartTimings::default() };
-    let mut fds = vec![request.to_memfd()?, network];
-    fds.append(&mut made);
+    };
+    let (writable, tmp, network) = std::thread::scope(|scope| {
+        let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_bytes, "tmp")));
+        let network = scope.spawn(|| timed(|| create_namespace(spec.address())));
+        let writable = timed(|| disk(request.writable, spec.writable_bytes, "writable"));
+        (std::thread::Result::Ok(writable), tmp.join(), network.join())
+    });
+    let (Ok((writable, a)), Ok((tmp, b)), Ok((network, c))) = (writable, tmp, network) else {
+        return Err(Error::new(ErrorKind::Internal, "preparing a container panicked"));
+    };
+    let timings = StartTimings { rootfs: a.max(b), network: c, ..StartTimings::default() };
+    let mut fds = vec![request.to_memfd()?, network?];
+    fds.extend(writable?);
+    fds.extend(tmp?);
     Ok((fds, timings, spec.clone()))
+}
+
+fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let made = step();
+    (made, began.elapsed())
 }

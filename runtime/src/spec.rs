@@ -132,15 +132,22 @@ impl ContainerSpec {
             Some(command) if !command.is_empty() => Ok(argv),
             Some(_) => Err(Error::new(ErrorKind::NoCommand, "the start command is an empty string")
                 .advise("set ENTRYPOINT or CMD in the image, or give a command")),
-            None => Err(Error::new(ErrorKind::NoCommand, "the image has neither ENTRYPOINT nor CMD, and no command was given")
-                .advise("set ENTRYPOINT or CMD in the image, or give a command")),
+            None => Err(Error::new(
+                ErrorKind::NoCommand,
+                "the image has neither ENTRYPOINT nor CMD, and no command was given",
+            )
+            .advise("set ENTRYPOINT or CMD in the image, or give a command")),
         }
     }
 
     /// The image's variables, replaced and completed by the given ones; each name once.
     fn environment(&self, image: &ImageConfig) -> Vec<(String, String)> {
         let mut all: Vec<(String, String)> = Vec::new();
-        let from_image = image.env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let from_image = image
+            .env
+            .iter()
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
         for (name, value) in from_image.chain(self.env.iter().cloned()) {
             match all.iter_mut().find(|(known, _)| *known == name) {
                 Some(known) => known.1 = value,
@@ -157,8 +164,11 @@ fn check_id(id: &str) -> Result<()> {
     if first && rest && id.len() <= MAX_ID {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::InvalidArgument, format!("'{}' is no name for a container", id.escape_default()))
-        .advise("use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"))
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("'{}' is no name for a container", id.escape_default()),
+    )
+    .advise("use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"))
 }
 
 fn check_hostname(name: &str) -> Result<()> {
@@ -172,7 +182,10 @@ fn check_hostname(name: &str) -> Result<()> {
 
 fn check_strings(argv: &[String], env: &[(String, String)]) -> Result<()> {
     let over = |what: String, limit: usize| {
-        Err(Error::new(ErrorKind::LimitExceeded, format!("{what} is over the kernel's limit of {limit} bytes")))
+        Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("{what} is over the kernel's limit of {limit} bytes"),
+        ))
     };
     let mut total = 0;
     for argument in argv {
@@ -203,13 +216,15 @@ fn resolv_conf() -> String {
     use std::io::Read;
     const MAX_BYTES: u64 = 64 << 10;
     let mut text = String::new();
-    let read = std::fs::File::open("/etc/resolv.conf").and_then(|f| f.take(MAX_BYTES).read_to_string(&mut text));
+    let read =
+        std::fs::File::open("/etc/resolv.conf").and_then(|f| f.take(MAX_BYTES).read_to_string(&mut text));
     if read.is_err() {
         return String::new();
     }
     let local = |line: &&str| {
         let mut words = line.split_whitespace();
-        words.next() == Some("nameserver") && words.next().is_some_and(|a| a.starts_with("127.") || a == "::1")
+        words.next() == Some("nameserver")
+            && words.next().is_some_and(|a| a.starts_with("127.") || a == "::1")
     };
     text.lines().filter(|line| !local(line)).map(|line| format!("{line}\n")).collect()
 }

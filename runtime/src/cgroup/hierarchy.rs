@@ -49,7 +49,8 @@ impl Hierarchy {
             let Some((mount_point, fs_type, options)) = parse_line(line) else { continue };
             match fs_type {
                 "cgroup" => {
-                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "none")) {
+                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "none"))
+                    {
                         let name = option.strip_prefix("name=").unwrap_or(option);
                         v1.entry(name.to_owned()).or_insert_with(|| mount_point.clone());
                     }
@@ -73,7 +74,8 @@ impl Hierarchy {
                 "mount cgroup version 2 with `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd",
             ));
         }
-        let missing: Vec<_> = NEEDED.iter().filter(|n| !self.controllers.iter().any(|c| c == *n)).copied().collect();
+        let missing: Vec<_> =
+            NEEDED.iter().filter(|n| !self.controllers.iter().any(|c| c == *n)).copied().collect();
         if missing.is_empty() {
             return Ok(self);
         }
@@ -137,7 +139,8 @@ mod tests {
 
     #[test]
     fn unified_is_version_2() {
-        let found = Hierarchy::parse(UNIFIED, &|_| "cpuset cpu io memory pids".into()).check().expect("usable");
+        let found =
+            Hierarchy::parse(UNIFIED, &|_| "cpuset cpu io memory pids".into()).check().expect("usable");
         assert_eq!(found.version(), Version::V2);
         assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup")));
     }

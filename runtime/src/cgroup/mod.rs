@@ -71,8 +71,12 @@ impl Group {
         let Some(root) = self.hierarchy.root_of("pids") else {
             return Err(Error::new(crate::ErrorKind::NoCgroup, "the cgroup controller pids is missing"));
         };
-        let file = root.join(&self.path).join("cgroup.procs");
-        fs::write(&file, "0").map_err(|e| Error::host(format!("cannot join the cgroup {}", file.display()), e))
+        // On version 1 a thread that moves itself takes no global lock; a whole process waits for
+        // an RCU grace period, milliseconds. The caller has one thread, so both are the same.
+        let name = if self.hierarchy.version() == Version::V1 { "tasks" } else { "cgroup.procs" };
+        let file = root.join(&self.path).join(name);
+        fs::write(&file, "0")
+            .map_err(|e| Error::host(format!("cannot join the cgroup {}", file.display()), e))
     }
 
     /// Sends SIGKILL to every process of the group and of the groups below it; tells how many

@@ -137,7 +137,7 @@ impl Store {
     /// # Errors
     /// `OverlayUnsupported`, `Host`.
     pub fn open(_state_dir: &Path) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self{_private:()}))
+        Ok(Arc::new(Self { _private: () }))
     }
 
     /// Brings an image into the store, or finds it there.

@@ -139,7 +139,10 @@ impl Keeper {
                 return Err(lost());
             }
             if table.starting.contains_key(id) || table.running.contains_key(id) {
-                return Err(Error::new(ErrorKind::InvalidArgument, format!("a container named {id} exists already")));
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!("a container named {id} exists already"),
+                ));
             }
             table.starting.insert(id.to_owned(), sender);
         }
@@ -186,7 +189,8 @@ impl Drop for Keeper {
         if let Some(mut process) = process {
             // The keeper sees the socket close and needs a moment to clean; somebody must collect
             // it when it is done.
-            let _ = std::thread::Builder::new().name("skiff-keeper-wait".into()).spawn(move || process.wait());
+            let _ =
+                std::thread::Builder::new().name("skiff-keeper-wait".into()).spawn(move || process.wait());
         }
     }
 }
@@ -196,12 +200,16 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
 }
 
 fn lost() -> Error {
-    Error::new(ErrorKind::KeeperLost, "skiff-keeper has died; its containers were killed").advise("start again")
+    Error::new(ErrorKind::KeeperLost, "skiff-keeper has died; its containers were killed")
+        .advise("start again")
 }
 
 fn not_a_keeper(path: &Path) -> Error {
-    Error::new(ErrorKind::KeeperNotFound, format!("{} does not answer as skiff-keeper {VERSION}", path.display()))
-        .advise("install skiff and skiff-keeper of one version, or give --keeper")
+    Error::new(
+        ErrorKind::KeeperNotFound,
+        format!("{} does not answer as skiff-keeper {VERSION}", path.display()),
+    )
+    .advise("install skiff and skiff-keeper of one version, or give --keeper")
 }
 
 /// The given binary, or the one beside this program, or the one in `PATH`.
@@ -212,7 +220,9 @@ pub(crate) fn find(given: Option<&Path>) -> Result<PathBuf> {
     };
     if let Some(path) = given {
         let is_file = path.metadata().is_ok_and(|m| m.is_file());
-        return is_file.then(|| path.to_owned()).ok_or_else(|| missing(format!("there is no keeper at {}", path.display())));
+        return is_file
+            .then(|| path.to_owned())
+            .ok_or_else(|| missing(format!("there is no keeper at {}", path.display())));
     }
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(BINARY)));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -285,8 +295,7 @@ fn dispatch(table: &mut Table, message: FromKeeper, fds: Vec<OwnedFd>) {
             let Ok([pidfd, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else { return };
             let pidfd = Arc::new(pidfd);
             let (sender, ended) = watch::channel(None);
-            let started =
-                Started {
+            let started = Started {
                 pid: pid.unsigned_abs(),
                 process: Process(Arc::clone(&pidfd)),
                 stdout,

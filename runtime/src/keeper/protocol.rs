@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use rustix::fs::MemfdFlags;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -146,7 +146,8 @@ impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         let chain = error.chain();
         let message = error.to_string();
-        let cause = chain.strip_prefix(&message).map(|c| c.trim_start_matches(": ")).filter(|c| !c.is_empty());
+        let cause =
+            chain.strip_prefix(&message).map(|c| c.trim_start_matches(": ")).filter(|c| !c.is_empty());
         Self {
             kind: error.kind(),
             cause: cause.map(cut),
@@ -222,8 +223,8 @@ mod tests {
 
     #[test]
     fn messages_and_descriptors_cross_and_the_end_is_seen() {
-        let (a, b) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("socketpair");
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
         send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5 }, &[file.as_fd()]).expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");

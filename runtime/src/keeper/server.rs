@@ -20,7 +20,9 @@ use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, wait, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, wait, waitpid,
+};
 
 use super::protocol::{Failure, FromKeeper, Report, ToKeeper, VERSION, receive, send};
 use super::spawn::{self, Inputs};
@@ -215,7 +217,9 @@ impl Server {
                     self.stopping = true;
                     return;
                 }
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return;
+                }
                 Err(_) => {
                     // Without a daemon that can be understood there is nobody to keep for.
                     self.stopping = true;
@@ -254,7 +258,10 @@ impl Server {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
         let mut fds = fds.into_iter();
         let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
-            return Err(Error::new(ErrorKind::Internal, format!("the start of {id} came without its descriptors")));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the start of {id} came without its descriptors"),
+            ));
         };
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
@@ -306,7 +313,10 @@ impl Server {
             Ok(Report::Started { pid, steps }) if !starting.timed_out => {
                 match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
                     Some((pid, Ok(pidfd))) => return self.started(starting, pid, pidfd, steps),
-                    _ => Failure::from(&Error::new(ErrorKind::Internal, "a started container cannot be watched")),
+                    _ => Failure::from(&Error::new(
+                        ErrorKind::Internal,
+                        "a started container cannot be watched",
+                    )),
                 }
             }
             Ok(Report::Failed(failure)) if !starting.timed_out => failure,
@@ -323,7 +333,8 @@ impl Server {
     fn started(&mut self, starting: Starting, pid: Pid, pidfd: OwnedFd, steps: super::protocol::SpawnSteps) {
         let copies = (starting.held.stdout.0.try_clone(), starting.held.stderr.0.try_clone());
         let (Ok(stdout), Ok(stderr)) = copies else {
-            let failure = Failure::from(&Error::host("cannot copy the output pipes", rustix::io::Errno::MFILE));
+            let failure =
+                Failure::from(&Error::host("cannot copy the output pipes", rustix::io::Errno::MFILE));
             self.retire(starting.group);
             self.outbox.push_back((FromKeeper::Failed { id: starting.id, failure }, Vec::new()));
             return;

@@ -96,7 +96,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         .map_err(|e| Error::new(ErrorKind::Internal, "cannot write the runtime specification").because(e))?;
     let mounts_us = micros(began);
 
-    let (exec_failed, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
+    let (exec_failed, report) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
     let executor = CommandExecutor::new(&request.argv, &env, inputs.filter, report)?;
     let create = Instant::now();
     let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
@@ -114,9 +115,10 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         .map_err(create_error)?;
     let create_us = micros(create);
     let exec = Instant::now();
-    let pid = container.pid().map(|p| p.as_raw()).ok_or_else(|| {
-        Error::new(ErrorKind::Internal, "libcontainer made a container without a process")
-    })?;
+    let pid = container
+        .pid()
+        .map(|p| p.as_raw())
+        .ok_or_else(|| Error::new(ErrorKind::Internal, "libcontainer made a container without a process"))?;
     container.start().map_err(create_error)?;
     wait_for_exec(exec_failed)?;
     Ok((pid, SpawnSteps { mounts_us, create_us, exec_us: micros(exec) }))
@@ -206,6 +208,8 @@ fn wait_for_exec(pipe: OwnedFd) -> Result<()> {
     }
     match serde_json::from_slice::<Failure>(&bytes) {
         Ok(failure) => Err(failure.into()),
-        Err(e) => Err(Error::new(ErrorKind::Internal, "a starting container sent an unreadable failure").because(e)),
+        Err(e) => {
+            Err(Error::new(ErrorKind::Internal, "a starting container sent an unreadable failure").because(e))
+        }
     }
 }

@@ -28,7 +28,9 @@ pub(crate) fn create_namespace(address: Ipv4Addr) -> Result<OwnedFd> {
         .name("skiff-netns".into())
         .spawn(move || on_own_thread(address))
         .map_err(|e| Error::host("cannot start a thread to make a network namespace", e))?;
-    thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the network namespace thread panicked")))
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the network namespace thread panicked")))
 }
 
 /// Runs on a thread that ends afterwards: it stays in the new namespace.

@@ -11,7 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
+    move_mount,
 };
 
 use crate::{Error, ErrorKind, Result};
@@ -84,7 +85,9 @@ impl Scratch {
         let target = self.path("rootfs");
         match mount_overlay_new(layers, &upper, &work, &target) {
             Ok(()) => Ok(target),
-            Err(e) if falls_back(&e) => self.mount_overlay_old(layers, &upper, &work, &target).map(|()| target),
+            Err(e) if falls_back(&e) => {
+                self.mount_overlay_old(layers, &upper, &work, &target).map(|()| target)
+            }
             Err(e) => Err(overlay_error(layers, e)),
         }
     }
@@ -151,7 +154,8 @@ fn mount_ext4(device: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
     let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // The name that the descriptor was opened by, which is what `mount` will show inside.
-    let source = rustix::fs::readlinkat(rustix::fs::CWD, format!("/proc/self/fd/{}", device.as_raw_fd()), Vec::new())?;
+    let source =
+        rustix::fs::readlinkat(rustix::fs::CWD, format!("/proc/self/fd/{}", device.as_raw_fd()), Vec::new())?;
     fsconfig_set_string(&fs, "source", source)?;
     // The tables of unused inodes are zero already: they are holes.
     fsconfig_set_flag(&fs, "noinit_itable")?;

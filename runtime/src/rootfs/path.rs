@@ -85,13 +85,17 @@ impl Root {
             return Err(refuse("it has '..' or too many components".into()));
         }
         match parts.first() {
-            Some(&"proc") => return Err(refuse("it is in /proc, where the runtime's descriptors are".into())),
+            Some(&"proc") => {
+                return Err(refuse("it is in /proc, where the runtime's descriptors are".into()));
+            }
             // Made by the runtime after this; entering them is checked by the kernel then.
             Some(&("dev" | "sys")) => return Ok(()),
             _ => {}
         }
         let mut so_far = String::from("/");
-        let mut parent = self.resolve(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY).map_err(|e| refuse(e.to_string()))?;
+        let mut parent = self
+            .resolve(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
+            .map_err(|e| refuse(e.to_string()))?;
         for part in parts {
             so_far.push_str(part);
             parent = self.step(&parent, &so_far, part).map_err(|e| match e {

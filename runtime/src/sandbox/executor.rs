@@ -37,10 +37,18 @@ impl CommandExecutor {
     ///
     /// # Errors
     /// `InvalidArgument` when an argument or variable holds a NUL byte.
-    pub(crate) fn new(argv: &[String], env: &[(String, String)], filter: Vec<u8>, report: OwnedFd) -> Result<Self> {
+    pub(crate) fn new(
+        argv: &[String],
+        env: &[(String, String)],
+        filter: Vec<u8>,
+        report: OwnedFd,
+    ) -> Result<Self> {
         let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let argv = argv.iter().map(|a| c_string("argument", a)).collect::<Result<_>>()?;
-        let env = env.iter().map(|(k, v)| c_string("environment variable", &format!("{k}={v}"))).collect::<Result<_>>()?;
+        let env = env
+            .iter()
+            .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
+            .collect::<Result<_>>()?;
         Ok(Self { inner: Arc::new(Inner { argv, env, search_path, filter, report }) })
     }
 }
@@ -139,7 +147,11 @@ impl Inner {
                 format!("the start command '{path}' is no program for linux/amd64 and has no '#!' line"),
                 "build the image with --platform linux/amd64; start scripts with '#!/bin/sh'",
             ),
-            _ => (ErrorKind::CommandNotExecutable, format!("the start command '{path}' cannot be executed"), ""),
+            _ => (
+                ErrorKind::CommandNotExecutable,
+                format!("the start command '{path}' cannot be executed"),
+                "",
+            ),
         };
         let error = Error::new(kind, message).because(std::io::Error::from(errno));
         if advice.is_empty() { error } else { error.advise(advice) }

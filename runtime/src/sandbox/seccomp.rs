@@ -82,9 +82,31 @@ mod tests {
     fn dangerous_calls_are_not_in_the_list() {
         let listed: Vec<_> = ALLOWED.lines().map(str::trim).collect();
         for name in [
-            "mount", "umount2", "unshare", "setns", "pivot_root", "bpf", "keyctl", "add_key", "request_key", "kexec_load",
-            "init_module", "finit_module", "open_by_handle_at", "perf_event_open", "userfaultfd", "io_uring_setup",
-            "fsopen", "move_mount", "clone", "clone3", "socket", "personality", "reboot", "swapon", "syslog",
+            "mount",
+            "umount2",
+            "unshare",
+            "setns",
+            "pivot_root",
+            "bpf",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "kexec_load",
+            "init_module",
+            "finit_module",
+            "open_by_handle_at",
+            "perf_event_open",
+            "userfaultfd",
+            "io_uring_setup",
+            "fsopen",
+            "move_mount",
+            "clone",
+            "clone3",
+            "socket",
+            "personality",
+            "reboot",
+            "swapon",
+            "syslog",
         ] {
             assert!(!listed.contains(&name), "{name}");
         }

@@ -106,8 +106,12 @@ fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
         .build()?;
     // The environment itself never comes near a file: the executor holds it. HOME and PATH are
     // here because libcontainer looks for them.
-    let env: Vec<_> =
-        input.env.iter().filter(|(k, _)| k == "HOME" || k == "PATH").map(|(k, v)| format!("{k}={v}")).collect();
+    let env: Vec<_> = input
+        .env
+        .iter()
+        .filter(|(k, _)| k == "HOME" || k == "PATH")
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
     let mut process = ProcessBuilder::default()
         .terminal(false)
         .user(user)
@@ -144,7 +148,8 @@ fn capabilities(user: &User) -> Result<oci_spec::runtime::LinuxCapabilities, Oci
 }
 
 fn namespaces(network: &Path) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
-    let mut all = vec![LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(network).build()?];
+    let mut all =
+        vec![LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(network).build()?];
     for typ in [
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Mount,
@@ -192,9 +197,16 @@ fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     };
     let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")?];
     // null, zero, full, tty, random, urandom, ptmx, pts
-    for (major, minor) in
-        [(1, Some(3)), (1, Some(5)), (1, Some(7)), (5, Some(0)), (1, Some(8)), (1, Some(9)), (5, Some(2)), (136, None)]
-    {
+    for (major, minor) in [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (5, Some(0)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(2)),
+        (136, None),
+    ] {
         rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rw")?);
     }
     Ok(rules)
@@ -204,7 +216,12 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,

@@ -105,7 +105,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).expect("mkdir");
         let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\nbig:x:4294967296:0::/:\n";
         std::fs::write(dir.path().join("etc/passwd"), passwd).expect("write");
-        std::fs::write(dir.path().join("etc/group"), "root:x:0:\napp:x:1001:\nvideo:x:44:x,app\n1234:x:7:\n").expect("write");
+        std::fs::write(dir.path().join("etc/group"), "root:x:0:\napp:x:1001:\nvideo:x:44:x,app\n1234:x:7:\n")
+            .expect("write");
         let root = Root::open(dir.path()).expect("open");
         (dir, root)
     }
@@ -126,7 +127,20 @@ mod tests {
     #[test]
     fn what_is_not_a_user_is_an_error_and_never_root() {
         let (_dir, root) = image();
-        for text in ["nobody", "1:", ":1", "0x1", "-1", "+0", "4294967296:1", "2147483648", "big", " 0", "0 ", "app:nogroup"] {
+        for text in [
+            "nobody",
+            "1:",
+            ":1",
+            "0x1",
+            "-1",
+            "+0",
+            "4294967296:1",
+            "2147483648",
+            "big",
+            " 0",
+            "0 ",
+            "app:nogroup",
+        ] {
             let error = resolve(text, &root).expect_err(text);
             assert_eq!(error.kind(), ErrorKind::UnknownUser);
             assert!(error.to_string().contains(text), "{error}");

@@ -26,9 +26,9 @@ pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
     // the child may allocate and run any code.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => Ok(ForkResult::Child),
-        nix::unistd::ForkResult::Parent { child } => {
-            Pid::from_raw(child.as_raw()).map(ForkResult::Parent).ok_or_else(|| io::Error::other("fork returned pid 0"))
-        }
+        nix::unistd::ForkResult::Parent { child } => Pid::from_raw(child.as_raw())
+            .map(ForkResult::Parent)
+            .ok_or_else(|| io::Error::other("fork returned pid 0")),
     }
 }
 
