@@ -18,6 +18,8 @@ pub(super) struct Host {
     programs: Vec<PathBuf>,
     /// Directory of the running program.
     pub(super) exe_dir: Option<PathBuf>,
+    /// Whether this process is root's.
+    pub(super) is_root: bool,
 }
 
 impl Host {
@@ -26,13 +28,18 @@ impl Host {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let programs = std::env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from)).collect();
         let exe = std::env::current_exe().ok();
-        Self { root: "/".into(), programs, exe_dir: exe.and_then(|e| e.parent().map(Path::to_owned)) }
+        Self {
+            root: "/".into(),
+            programs,
+            exe_dir: exe.and_then(|exe| exe.parent().map(Path::to_owned)),
+            is_root: rustix::process::geteuid().is_root(),
+        }
     }
 
     /// A host below `root`, whose programs are in `root/bin`.
     #[cfg(test)]
     pub(super) fn below(root: &Path) -> Self {
-        Self { root: root.to_owned(), programs: vec![root.join("bin")], exe_dir: None }
+        Self { root: root.to_owned(), programs: vec![root.join("bin")], exe_dir: None, is_root: true }
     }
 
     /// The place of an absolute path.
@@ -52,11 +59,6 @@ impl Host {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too long"));
         }
         Ok(text.trim_end().to_owned())
-    }
-
-    /// Whether there is something at an absolute path.
-    pub(super) fn exists(&self, absolute: &str) -> bool {
-        self.path(absolute).exists()
     }
 
     /// An executable file of that name in the directories of programs.

@@ -11,6 +11,7 @@ mod kernel;
 mod mounts;
 mod overlay;
 mod privileges;
+mod program;
 mod state_dir;
 #[cfg(test)]
 mod testing;
@@ -61,7 +62,7 @@ impl Check {
 
 /// Looks at the host; `state_dir` and `keeper` as in [`crate::RuntimeOptions`].
 ///
-/// Blocks for as long as the keeper needs to tell its version, at most 2 s.
+/// Blocks while it asks `skiff-keeper` and `nft`, at most 2 s each.
 #[must_use]
 pub fn examine(state_dir: &Path, keeper: Option<&Path>) -> Vec<Check> {
     let host = Host::real();

@@ -22,7 +22,7 @@ const NAME: &str = "overlay";
 const KERNEL_MESSAGE_MAX: usize = 1024;
 
 pub(super) fn check(host: &Host, state_dir: &Path) -> Check {
-    if !rustix::process::geteuid().is_root() {
+    if !host.is_root {
         return registered(host);
     }
     let there = match nearest(state_dir) {

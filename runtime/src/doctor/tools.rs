@@ -4,6 +4,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::Check;
 use super::host::Host;
+use super::program::ask;
 
 pub(super) fn loop_devices(host: &Host) -> Check {
     const NAME: &str = "loop";
@@ -20,17 +21,23 @@ pub(super) fn loop_devices(host: &Host) -> Check {
     }
 }
 
+/// Tried rather than looked up: nf_tables may be built into the kernel, and then shows nowhere.
 pub(super) fn nftables(host: &Host) -> Check {
     const NAME: &str = "nftables";
-    let kernel = host.exists("/sys/module/nf_tables");
-    match (kernel, host.program("nft")) {
-        (true, Some(_)) => Check::ok(NAME, "module nf_tables and program nft"),
-        (true, None) => Check::ok(NAME, "module nf_tables"),
-        (false, program) => Check::warn(
-            NAME,
-            if program.is_some() { "program nft, but no module nf_tables" } else { "no module nf_tables" },
-            "modprobe nf_tables; only a function's way out to the network needs it",
-        ),
+    const WHY: &str = "only a function's way out to the network needs it";
+    let Some(nft) = host.program("nft") else {
+        return Check::warn(NAME, "no program nft", format!("apt install nftables; {WHY}"));
+    };
+    if !host.is_root {
+        return Check::warn(NAME, "program nft; not tried", "run skiff doctor as root to try it");
+    }
+    match ask(&nft, &["list", "tables"]) {
+        Ok(answer) if answer.success => Check::ok(NAME, format!("{} works", nft.display())),
+        Ok(answer) => {
+            let found = format!("{} list tables: {}", nft.display(), answer.stderr);
+            Check::warn(NAME, found, format!("modprobe nf_tables; {WHY}"))
+        }
+        Err(e) => Check::warn(NAME, format!("{}: {e}", nft.display()), WHY),
     }
 }
 
@@ -61,14 +68,21 @@ mod tests {
     }
 
     #[test]
-    fn nftables_is_the_module_first() {
-        let both = Fake::new().file("sys/module/nf_tables/refcnt", "1").script("nft", "");
-        assert_eq!(nftables(&both.host()).found, "module nf_tables and program nft");
-        let program = nftables(&Fake::new().script("nft", "").host());
-        assert_eq!(
-            (program.status, program.found.as_str()),
-            (Status::Warn, "program nft, but no module nf_tables")
-        );
-        assert_eq!(nftables(&Fake::new().host()).status, Status::Warn);
+    fn nftables_is_tried() {
+        let works = nftables(&Fake::new().script("nft", "[ \"$*\" = 'list tables' ]").host());
+        assert_eq!(works.status, Status::Ok, "{works:?}");
+        let broken = Fake::new().script("nft", "echo 'Error: Could not process rule' >&2; exit 1");
+        let broken = nftables(&broken.host());
+        assert_eq!(broken.status, Status::Warn);
+        assert!(broken.found.ends_with("nft list tables: Error: Could not process rule"), "{broken:?}");
+    }
+
+    #[test]
+    fn no_nft_and_no_root_are_told_apart() {
+        assert_eq!(nftables(&Fake::new().host()).found, "no program nft");
+        let fake = Fake::new().script("nft", "exit 0");
+        let mut host = fake.host();
+        host.is_root = false;
+        assert_eq!(nftables(&host).found, "program nft; not tried");
     }
 }

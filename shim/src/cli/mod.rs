@@ -18,7 +18,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use args::{Cli, Command, Output};
-use clap::Parser;
 use console::Console;
 use failure::Failure;
 
@@ -27,7 +26,7 @@ const THREADS_GRACE: Duration = Duration::from_secs(2);
 
 /// Parses the arguments, does what they say, and tells how it went.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -69,7 +68,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let failure = Failure::usage(error.to_string().trim_start_matches("error: ").trim_end().to_owned());
+    // The first paragraph; usage and hints follow it.
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let failure = Failure::usage(message).advise("try --help");
     if wants_json(std::env::args_os(), std::env::var_os("SKIFF_OUTPUT")) {
         Console::json_errors().fail(&failure);
     } else {

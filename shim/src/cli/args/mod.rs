@@ -4,9 +4,10 @@ mod function;
 mod help;
 mod source;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use function::FunctionArgs;
 pub(crate) use source::SourceArgs;
@@ -22,6 +23,25 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// The arguments of this process. A variable that is empty is not set.
+    ///
+    /// # Errors
+    /// Help and version, and what cannot be parsed.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let mut matches = without_empty(Self::command()).try_get_matches()?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// Takes the variables that are empty from the options that they stand for.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&str>) } else { arg })
+        .mut_subcommands(without_empty)
 }
 
 /// What to do.
@@ -99,7 +119,7 @@ pub(crate) struct RunArgs {
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
     /// Arguments that replace the image's cmd.
-    #[arg(last = true, value_name = "ARGS")]
+    #[arg(last = true, value_name = "ARGS", help_heading = None)]
     pub(crate) args: Vec<String>,
 }
 
@@ -143,8 +163,6 @@ pub(crate) enum LogLevel {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(args: &str) -> Result<Cli, clap::Error> {

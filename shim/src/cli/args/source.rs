@@ -19,6 +19,7 @@ const PASSWORD: &str = "SKIFF_REGISTRY_PASSWORD";
 #[command(next_help_heading = "Image")]
 pub(crate) struct SourceArgs {
     /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE.
+    #[arg(help_heading = None)]
     pub(crate) image: String,
     /// Talk to the registry over HTTP instead of HTTPS.
     #[arg(long)]
