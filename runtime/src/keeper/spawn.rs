@@ -85,7 +85,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         limits: request.limits,
         swap_limit: inputs.group.has_swap_limit(),
         cgroup: inputs.group.spec_path(),
-        cgroup_v1: inputs.group.v1_names(),
+        cgroup_v1: inputs.group.v1_dirs(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
         tmp: &tmp,
         etc: &etc,
