@@ -128,6 +128,7 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
 fn create_error(error: libcontainer::error::LibcontainerError) -> Error {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(&error);
