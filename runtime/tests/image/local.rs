@@ -234,7 +234,7 @@ async fn a_docker_archive() {
 #[tokio::test]
 async fn skopeo_and_skiff_agree_on_docker_archives() {
     let place = Place::new();
-    let (_, source) = Layout::small(&place.path("layout"));
+    let (_, source) = Layout::small_gzip(&place.path("layout"));
     let file = place.path("saved.tar");
     let status = std::process::Command::new("skopeo")
         .args(["copy", "-q", &format!("{source}:v1"), &format!("docker-archive:{}:x:1", file.display())])

@@ -80,7 +80,7 @@ fn plain() -> PullOptions {
 async fn oci_and_docker_images_by_tag_and_digest() {
     let place = Place::new();
     let registry = Registry::start(place.dir.path(), None);
-    let (_, source) = Layout::small(&place.path("layout"));
+    let (_, source) = Layout::small_gzip(&place.path("layout"));
     let oci = registry.push(&format!("{source}:v1"), "a/oci:v1", &[]);
     let docker = registry.push(&format!("{source}:v1"), "a/docker:v1", &["--format", "v2s2"]);
     let image = place.pull_with(&oci, &plain()).await.unwrap();

@@ -151,13 +151,20 @@ impl Layout {
         format!("oci:{}", self.dir.display())
     }
 
-    /// A usual small image of three layers, one of each packing, with a whiteout.
+    /// A usual small image of three layers with a whiteout, one of each packing.
     pub(crate) fn small(dir: &Path) -> (Self, String) {
-        let layout = Self::new(dir);
         let [one, two, three] = small_layers();
-        let image = layout
-            .image(&[(GZIP, gzip(&one), one), (ZSTD, zstd(&two), two), (TAR, three.clone(), three)], "amd64");
-        let source = layout.index(&[("v1", image)]);
+        Self::tagged(dir, &[(GZIP, gzip(&one), one), (ZSTD, zstd(&two), two), (TAR, three.clone(), three)])
+    }
+
+    /// The same, all with gzip: Docker's formats know no other packing.
+    pub(crate) fn small_gzip(dir: &Path) -> (Self, String) {
+        Self::tagged(dir, &small_layers().map(|archive| (GZIP, gzip(&archive), archive)))
+    }
+
+    fn tagged(dir: &Path, layers: &[(&str, Vec<u8>, Vec<u8>)]) -> (Self, String) {
+        let layout = Self::new(dir);
+        let source = layout.index(&[("v1", layout.image(layers, "amd64"))]);
         (layout, source)
     }
 }
