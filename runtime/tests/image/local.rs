@@ -305,6 +305,23 @@ async fn a_full_disk_leaves_nothing() {
     assert_eq!(left, 0);
 }
 
+#[test]
+fn a_filesystem_without_overlay_support_is_refused() {
+    use std::process::Command;
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("ramfs");
+    fs::create_dir(&target).unwrap();
+    // It has no extended attributes.
+    let status = Command::new("mount").args(["-t", "ramfs", "none"]).arg(&target).status();
+    assert!(status.unwrap().success());
+    let result = Store::open(&target.join("state"));
+    assert!(Command::new("umount").arg(&target).status().unwrap().success());
+    let error = result.expect_err("ramfs");
+    assert_eq!(error.kind(), ErrorKind::OverlayUnsupported, "{error:?}");
+    assert!(error.to_string().contains(target.to_str().unwrap()), "{error}");
+    assert!(error.advice().unwrap().contains("ext4"), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_dropped_pull_removes_what_it_made() {
     let place = Place::new();

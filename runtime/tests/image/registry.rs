@@ -20,10 +20,26 @@ struct Registry {
 
 impl Registry {
     fn start(dir: &Path, password: Option<&str>) -> Self {
+        Self::start_with(dir, password, "")
+    }
+
+    /// With a certificate of an authority of its own, `ca.pem`, for 127.0.0.1.
+    fn start_tls(dir: &Path, password: Option<&str>) -> Self {
+        let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry -keyout tls.key -out tls.csr
+            printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n' > tls.ext
+            openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile tls.ext -out tls.pem";
+        let output = Command::new("sh").args(["-euc", script]).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let [certificate, key] = ["tls.pem", "tls.key"].map(|name| dir.join(name).display().to_string());
+        Self::start_with(dir, password, &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"))
+    }
+
+    fn start_with(dir: &Path, password: Option<&str>, tls: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let mut config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '{address}'}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp:\n  addr: '{address}'\n{tls}",
             dir.join("registry").display()
         );
         if let Some(password) = password {
@@ -186,4 +202,30 @@ async fn passwords() {
 fn no_secret_on_disk(dir: &Path) {
     let output = Command::new("grep").args(["-rl", "s3cret"]).arg(dir).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[tokio::test]
+async fn https_with_an_authority_of_its_own() {
+    let place = Place::new();
+    let registry = Registry::start_tls(place.dir.path(), Some("s3cret"));
+    let (_, source) = Layout::small(&place.path("layout"));
+    let name = registry.push(&source, "private:1", &["--dest-creds", "user:s3cret"]);
+    let pair = Some(("user".to_owned(), "s3cret".to_owned()));
+    let credentials = CredentialSources { pair, ..Default::default() };
+    let mut options = PullOptions { credentials, ..PullOptions::default() };
+    let error = place.error(&name, &options).await;
+    assert_eq!(error.kind(), ErrorKind::RegistryUnreachable);
+    assert!(error.advice().unwrap().contains("CA file"), "{error:?}");
+    options.ca_files = vec![place.path("ca.pem")];
+    assert_eq!(place.pull_with(&name, &options).await.unwrap().layers.len(), 3);
+    let error = place.error(&name.replace("private:1", "missing:1"), &options).await;
+    assert_eq!(error.kind(), ErrorKind::ImageNotFound, "{error:?}");
+    options.plain_http = true;
+    let error = place.error(&name, &options).await;
+    assert_eq!(error.kind(), ErrorKind::RegistryFailed, "{error:?}");
+    for broken in ["", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n"] {
+        fs::write(place.path("broken.pem"), broken).unwrap();
+        options.ca_files = vec![place.path("broken.pem")];
+        assert_eq!(place.error(&name, &options).await.kind(), ErrorKind::InvalidArgument);
+    }
 }
