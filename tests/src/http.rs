@@ -92,6 +92,17 @@ impl Connection {
         Ok(Self::over(Box::new(stream)))
     }
 
+    /// Connects to a Unix socket; what is sent while something is received goes to the first half.
+    ///
+    /// # Errors
+    /// As `connect(2)`.
+    pub fn halves(path: &Path) -> std::io::Result<(UnixStream, Self)> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok((stream.try_clone()?, Self::over(Box::new(stream))))
+    }
+
     /// Connects to a TCP address.
     ///
     /// # Errors

@@ -45,7 +45,8 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
     }
 }
 
-/// The event and what came with it.
+/// The event and what came with it. An event may ask for something else: `{"fail": true}`,
+/// `{"status": 500}`, `{"exit": 3}`, `{"sleep_ms": 1000}`.
 async fn event(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Ok(collected) = body.collect().await else {
@@ -54,6 +55,18 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
     let bytes = collected.to_bytes();
     let event = serde_json::from_slice::<Value>(&bytes)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+    if event["fail"] == true {
+        return function_error();
+    }
+    if let Some(number) = event["status"].as_u64() {
+        return status(&number.to_string());
+    }
+    if let Some(code) = event["exit"].as_i64() {
+        std::process::exit(i32::try_from(code).unwrap_or(1));
+    }
+    if let Some(millis) = event["sleep_ms"].as_u64() {
+        return sleep(&millis.to_string()).await;
+    }
     let shown = SHOWN_HEADERS.iter().filter_map(|name| {
         let value = parts.headers.get(*name)?;
         Some(((*name).to_owned(), Value::String(String::from_utf8_lossy(value.as_bytes()).into_owned())))
