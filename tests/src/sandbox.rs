@@ -138,6 +138,12 @@ impl Sandbox {
         self.serve(&images::oci("function"), options)
     }
 
+    /// Starts a `skiff run` that serves; returns when it can be invoked.
+    #[track_caller]
+    pub fn start(&self, command: Command) -> Served {
+        Served::start(self, command)
+    }
+
     /// Runs a command to its end.
     #[track_caller]
     pub fn finish(&self, command: Command) -> Outcome {
@@ -228,6 +234,20 @@ impl Outcome {
     #[must_use]
     pub fn json_events(&self) -> Vec<Value> {
         self.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// What the platform answers the caller for whom the function was started, as standard error
+    /// shows it: status and code, and the body.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn platform_answer(&self) -> (String, String) {
+        let mut lines = self.stderr.lines();
+        let head = lines.find_map(|line| line.split_once(" answers its caller: "));
+        let (_, status) = head.unwrap_or_else(|| panic!("no answer in: {}", self.stderr));
+        (status.to_owned(), lines.next().unwrap_or_default().trim_start().to_owned())
     }
 
     /// Itself, if it ended with this code.

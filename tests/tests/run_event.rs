@@ -238,7 +238,7 @@ fn the_body_alone_is_on_standard_output() {
     assert!(outcome.stderr.contains("FC Invoke Start RequestId: 1-"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("FC Invoke End RequestId: 1-"), "{}", outcome.stderr);
     let outcome = sandbox.event(&images::oci("function"), &["--platform", "scf"]).ok();
-    for text in ["START RequestId: ", "END RequestId: ", "Report RequestId: "] {
+    for text in ["START RequestId:", "END RequestId:", "Report RequestId:", "Init Report RequestId: "] {
         assert!(outcome.stderr.contains(text), "{text} is not in {}", outcome.stderr);
     }
 }
