@@ -1,47 +1,39 @@
 //! Images: from a reference to unpacked, verified layers in the store.
+//!
+//! ```text
+//! Source ─ resolve (registry | layout | archive) ─ manifest ─ config ─┐
+//!                                      Image ─ store ─ unpack ─ download ┘
+//! ```
+//! Every byte is verified against the digest that names it, every size and count has a bound in
+//! [`limits`], and no path in a layer leads out of the layer's directory.
 
-use std::path::{Path, PathBuf};
+mod archive;
+mod config;
+mod credentials;
+mod digest;
+mod download;
+mod layout;
+pub mod limits;
+mod manifest;
+mod progress;
+mod pull;
+mod registry;
+mod resolve;
+mod source;
+mod store;
+mod unpack;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Result;
+pub use config::ImageConfig;
+pub use credentials::CredentialSources;
+pub use limits::Limits;
+pub use source::{Reference, Source};
+pub use store::Store;
 
-/// Where an image comes from: `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or
-/// `docker-archive:FILE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A repository of a registry.
-    Registry(String),
-    /// An OCI image layout directory.
-    OciLayout(PathBuf, Option<String>),
-    /// A file as `docker save` writes it.
-    DockerArchive(PathBuf),
-}
-
-impl std::str::FromStr for Source {
-    type Err = crate::Error;
-    fn from_str(_text: &str) -> Result<Self> {
-        unimplemented!("skeleton")
-    }
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        unimplemented!("skeleton")
-    }
-}
-
-/// Where credentials are looked for. The first that has any wins: file, given pair, Docker's
-/// `config.json` with its helpers, anonymous.
-#[derive(Clone, Default)]
-pub struct CredentialSources {
-    /// A JSON file: `username`, `password`, optional `expiry` (RFC 3339).
-    pub file: Option<PathBuf>,
-    /// User name and password (or token).
-    pub pair: Option<(String, String)>,
-    /// Whether Docker's configuration (`$DOCKER_CONFIG` or `~/.docker`) is read.
-    pub docker_config: bool,
-}
+use crate::{Error, ErrorKind, Result};
 
 /// How to pull.
 #[derive(Clone, Default)]
@@ -52,8 +44,22 @@ pub struct PullOptions {
     pub ca_files: Vec<PathBuf>,
     /// Where credentials come from.
     pub credentials: CredentialSources,
-    /// Told of each step; called often, must be quick.
+    /// Bounds on the image.
+    pub limits: Limits,
+    /// Told of each step; called often and from several threads, must be quick.
     pub observer: Option<Arc<dyn Fn(PullEvent) + Send + Sync>>,
+}
+
+impl std::fmt::Debug for PullOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullOptions")
+            .field("plain_http", &self.plain_http)
+            .field("ca_files", &self.ca_files)
+            .field("credentials", &self.credentials)
+            .field("limits", &self.limits)
+            .field("observer", &self.observer.is_some())
+            .finish()
+    }
 }
 
 /// What happens during a pull.
@@ -78,7 +84,7 @@ pub enum PullEvent {
     },
     /// A layer's bytes begin to come.
     LayerStarted {
-        /// Digest of the layer as fetched.
+        /// Digest of the layer as fetched (its DiffID where the source names no other).
         digest: String,
         /// Bytes to come.
         bytes: u64,
@@ -111,13 +117,13 @@ pub struct PullTimings {
 /// An image that is complete in the store.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The reference it was asked for by.
+    /// The reference it was asked for by, in canonical form.
     pub name: String,
-    /// Digest of its manifest.
+    /// Digest of its manifest (of its configuration for a `docker save` archive, which has none).
     pub digest: String,
     /// Its configuration.
-    pub config: oci_spec::image::ImageConfiguration,
-    /// Unpacked layers, lowest first, in overlay form.
+    pub config: ImageConfig,
+    /// Unpacked layers, lowest first, in overlay form. Fewer than the manifest has if one comes twice.
     pub layers: Vec<PathBuf>,
     /// Bytes of its layers as they are fetched.
     pub packed_bytes: u64,
@@ -125,26 +131,10 @@ pub struct Image {
     pub timings: PullTimings,
 }
 
-/// The content-addressed image store below the state directory.
-#[derive(Debug)]
-pub struct Store {
-    _private: (),
-}
-
-impl Store {
-    /// Opens (and makes) the store below `state_dir`; removes what crashed pulls left.
-    ///
-    /// # Errors
-    /// `OverlayUnsupported`, `Host`.
-    pub fn open(_state_dir: &Path) -> Result<Arc<Self>> {
-        unimplemented!("skeleton")
-    }
-
-    /// Brings an image into the store, or finds it there.
-    ///
-    /// # Errors
-    /// The kinds about references, registries and images.
-    pub async fn pull(self: &Arc<Self>, _source: &Source, _options: &PullOptions) -> Result<Image> {
-        unimplemented!("skeleton")
+/// Runs file operations on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::new(ErrorKind::Internal, "a thread of the image store died").because(e)),
     }
 }

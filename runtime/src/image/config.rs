@@ -1,0 +1,146 @@
+//! The image configuration: the part that Skiff uses, read leniently where Docker writes `null`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+use super::digest::Digest;
+use super::manifest::Platform;
+use crate::{Error, ErrorKind, Result};
+
+/// What an image says about how it is run (OCI image configuration, `config`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all(deserialize = "PascalCase"), default)]
+#[non_exhaustive]
+pub struct ImageConfig {
+    /// The command's fixed beginning.
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// Arguments after the entrypoint, or the command without one.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+    /// `NAME=VALUE` pairs.
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    /// `USER`, `UID`, `USER:GROUP` or `UID:GID`; empty is root.
+    #[serde(deserialize_with = "null_is_default")]
+    pub user: String,
+    /// Absolute directory; empty is `/`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub working_dir: String,
+    /// Name or number of the signal that asks the container to stop.
+    pub stop_signal: Option<String>,
+    /// Ports as the image declares them, `PORT/PROTOCOL`.
+    #[serde(deserialize_with = "keys")]
+    pub exposed_ports: Vec<String>,
+    /// Labels.
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The whole document, as far as it matters.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    pub(crate) config: ImageConfig,
+    pub(crate) platform: Platform,
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default, deserialize_with = "null_is_default")]
+    os: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    architecture: String,
+    variant: Option<String>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    config: ImageConfig,
+    rootfs: RawRootfs,
+}
+
+#[derive(Deserialize)]
+struct RawRootfs {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    diff_ids: Vec<String>,
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The keys of a map whose values are empty objects.
+fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(deserializer)?;
+    Ok(map.unwrap_or_default().into_keys().collect())
+}
+
+/// Reads a configuration document that has been verified.
+///
+/// # Errors
+/// `InvalidImage`.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration> {
+    let invalid =
+        |why: String| Error::new(ErrorKind::InvalidImage, format!("the image configuration: {why}"));
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
+    if raw.rootfs.kind != "layers" {
+        return Err(invalid(format!("rootfs.type is {:?}, not \"layers\"", raw.rootfs.kind)));
+    }
+    if raw.os.is_empty() || raw.architecture.is_empty() {
+        return Err(invalid("os or architecture is missing".into()));
+    }
+    let diff_ids = raw.rootfs.diff_ids.iter().map(|id| id.parse()).collect::<Result<_>>()?;
+    let platform = Platform { os: raw.os, architecture: raw.architecture, variant: raw.variant };
+    Ok(Configuration { config: raw.config, platform, diff_ids })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(config: &str) -> String {
+        format!(
+            r#"{{"os":"linux","architecture":"amd64","config":{config},
+            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}},"history":null}}"#,
+            "0".repeat(64)
+        )
+    }
+
+    #[test]
+    fn reads_what_docker_writes() {
+        let text = document(
+            r#"{"Hostname":"","Volumes":null,"Entrypoint":null,"Cmd":["/bin/sh","-c"],"Env":["A=b"],
+            "User":"1:2","WorkingDir":"/srv","StopSignal":"SIGINT","Labels":null,"OnBuild":null,
+            "ExposedPorts":{"9000/tcp":{}}}"#,
+        );
+        let parsed = parse(text.as_bytes()).expect("valid");
+        assert_eq!(parsed.config.cmd, ["/bin/sh", "-c"]);
+        assert!(parsed.config.entrypoint.is_empty());
+        assert_eq!(parsed.config.user, "1:2");
+        assert_eq!(parsed.config.working_dir, "/srv");
+        assert_eq!(parsed.config.stop_signal.as_deref(), Some("SIGINT"));
+        assert_eq!(parsed.config.exposed_ports, ["9000/tcp"]);
+        assert_eq!(parsed.diff_ids.len(), 1);
+    }
+
+    #[test]
+    fn a_config_may_be_null() {
+        let parsed = parse(document("null").as_bytes()).expect("valid");
+        assert_eq!(parsed.config, ImageConfig::default());
+    }
+
+    #[test]
+    fn bad_documents_are_errors() {
+        let deep = "[".repeat(100_000);
+        let id = document("{}").replace(&"0".repeat(64), "../../etc");
+        let kind = document("{}").replace("layers\"", "other\"");
+        for text in ["", "null", "{}", "[]", &deep, &id, &kind, &document(r#"{"Env":"x"}"#)] {
+            assert_eq!(parse(text.as_bytes()).expect_err("bad").kind(), ErrorKind::InvalidImage);
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Manifests: which of the four documents it is, whether it keeps the rules, and which image of an
+//! index is for this machine.
+//!
+//! Read: OCI image index and manifest, Docker manifest list and schema 2. A document's type is its
+//! `mediaType`, else what the registry called it, else its shape; a document with both `layers` and
+//! `manifests` is refused, since two readers could see two images in it (OCI image specification,
+//! *Content Descriptors*, and CVE-2021-41190).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::digest::Digest;
+use super::limits::{self, Limits};
+use crate::{Error, ErrorKind, Result};
+
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// What a registry is told that Skiff reads.
+pub(crate) const ACCEPTED: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
+
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+/// The platform that Skiff runs.
+pub(crate) const OS: &str = "linux";
+/// The architecture that Skiff runs.
+pub(crate) const ARCHITECTURE: &str = "amd64";
+
+/// Longest foreign text (a media type, a platform) that an error repeats.
+const SHOWN_CHARACTERS: usize = 120;
+
+/// Which compression a layer may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// The first bytes decide between gzip, zstd and none, as they do in Docker and containerd for
+    /// every type that says it is compressed and for all Docker types. The DiffID proves the result.
+    ByMagic,
+    /// OCI's `…layer.v1.tar`: never compressed, as in containerd.
+    Plain,
+}
+
+/// A layer as a manifest describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) packing: Packing,
+}
+
+/// Something else that a manifest or index describes.
+#[derive(Clone, Debug)]
+pub(crate) struct Descriptor {
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) platform: Option<Platform>,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// An operating system and an architecture.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Platform {
+    #[serde(default)]
+    pub(crate) os: String,
+    #[serde(default)]
+    pub(crate) architecture: String,
+    #[serde(default)]
+    pub(crate) variant: Option<String>,
+}
+
+impl Platform {
+    /// Whether this machine runs it. Variants `v2` to `v4` of amd64 need newer processors, so only
+    /// the base line counts.
+    pub(crate) fn fits(&self) -> bool {
+        let base = matches!(self.variant.as_deref(), None | Some("" | "v1"));
+        self.os == OS && self.architecture == ARCHITECTURE && base
+    }
+
+    /// BuildKit's attestations are listed as images of `unknown/unknown`.
+    fn is_attestation(&self) -> bool {
+        self.os == "unknown" && self.architecture == "unknown"
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        match self.variant.as_deref() {
+            None | Some("") => Ok(()),
+            Some(variant) => write!(f, "/{}", shown(variant)),
+        }
+    }
+}
+
+/// A manifest of one image.
+#[derive(Clone, Debug)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    /// Lowest first.
+    pub(crate) layers: Vec<Layer>,
+}
+
+impl Manifest {
+    /// Bytes of all layers as they are fetched.
+    pub(crate) fn packed_bytes(&self) -> u64 {
+        self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size))
+    }
+}
+
+/// What a registry gives under a tag or digest.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Index(Vec<Descriptor>),
+    Image(Manifest),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: u32,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    media_type: Option<String>,
+    digest: String,
+    size: u64,
+    platform: Option<Platform>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl RawDescriptor {
+    fn check(self) -> Result<Descriptor> {
+        Ok(Descriptor {
+            media_type: self.media_type.unwrap_or_default(),
+            digest: self.digest.parse()?,
+            size: self.size,
+            platform: self.platform,
+            annotations: self.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARACTERS).collect()
+}
+
+fn invalid(why: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidImage, format!("the manifest {why}"))
+}
+
+fn unsupported(what: &str, media_type: &str) -> Error {
+    Error::new(
+        ErrorKind::UnsupportedMediaType,
+        format!("{what} has the media type {:?}, which is not of a container image", shown(media_type)),
+    )
+    .advise("name a repository that holds a container image; charts and other artifacts cannot be run")
+}
+
+/// Reads a document whose digest has been verified. `declared` is what the source called it.
+///
+/// # Errors
+/// `InvalidImage`, `UnsupportedMediaType`, `LimitExceeded`.
+pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Result<Document> {
+    limits::check("bytes of the manifest", bytes.len() as u64, limits::MAX_MANIFEST_BYTES)?;
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+    if raw.schema_version != 2 {
+        return Err(Error::new(
+            ErrorKind::UnsupportedMediaType,
+            format!("the manifest has schema version {}; only version 2 is read", raw.schema_version),
+        )
+        .advise("push the image again with a current tool"));
+    }
+    // An unknown Content-Type (text/plain from a simple file server) says nothing.
+    let declared = declared.filter(|t| ACCEPTED.contains(t));
+    let media_type = raw.media_type.as_deref().or(declared);
+    let is_index = match media_type {
+        Some(OCI_INDEX | DOCKER_LIST) => true,
+        Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
+        Some(other) => return Err(unsupported("the manifest", other)),
+        None => raw.manifests.is_some(),
+    };
+    match (is_index, raw.manifests, raw.layers, raw.config) {
+        (true, Some(manifests), None, None) => index(manifests),
+        (false, None, Some(layers), Some(config)) => image(config, layers, limits),
+        (_, Some(_), Some(_), _) => Err(invalid("has both layers and manifests, which is ambiguous")),
+        (true, ..) => Err(invalid("is an index without manifests, or with the fields of an image")),
+        (false, ..) => Err(invalid("is of an image and has no config or layers, or lists manifests")),
+    }
+}
+
+fn index(manifests: Vec<RawDescriptor>) -> Result<Document> {
+    limits::check("images of the index", manifests.len() as u64, limits::MAX_INDEX_ENTRIES)?;
+    Ok(Document::Index(manifests.into_iter().map(RawDescriptor::check).collect::<Result<_>>()?))
+}
+
+fn image(config: RawDescriptor, layers: Vec<RawDescriptor>, limits: &Limits) -> Result<Document> {
+    let config = config.check()?;
+    if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
+        return Err(unsupported("the image configuration", &config.media_type));
+    }
+    limits::check("bytes of the image configuration", config.size, limits::MAX_CONFIG_BYTES)?;
+    limits::check("layers of the image", layers.len() as u64, limits.layers)?;
+    if layers.is_empty() {
+        return Err(invalid("has no layers, so there is nothing to run"));
+    }
+    let layers = layers.into_iter().map(layer).collect::<Result<_>>()?;
+    let manifest = Manifest { config, layers };
+    limits::check("packed bytes of the image", manifest.packed_bytes(), limits.packed_bytes)?;
+    Ok(Document::Image(manifest))
+}
+
+/// The descriptor's `urls` are never looked at: foreign layers come from the registry or not at all,
+/// so no request goes to a host that the image names.
+fn layer(raw: RawDescriptor) -> Result<Layer> {
+    let descriptor = raw.check()?;
+    let packing =
+        packing(&descriptor.media_type).ok_or_else(|| unsupported("a layer", &descriptor.media_type))?;
+    Ok(Layer { digest: descriptor.digest, size: descriptor.size, packing })
+}
+
+fn packing(media_type: &str) -> Option<Packing> {
+    let oci = media_type
+        .strip_prefix("application/vnd.oci.image.layer.nondistributable.v1.tar")
+        .or_else(|| media_type.strip_prefix("application/vnd.oci.image.layer.v1.tar"));
+    if let Some(suffix) = oci {
+        return match suffix {
+            "" => Some(Packing::Plain),
+            "+gzip" | "+zstd" => Some(Packing::ByMagic),
+            _ => None,
+        };
+    }
+    let docker = media_type
+        .strip_prefix("application/vnd.docker.image.rootfs.foreign.diff.tar")
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"))?;
+    matches!(docker, "" | ".gzip" | ".zstd").then_some(Packing::ByMagic)
+}
+
+/// The image of an index for linux/amd64: the first that fits.
+///
+/// # Errors
+/// `NoMatchingPlatform`, saying which platforms there are.
+pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
+    if let Some(found) = entries.iter().find(|e| e.platform.as_ref().is_some_and(Platform::fits)) {
+        return Ok(found);
+    }
+    let (attestations, real): (Vec<_>, Vec<_>) =
+        entries.iter().partition(|e| e.platform.as_ref().is_some_and(Platform::is_attestation));
+    if let [only] = real.as_slice()
+        && only.platform.is_none()
+    {
+        // A single image without a platform: its configuration is checked later.
+        return Ok(only);
+    }
+    if real.is_empty() && !attestations.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NoMatchingPlatform,
+            "the index has only attestations (unknown/unknown) and no image for linux/amd64",
+        )
+        .advise("build the image again with --provenance=false --sbom=false and push it"));
+    }
+    let mut names: Vec<String> = real
+        .iter()
+        .map(|e| e.platform.as_ref().map_or_else(|| "(no platform)".to_owned(), Platform::to_string))
+        .collect();
+    names.dedup();
+    names.truncate(32);
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Err(no_platform(&format!("the index has no image for {OS}/{ARCHITECTURE}; it has: {names}")))
+}
+
+/// The error of an image for another machine.
+pub(crate) fn no_platform(message: &str) -> Error {
+    Error::new(ErrorKind::NoMatchingPlatform, message.to_owned())
+        .advise("build the image with --platform linux/amd64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn descriptor(media_type: &str, size: u64) -> String {
+        format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{}","size":{size}}}"#, "1".repeat(64))
+    }
+
+    fn manifest(config_type: &str, layers: &[String]) -> String {
+        format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
+            descriptor(config_type, 10),
+            layers.join(",")
+        )
+    }
+
+    fn read(text: &str) -> Result<Document> {
+        parse(text.as_bytes(), None, &Limits::default())
+    }
+
+    fn kind(text: &str) -> ErrorKind {
+        read(text).expect_err(text).kind()
+    }
+
+    fn entry(os: &str, architecture: &str) -> String {
+        format!(
+            r#"{{"mediaType":"{OCI_MANIFEST}","digest":"sha256:{}","size":1,
+            "platform":{{"os":"{os}","architecture":"{architecture}"}}}}"#,
+            "2".repeat(64)
+        )
+    }
+
+    fn chosen(entries: &[String]) -> Result<Descriptor> {
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
+        match read(&text)? {
+            Document::Index(entries) => choose(&entries).cloned(),
+            Document::Image(_) => panic!("an index was read as an image"),
+        }
+    }
+
+    #[test]
+    fn both_families_of_manifests_are_read() {
+        let oci = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]);
+        let docker =
+            manifest(CONFIG_TYPES[1], &[descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", 7)]);
+        for (text, bytes) in [(oci, 5), (docker, 7)] {
+            match read(&text).expect("valid") {
+                Document::Image(manifest) => assert_eq!(manifest.packed_bytes(), bytes),
+                Document::Index(_) => panic!("an image was read as an index"),
+            }
+        }
+    }
+
+    #[test]
+    fn layer_types() {
+        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar"), Some(Packing::Plain));
+        for suffix in ["+gzip", "+zstd"] {
+            let name = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+            assert_eq!(packing(&name), Some(Packing::ByMagic));
+        }
+        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        assert_eq!(packing(foreign), Some(Packing::ByMagic));
+        for other in ["", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "text/plain"] {
+            assert_eq!(packing(other), None);
+        }
+        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), None);
+    }
+
+    #[test]
+    fn other_artifacts_are_refused_by_name() {
+        let helm = manifest("application/vnd.cncf.helm.config.v1+json", &[descriptor(GZIP, 5)]);
+        let error = read(&helm).expect_err("helm");
+        assert_eq!(error.kind(), ErrorKind::UnsupportedMediaType);
+        assert!(error.to_string().contains("helm"), "{error}");
+        let layer = manifest(CONFIG_TYPES[0], &[descriptor("application/wasm", 5)]);
+        assert!(read(&layer).expect_err("wasm").to_string().contains("application/wasm"));
+        assert_eq!(kind(r#"{"schemaVersion":1,"fsLayers":[]}"#), ErrorKind::UnsupportedMediaType);
+        let typed = r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#;
+        assert_eq!(kind(typed), ErrorKind::UnsupportedMediaType);
+    }
+
+    #[test]
+    fn ambiguous_and_broken_documents_are_refused() {
+        let both = format!(
+            r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#,
+            descriptor(CONFIG_TYPES[0], 1)
+        );
+        assert!(read(&both).expect_err("both").to_string().contains("ambiguous"));
+        let lying = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
+        let negative = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]).replace(":5", ":-5");
+        let doubled = r#"{"schemaVersion":2,"schemaVersion":2,"manifests":[]}"#;
+        let deep = "[".repeat(100_000);
+        let none = manifest(CONFIG_TYPES[0], &[]);
+        for text in ["", "{}", "[]", "null", &lying, &negative, doubled, &deep, &none] {
+            assert_eq!(kind(text), ErrorKind::InvalidImage, "{text:.80}");
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let many: Vec<_> = (0..=limits::MAX_LAYERS).map(|_| descriptor(GZIP, 1)).collect();
+        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &many)), ErrorKind::LimitExceeded);
+        read(&manifest(CONFIG_TYPES[0], &many[1..])).expect("as many as are allowed");
+        let huge = [descriptor(GZIP, u64::MAX), descriptor(GZIP, u64::MAX)];
+        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &huge)), ErrorKind::LimitExceeded);
+        let spaces = " ".repeat(usize::try_from(limits::MAX_MANIFEST_BYTES).expect("fits") + 1);
+        assert_eq!(kind(&spaces), ErrorKind::LimitExceeded);
+    }
+
+    #[test]
+    fn platforms() {
+        let unknown = entry("unknown", "unknown");
+        let amd64 = entry("linux", "amd64");
+        chosen(&[entry("linux", "arm64"), unknown.clone(), amd64]).expect("amd64");
+        let error =
+            chosen(&[entry("linux", "arm64"), unknown.clone(), entry("windows", "amd64")]).expect_err("none");
+        assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
+        assert!(error.to_string().ends_with("it has: linux/arm64, windows/amd64"), "{error}");
+        let error = chosen(&[unknown]).expect_err("attestations");
+        assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
+        assert_eq!(chosen(&[]).expect_err("empty").kind(), ErrorKind::NoMatchingPlatform);
+    }
+}

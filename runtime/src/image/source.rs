@@ -1,0 +1,238 @@
+//! Where an image comes from, as a person writes it.
+//!
+//! | text | meaning |
+//! |---|---|
+//! | `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]` | a registry; Docker Hub and `latest` by default |
+//! | `oci:DIR[:TAG]` | an OCI image layout |
+//! | `docker-archive:FILE` | a file as `docker save` writes it |
+//!
+//! The two prefixes win over a repository called `oci` or `docker-archive` on Docker Hub; write
+//! `docker.io/library/oci:TAG` for that.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::digest::Digest;
+use crate::{Error, ErrorKind, Result};
+
+/// Longest text of a source, bytes: a path and a tag fit.
+const MAX_SOURCE_BYTES: usize = 4096 + 256;
+
+/// Transports of other tools that Skiff has no source for, and what to write instead.
+const FOREIGN: [(&str, &str); 6] = [
+    ("docker://", "leave out docker://"),
+    ("https://", "leave out https://"),
+    ("http://", "leave out http:// and ask for plain HTTP"),
+    ("oci-archive:", "unpack the archive and use oci:DIR"),
+    ("docker-daemon:", "run docker save and use docker-archive:FILE"),
+    ("containers-storage:", "use skopeo copy to an oci:DIR"),
+];
+
+/// Where an image comes from: `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or
+/// `docker-archive:FILE`.
+///
+/// ```
+/// use skiff_runtime::image::Source;
+///
+/// let source: Source = "alpine".parse()?;
+/// assert_eq!(source.to_string(), "docker.io/library/alpine:latest");
+/// # Ok::<(), skiff_runtime::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// A repository of a registry.
+    Registry(Reference),
+    /// An OCI image layout directory, and the tag (`org.opencontainers.image.ref.name`) in it.
+    OciLayout(PathBuf, Option<String>),
+    /// A file as `docker save` writes it.
+    DockerArchive(PathBuf),
+}
+
+/// A parsed reference to an image of a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    inner: oci_spec::distribution::Reference,
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    /// The registry as written, `docker.io` by default.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        self.inner.registry()
+    }
+
+    /// The repository, with Docker Hub's `library/` where it was left out.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        self.inner.repository()
+    }
+
+    /// The tag, `latest` when neither tag nor digest was written.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.inner.tag()
+    }
+
+    /// Host and port to talk to (Docker Hub's differs from its name).
+    pub(crate) fn host(&self) -> &str {
+        self.inner.resolve_registry()
+    }
+
+    pub(crate) fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl FromStr for Reference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let inner: oci_spec::distribution::Reference = text.parse().map_err(|e| {
+            refused(text, &format!("{e}"))
+                .advise("write [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST] with a lower-case repository")
+        })?;
+        let digest = inner
+            .digest()
+            .map(|digest| digest.parse().map_err(|e: Error| refused(text, &e.to_string())))
+            .transpose()?;
+        Ok(Self { inner, digest })
+    }
+}
+
+fn refused(text: &str, why: &str) -> Error {
+    let shown: String = text.chars().take(256).collect();
+    Error::new(ErrorKind::InvalidReference, format!("the image reference {shown:?}: {why}"))
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.len() > MAX_SOURCE_BYTES {
+            return Err(refused(text, "it is too long"));
+        }
+        if text.contains('\0') {
+            return Err(refused(text, "it has a zero byte"));
+        }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            return layout(text, rest);
+        }
+        if let Some(file) = text.strip_prefix("docker-archive:") {
+            if file.is_empty() {
+                return Err(refused(text, "it names no file").advise("write docker-archive:FILE"));
+            }
+            return Ok(Self::DockerArchive(file.into()));
+        }
+        if let Some((prefix, advice)) = FOREIGN.iter().find(|(p, _)| text.starts_with(p)) {
+            return Err(refused(text, &format!("{prefix} is not a source")).advise(*advice));
+        }
+        text.parse().map(Self::Registry)
+    }
+}
+
+/// The tag is what follows the last colon, unless that has a slash: directories may have colons.
+fn layout(text: &str, rest: &str) -> Result<Source> {
+    let (dir, tag) = match rest.rsplit_once(':') {
+        Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag)),
+        _ => (rest, None),
+    };
+    if dir.is_empty() {
+        return Err(refused(text, "it names no directory").advise("write oci:DIR or oci:DIR:TAG"));
+    }
+    if tag.is_some_and(str::is_empty) {
+        return Err(refused(text, "the tag is empty").advise("write oci:DIR or oci:DIR:TAG"));
+    }
+    Ok(Source::OciLayout(dir.into(), tag.map(str::to_owned)))
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => reference.fmt(f),
+            Self::OciLayout(dir, None) => write!(f, "oci:{}", dir.display()),
+            Self::OciLayout(dir, Some(tag)) => write!(f, "oci:{}:{tag}", dir.display()),
+            Self::DockerArchive(file) => write!(f, "docker-archive:{}", file.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canonical(text: &str) -> String {
+        text.parse::<Source>().expect(text).to_string()
+    }
+
+    #[test]
+    fn references_are_made_canonical() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (text, wanted) in [
+            ("alpine", "docker.io/library/alpine:latest".to_owned()),
+            ("me/app:1", "docker.io/me/app:1".to_owned()),
+            ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000/a/b:t".to_owned()),
+            ("localhost/x", "localhost/x:latest".to_owned()),
+            (&format!("ghcr.io/a/b@{digest}"), format!("ghcr.io/a/b@{digest}")),
+            (&format!("ghcr.io/a/b:1@{digest}"), format!("ghcr.io/a/b:1@{digest}")),
+        ] {
+            assert_eq!(canonical(text), wanted);
+            assert_eq!(canonical(&wanted), wanted, "canonical text parses to itself");
+        }
+    }
+
+    #[test]
+    fn local_sources() {
+        let layout = |dir: &str, tag: Option<&str>| Source::OciLayout(dir.into(), tag.map(str::to_owned));
+        assert_eq!("oci:/a/b".parse::<Source>().expect("dir"), layout("/a/b", None));
+        assert_eq!("oci:/a/b:v1".parse::<Source>().expect("tag"), layout("/a/b", Some("v1")));
+        assert_eq!("oci:/a:x/b".parse::<Source>().expect("colon"), layout("/a:x/b", None));
+        assert_eq!(canonical("oci:rel:t"), "oci:rel:t");
+        assert_eq!(canonical("docker-archive:/x.tar"), "docker-archive:/x.tar");
+    }
+
+    #[test]
+    fn bad_texts_are_refused_with_the_text() {
+        let short = format!("x@sha256:{}", "a".repeat(40));
+        let upper = format!("x@sha256:{}", "A".repeat(64));
+        let long = "a".repeat(300);
+        for text in [
+            "",
+            " ",
+            "UPPER",
+            "a b",
+            "a:b:c",
+            "/x",
+            "a//b",
+            "a:",
+            "a@",
+            "x@sha256:1",
+            &short,
+            &upper,
+            "oci:",
+            "oci::tag",
+            "oci:/x:",
+            "docker-archive:",
+            "docker://x",
+            "http://x/y",
+            "oci-archive:x",
+            "a\0b",
+            "../x",
+            &long,
+        ] {
+            let error = text.parse::<Source>().expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::InvalidReference, "{text}");
+        }
+        let error = "UPPER".parse::<Source>().expect_err("upper");
+        assert!(error.to_string().contains("UPPER"), "{error}");
+        assert!(error.advice().is_some());
+    }
+}

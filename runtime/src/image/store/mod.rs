@@ -1,0 +1,163 @@
+//! The content-addressed image store below the state directory.
+//!
+//! ```text
+//! blobs/ALGORITHM/HEX            manifests and configurations, as fetched
+//! layers/ALGORITHM/DIFFID/fs/    a layer in overlay form; complete, or not there
+//! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it
+//! images/HEX.json                what a name was when it was last pulled
+//! ```
+//! Several processes may share a store: a layer appears by `rename`, and whoever makes one holds a
+//! `flock` on its directory in `ingest/`, which the kernel gives back when the holder dies.
+
+mod ingest;
+mod probe;
+mod record;
+
+use std::fs::DirBuilder;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) use ingest::{Claim, Ingest};
+pub(crate) use record::Record;
+
+use super::digest::{Algorithm, Digest};
+use super::unpack::OPAQUE_XATTR;
+use crate::{Error, ErrorKind, Result};
+
+/// The store: make one per state directory and share it.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Makes names of temporary files of one process differ.
+static TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+impl Store {
+    /// Opens (and makes) the store below `state_dir`; removes what crashed pulls left. Blocks for
+    /// some file operations.
+    ///
+    /// # Errors
+    /// `NotRoot`, `OverlayUnsupported`, `DiskFull`, `Host`.
+    pub fn open(state_dir: &Path) -> Result<Arc<Self>> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(
+                ErrorKind::NotRoot,
+                "the image store needs root, for owners and devices in layers",
+            )
+            .advise("run as root"));
+        }
+        let root = std::path::absolute(state_dir)
+            .map_err(|e| Error::host(format!("find the state directory {}", state_dir.display()), e))?;
+        make_dir(&root)?;
+        let store = Self { root };
+        for name in ["blobs", "layers", "ingest", "images", "tmp"] {
+            make_dir(&store.root.join(name))?;
+        }
+        for algorithm in Algorithm::ALL {
+            make_dir(&store.root.join("blobs").join(algorithm.as_str()))?;
+            make_dir(&store.root.join("layers").join(algorithm.as_str()))?;
+        }
+        probe::overlay(&store.root)?;
+        ingest::sweep(&store.root.join("ingest"))?;
+        sweep_temporary(&store.root.join("tmp"));
+        Ok(Arc::new(store))
+    }
+
+    /// The directory of a layer; `fs` in it is the layer itself.
+    pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(diff_id.algorithm().as_str()).join(diff_id.hex())
+    }
+
+    pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
+        self.layer_dir(diff_id).exists()
+    }
+
+    /// The layers' directories for an overlay mount, lowest first.
+    ///
+    /// A layer that comes twice is given once, at its highest place: the upper one hides all that the
+    /// lower one did, and overlayfs refuses the same directory twice. Layers below one whose root is
+    /// opaque are left out: overlayfs does not look at that mark on a root.
+    pub(crate) fn overlay_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
+        let mut layers: Vec<PathBuf> = Vec::new();
+        for diff_id in diff_ids.iter().rev() {
+            let layer = self.layer_dir(diff_id).join("fs");
+            if layers.contains(&layer) {
+                continue;
+            }
+            let opaque = is_opaque(&layer);
+            layers.push(layer);
+            if opaque {
+                break;
+            }
+        }
+        layers.reverse();
+        layers
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+    }
+
+    /// A manifest or configuration that is here; `None` if not, or if it is damaged.
+    pub(crate) fn blob(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
+        let file = std::fs::File::open(self.blob_path(digest)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).ok()?;
+        digest.verify(&bytes, "stored blob").ok().map(|()| bytes)
+    }
+
+    /// Keeps a manifest or configuration that has been verified.
+    pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        if self.blob(digest, bytes.len() as u64).is_some() {
+            return Ok(());
+        }
+        self.write(&self.blob_path(digest), bytes)
+    }
+
+    /// Writes a file so that it is whole or not there, whatever happens.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.root.join("tmp").join(format!("{}-{number}", std::process::id()));
+        let written = (|| {
+            let mut file = std::fs::File::create_new(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, path)
+        })();
+        written.map_err(|e| {
+            // The first error is the one to tell.
+            let _ = std::fs::remove_file(&temporary);
+            Error::host(format!("write {}", path.display()), e)
+        })
+    }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::host(format!("make the directory {}", path.display()), e))
+}
+
+fn is_opaque(layer: &Path) -> bool {
+    let mut value = [0u8; 1];
+    matches!(rustix::fs::lgetxattr(layer, OPAQUE_XATTR, &mut value[..]), Ok(1)) && value == *b"y"
+}
+
+/// Removes temporary files of processes that are gone.
+fn sweep_temporary(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.split('-').next()).and_then(|n| n.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Someone else may have been faster, and a file too many does no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

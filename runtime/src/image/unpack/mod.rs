@@ -1,0 +1,112 @@
+//! A layer, from its bytes as fetched to a directory in overlay form, in one pass.
+//!
+//! ```text
+//! packed bytes ─ count, hash ─ inflate ─ count, hash ─ archive entries ─ files below the layer's root
+//! ```
+//! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
+//! must throw the directory away on any error.
+
+mod decompress;
+mod entries;
+mod extract;
+mod hashing;
+mod meta;
+mod path;
+mod pax;
+mod remove;
+#[cfg(test)]
+mod tests;
+mod whiteout;
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+pub(crate) use entries::{Entries, Kind};
+pub(crate) use path::clean as clean_path;
+pub(crate) use remove::remove_all;
+pub(crate) use whiteout::OPAQUE_XATTR;
+
+use self::hashing::{Packed, Unpacked};
+use super::digest::Digest;
+use super::limits::Budget;
+use super::manifest::Packing;
+use crate::{Error, ErrorKind, Result};
+
+/// What is known of a layer before its bytes come.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    /// Digest of the bytes as fetched; `docker save` archives do not say it.
+    pub(crate) digest: Option<Digest>,
+    /// How many bytes come.
+    pub(crate) size: u64,
+    /// Digest of the archive (OCI image configuration, `rootfs.diff_ids`).
+    pub(crate) diff_id: Digest,
+    pub(crate) packing: Packing,
+}
+
+impl Expected {
+    /// What an error calls it.
+    pub(crate) fn name(&self) -> String {
+        match &self.digest {
+            Some(digest) => format!("layer {digest}"),
+            None => format!("layer with DiffID {}", self.diff_id),
+        }
+    }
+}
+
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests.
+///
+/// # Errors
+/// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
+/// `input` wrapped into its `io::Error`.
+pub(crate) fn unpack(input: impl Read, expected: &Expected, budget: &Budget, root: OwnedFd) -> Result<()> {
+    let mut packed = Packed::new(input, expected);
+    match unpack_stream(&mut packed, expected, budget, root) {
+        Ok(unpacked) => {
+            packed.finish()?;
+            expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))
+        }
+        // Wrong bytes are the registry's fault and not the image's: see which of both it is.
+        Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
+            match packed.drain().and_then(|()| packed.finish()) {
+                Err(worse) if worse.kind() == ErrorKind::DigestMismatch => Err(worse.because(error)),
+                _ => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn unpack_stream(
+    packed: &mut impl Read,
+    expected: &Expected,
+    budget: &Budget,
+    root: OwnedFd,
+) -> Result<super::digest::Hasher> {
+    let inflated = decompress::open(packed, expected.packing).map_err(|e| broken(e, &expected.name()))?;
+    let mut unpacked = Unpacked::new(inflated, expected.diff_id.algorithm(), budget);
+    extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
+    // What follows the archive's end belongs to the digest as well.
+    std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
+    Ok(unpacked.into_hasher())
+}
+
+/// Says in which layer it happened, where that is the image's matter.
+fn within(error: Error, expected: &Expected) -> Error {
+    match error.kind() {
+        ErrorKind::InvalidImage => {
+            Error::new(error.kind(), format!("{} breaks the rules", expected.name())).because(error)
+        }
+        _ => error,
+    }
+}
+
+/// The error that a reader below wrapped, or a broken archive.
+fn broken(error: std::io::Error, what: &str) -> Error {
+    match error.downcast::<Error>() {
+        Ok(own) => own,
+        Err(other) => Error::new(ErrorKind::CorruptImage, format!("the {what} is truncated or broken"))
+            .because(other)
+            .advise("push the image again"),
+    }
+}

@@ -1,0 +1,129 @@
+//! Whiteouts: from the files of the OCI image specification (*Layer Filesystem Changeset*) to the
+//! form of overlayfs.
+//!
+//! | in the archive | in the layer's directory |
+//! |---|---|
+//! | `.wh.NAME` | character device 0/0 called NAME |
+//! | `.wh..wh..opq` | `trusted.overlay.opaque=y` on its directory |
+//! | other `.wh..wh.*` | nothing: bookkeeping of aufs |
+//!
+//! A whiteout is about the layers below only. What the same layer adds under that name stays,
+//! whichever of both comes first; a directory that is removed and made anew becomes opaque.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, Stat, XattrFlags};
+
+use super::entries::invalid;
+use super::path::{Place, Root, file_type, show};
+use crate::Result;
+
+/// Marks a directory that hides what the layers below have in it.
+pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+
+const PREFIX: &[u8] = b".wh.";
+const AUFS_PREFIX: &[u8] = b".wh..wh.";
+const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
+
+/// What an entry's name says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Whiteout<'a> {
+    /// An ordinary entry.
+    No,
+    /// To be left out.
+    Ignored,
+    /// The directory hides those below.
+    Opaque(&'a Path),
+    /// The named sibling is removed.
+    Remove(&'a Path, &'a OsStr),
+}
+
+/// Reads a clean path.
+pub(super) fn parse(path: &Path) -> Result<Whiteout<'_>> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+        return Ok(Whiteout::No);
+    };
+    for component in parent.components() {
+        let component = component.as_os_str().as_bytes();
+        if component.starts_with(AUFS_PREFIX) {
+            return Ok(Whiteout::Ignored);
+        }
+        if component.starts_with(PREFIX) {
+            return Err(refused(path));
+        }
+    }
+    let Some(target) = name.as_bytes().strip_prefix(PREFIX) else {
+        return Ok(Whiteout::No);
+    };
+    match target {
+        _ if name.as_bytes() == OPAQUE_NAME => Ok(Whiteout::Opaque(parent)),
+        _ if name.as_bytes().starts_with(AUFS_PREFIX) => Ok(Whiteout::Ignored),
+        b"" | b"." | b".." => Err(refused(path)),
+        _ => Ok(Whiteout::Remove(parent, OsStr::from_bytes(target))),
+    }
+}
+
+fn refused(path: &Path) -> crate::Error {
+    invalid(format!("the path {} is not a valid whiteout", show(path.as_os_str().as_bytes())))
+}
+
+/// Whether this is a whiteout in overlay form.
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
+    file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Makes a directory opaque.
+pub(super) fn set_opaque(dir: &impl AsFd, place: &Place<'_>) -> Result<()> {
+    rustix::fs::fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
+        .map_err(|e| place.failed("set trusted.overlay.opaque on", e))
+}
+
+/// Applies `.wh..wh..opq` in `dir`.
+pub(super) fn opaque(root: &mut Root, dir: &Path) -> Result<()> {
+    // Resolving a name in it makes the directory, and follows a link as for any other entry.
+    let inside = dir.join("x");
+    let Some(place) = root.place(&inside)? else {
+        return Ok(());
+    };
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let opened =
+        rustix::fs::openat(&*place.dir, ".", flags, Mode::empty()).map_err(|e| place.failed("open", e))?;
+    set_opaque(&opened, &place)
+}
+
+/// Applies `.wh.NAME` in `dir`.
+pub(super) fn remove(root: &mut Root, dir: &Path, name: &OsStr) -> Result<()> {
+    let path = dir.join(name);
+    let Some(place) = root.place(&path)? else {
+        return Ok(());
+    };
+    match place.stat()? {
+        None => rustix::fs::mknodat(&*place.dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+            .map_err(|e| place.failed("mknod (whiteout)", e)),
+        Some(stat) if file_type(&stat) == FileType::Directory => set_opaque(&place.open_dir()?, &place),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let parsed = |text: &'static str| parse(Path::new(text)).expect(text);
+        assert_eq!(parsed("a/b"), Whiteout::No);
+        assert_eq!(parsed(""), Whiteout::No);
+        assert_eq!(parsed("a/.wh.b"), Whiteout::Remove(Path::new("a"), OsStr::new("b")));
+        assert_eq!(parsed(".wh..b"), Whiteout::Remove(Path::new(""), OsStr::new(".b")));
+        assert_eq!(parsed("a/.wh..wh..opq"), Whiteout::Opaque(Path::new("a")));
+        assert_eq!(parsed(".wh..wh.plnk/1.2"), Whiteout::Ignored);
+        assert_eq!(parsed(".wh..wh.aufs"), Whiteout::Ignored);
+        for text in [".wh.", ".wh..", "a/.wh...", ".wh.a/b"] {
+            parse(Path::new(text)).expect_err(text);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Ids: time and random bits in the vendors' forms.
