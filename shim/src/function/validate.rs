@@ -65,7 +65,7 @@ fn name(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
 
 fn resources(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
     let memory = config.memory_mib;
-    let stepped = limits.memory_mib.contains(&memory) && memory % limits.memory_step_mib == 0;
+    let stepped = limits.memory_mib.contains(&memory) && memory.is_multiple_of(limits.memory_step_mib);
     if !stepped && !limits.memory_also_mib.contains(&memory) {
         faults.push(format!(
             "memory {memory} MiB: must be {} to {} MiB in steps of {}",

@@ -21,7 +21,7 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     /// As [`Container::stop`].
     fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
     /// As [`Container::stats`].
-    fn stats(&self) -> skiff_runtime::Result<Stats>;
+    fn stats(&self) -> Stats;
 }
 
 impl Guest for Container {
@@ -41,7 +41,7 @@ impl Guest for Container {
         Self::stop(self, grace).boxed()
     }
 
-    fn stats(&self) -> skiff_runtime::Result<Stats> {
+    fn stats(&self) -> Stats {
         Self::stats(self)
     }
 }

@@ -148,12 +148,10 @@ impl Instance {
         self.shared.timeline
     }
 
-    /// What it uses now.
-    ///
-    /// # Errors
-    /// `Runtime(Host)` when its cgroup cannot be read.
-    pub fn stats(&self) -> Result<Stats> {
-        Ok(self.shared.guest.stats()?)
+    /// What it uses now, or what it used last.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.guest.stats()
     }
 
     /// Waits until it has ended, by itself or by [`Instance::stop`]. Cancel safe.
@@ -176,9 +174,10 @@ impl Instance {
     /// `Runtime(KeeperLost)`.
     pub async fn stop(&self) -> Result<State> {
         self.shared.enter(State::Stopping);
-        let exit = self.shared.guest.stop(self.shared.config.stop_grace).await?;
-        self.shared.enter(State::Ended(exit));
+        let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
+        self.shared.enter(State::Ended(*stopped.as_ref().unwrap_or(&guest::KILLED)));
         self.shared.logs.drained(LAST_LINES).await;
+        stopped?;
         Ok(self.state())
     }
 }

@@ -34,9 +34,9 @@ impl Shared {
         self.cold.swap(false, Ordering::Relaxed).then_some(&self.timeline)
     }
 
-    /// Highest memory use so far in bytes; 0 once the container is gone.
+    /// Highest memory use so far in bytes.
     pub(super) fn memory_peak_bytes(&self) -> u64 {
-        self.guest.stats().map_or(0, |stats| stats.memory_peak_bytes)
+        self.guest.stats().memory_peak_bytes
     }
 
     /// Why a request got no answer: the container's end explains a broken connection.

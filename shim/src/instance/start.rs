@@ -201,12 +201,10 @@ fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
 
 /// The command that will run: an own entrypoint makes the image's cmd unused.
 fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
-    let of_image = image.config.config().as_ref();
-    let entrypoint = config.entrypoint.clone();
-    let cmd = config.cmd.clone().or_else(|| match entrypoint {
-        Some(_) => None,
-        None => of_image.and_then(|config| config.cmd().clone()),
-    });
-    let entrypoint = entrypoint.or_else(|| of_image.and_then(|config| config.entrypoint().clone()));
-    entrypoint.into_iter().chain(cmd).flatten().collect()
+    let (entrypoint, of_image) = match &config.entrypoint {
+        Some(entrypoint) => (entrypoint, [].as_slice()),
+        None => (&image.config.entrypoint, image.config.cmd.as_slice()),
+    };
+    let cmd = config.cmd.as_deref().unwrap_or(of_image);
+    entrypoint.iter().chain(cmd).cloned().collect()
 }

@@ -9,8 +9,12 @@ use futures_util::future::{BoxFuture, FutureExt};
 use skiff_runtime::{Exit, Stats};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::guest::{Guest, KILLED};
+use super::start::Launch;
+use super::{Instance, LogLine, Timeline};
+use crate::FunctionConfig;
 
 /// Reaches one loopback address, whatever the port; ends when told.
 #[derive(Clone, Debug)]
@@ -59,7 +63,20 @@ impl Guest for TestGuest {
         self.wait()
     }
 
-    fn stats(&self) -> skiff_runtime::Result<Stats> {
-        Ok(Stats { memory_peak_bytes: 10 * 1024 * 1024, ..Stats::default() })
+    fn stats(&self) -> Stats {
+        Stats { memory_peak_bytes: 10 * 1024 * 1024, ..Stats::default() }
     }
+}
+
+/// An instance in front of a server that listens already.
+pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Instance {
+    let launch = Launch {
+        id: "the-instance".into(),
+        config: Arc::new(config),
+        command: vec!["serve".to_owned()],
+        started: Instant::now(),
+    };
+    let output: Option<(tokio::io::Empty, tokio::io::Empty)> = None;
+    let sink = Arc::new(|_: &LogLine| ());
+    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), sink).await.expect("up")
 }

@@ -74,7 +74,9 @@ mod tests {
     fn stripped(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let mut map = headers(pairs);
         strip(&mut map);
-        map.keys().map(ToString::to_string).collect()
+        let mut names: Vec<String> = map.keys().map(ToString::to_string).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -99,7 +101,7 @@ mod tests {
     fn clients_cannot_have_what_requests_need_removed() {
         let kept =
             stripped(&[("connection", "host, content-length, te"), ("host", "a"), ("content-length", "1")]);
-        assert_eq!(kept, ["host", "content-length"]);
+        assert_eq!(kept, ["content-length", "host"]);
     }
 
     #[test]

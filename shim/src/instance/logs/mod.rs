@@ -166,7 +166,9 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
-    fn collecting() -> (Arc<dyn LogSink>, Arc<Mutex<Vec<(LogStream, String)>>>) {
+    type Lines = Arc<Mutex<Vec<(LogStream, String)>>>;
+
+    fn collecting() -> (Arc<dyn LogSink>, Lines) {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
         let sink = move |line: &LogLine| locked(&kept).push((line.stream, line.text().into_owned()));
