@@ -234,11 +234,12 @@ mod tests {
     use super::*;
 
     fn image() -> ImageConfig {
-        let mut image = ImageConfig::default();
-        image.entrypoint = vec!["/bin/app".into()];
-        image.cmd = vec!["serve".into()];
-        image.env = vec!["A=1".into(), "B=2=3".into(), "broken".into()];
-        image
+        ImageConfig {
+            entrypoint: vec!["/bin/app".into()],
+            cmd: vec!["serve".into()],
+            env: vec!["A=1".into(), "B=2=3".into(), "broken".into()],
+            ..ImageConfig::default()
+        }
     }
 
     fn spec() -> ContainerSpec {

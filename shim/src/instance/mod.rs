@@ -9,17 +9,30 @@
 //!    Failed                   Ended ◀─────────────────┘
 //! ```
 
+mod event;
+pub(crate) mod guest;
+pub(crate) mod invocation;
 mod logs;
+mod readiness;
+pub(crate) mod shared;
+mod start;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod timeline;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 pub use logs::{LogLine, LogSink, LogStream};
+use shared::Shared;
 use skiff_runtime::{Exit, Runtime, Stats};
 pub use timeline::Timeline;
+use tokio::task::JoinHandle;
 
 use crate::{Error, FunctionConfig, Image, Result};
 
@@ -78,10 +91,13 @@ impl EventOutcome {
     }
 }
 
+/// How long a stop waits for the last lines to be passed on.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// One running container of a function. Dropping it kills the container.
-#[derive(Debug)]
 pub struct Instance {
-    _private: (),
+    pub(crate) shared: Arc<Shared>,
+    driver: JoinHandle<()>,
 }
 
 impl Instance {
@@ -89,45 +105,47 @@ impl Instance {
     /// writes to stdout and stderr, and the platform's log lines, go to `logs`.
     ///
     /// # Errors
-    /// `InvalidFunction`; `StartFailed` when the image's command or server does not come up (see
-    /// [`Error::answer`]); `Runtime` for what the host or the keeper could not do.
+    /// `InvalidFunction`; `StartFailed` when the server does not come up; `Runtime` for what the
+    /// image, the host or the keeper does not allow. [`Error::answer`] is what the platform tells
+    /// its caller.
     pub async fn start(
-        _runtime: &Arc<Runtime>,
-        _image: &Image,
-        _config: &Arc<FunctionConfig>,
-        _logs: Arc<dyn LogSink>,
+        runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
     ) -> Result<Self> {
-        unimplemented!("skeleton")
+        // Boxed: the future of a whole start is large.
+        Box::pin(start::start(runtime, image, config, logs)).await
     }
 
     /// The error for an image that could not be pulled, with the platform's answer to the caller.
     #[must_use]
-    pub fn pull_failed(_config: &FunctionConfig, _error: skiff_runtime::Error) -> Error {
-        unimplemented!("skeleton")
+    pub fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+        start::pull_failed(config, error)
     }
 
     /// Its id, which is its host name too.
     #[must_use]
     pub fn id(&self) -> &str {
-        unimplemented!("skeleton")
+        &self.shared.id
     }
 
     /// Its function.
     #[must_use]
     pub fn config(&self) -> &Arc<FunctionConfig> {
-        unimplemented!("skeleton")
+        &self.shared.config
     }
 
     /// Where it is in its life.
     #[must_use]
     pub fn state(&self) -> State {
-        unimplemented!("skeleton")
+        *self.shared.state.borrow()
     }
 
     /// How long each step of its start took, the pull of its image included.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
-        unimplemented!("skeleton")
+        self.shared.timeline
     }
 
     /// What it uses now.
@@ -135,25 +153,55 @@ impl Instance {
     /// # Errors
     /// `Runtime(Host)` when its cgroup cannot be read.
     pub fn stats(&self) -> Result<Stats> {
-        unimplemented!("skeleton")
+        Ok(self.shared.guest.stats()?)
     }
 
     /// Waits until it has ended, by itself or by [`Instance::stop`]. Cancel safe.
     pub async fn wait(&self) -> State {
-        unimplemented!("skeleton")
+        let mut state = self.shared.state.subscribe();
+        let ended = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+        // The sender lives as long as `self`.
+        ended.map_or(State::Ended(guest::KILLED), |state| *state)
     }
 
     /// Invokes it as the platform's event call does. Never fails: every failure is an answer.
-    pub async fn invoke_event(&self, _event: Bytes) -> EventOutcome {
-        unimplemented!("skeleton")
+    pub async fn invoke_event(&self, event: Bytes) -> EventOutcome {
+        Box::pin(event::invoke(&self.shared, event)).await
     }
 
     /// Stops it (SIGTERM, the function's grace, kill) and waits until its output has been passed
-    /// on. May be called again; every call returns when it has ended.
+    /// on, for 2 s at most. May be called again; every call returns when it has ended.
     ///
     /// # Errors
     /// `Runtime(KeeperLost)`.
     pub async fn stop(&self) -> Result<State> {
-        unimplemented!("skeleton")
+        self.shared.enter(State::Stopping);
+        let exit = self.shared.guest.stop(self.shared.config.stop_grace).await?;
+        self.shared.enter(State::Ended(exit));
+        self.shared.logs.drained(LAST_LINES).await;
+        Ok(self.state())
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance")
+            .field("id", &self.shared.id)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Invocations that still run hold the container: it is killed under them.
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.driver.abort();
+        if matches!(self.state(), State::Ended(_)) {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let guest = Arc::clone(&self.shared.guest);
+            runtime.spawn(async move { guest.stop(Duration::ZERO).await });
+        }
     }
 }

@@ -180,6 +180,8 @@ pub enum InvocationFailure {
     AnswerTooLarge(usize),
     /// The request is larger than the limit; which limit.
     RequestTooLarge(String),
+    /// The client went away before it had the whole answer.
+    Canceled,
 }
 
 /// What is known at the end of an invocation.

@@ -284,6 +284,24 @@ fn what_a_layer_adds_survives_its_own_whiteout() {
 }
 
 #[test]
+fn whiteouts_below_what_the_layer_removes_or_replaces() {
+    let dir = Tar::default()
+        .file("a/.wh.x", "")
+        .file(".wh.a", "")
+        .file("f", "a file")
+        .file("f/.wh.x", "")
+        .file("f/.wh..wh..opq", "")
+        .file("g/.wh.x", "")
+        .file("g", "a file")
+        .file(".wh.b", "")
+        .file("b/c/.wh.x", "")
+        .file("b/c/.wh..wh..opq", "")
+        .ok();
+    assert!(is_whiteout(&dir, "a") && is_whiteout(&dir, "b"));
+    assert_eq!((text(&dir, "f").as_str(), text(&dir, "g").as_str()), ("a file", "a file"));
+}
+
+#[test]
 fn names_are_taken_from_the_root_of_the_layer() {
     let dir = Tar::default()
         .file("/abs", "1")

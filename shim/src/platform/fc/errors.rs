@@ -176,6 +176,13 @@ pub(super) fn invocation(
             );
             function_error(context, code, text)
         }
+        InvocationFailure::Canceled => {
+            let ms = whole_ms(report.duration);
+            let text =
+                format!("Invocation canceled by client (duration: {ms}ms, maxMemoryUsage: {peak:.2}MB)");
+            let status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
+            api_error(api, status, "ClientClosedRequest", text, id)
+        }
         InvocationFailure::BadResponse(reason) => {
             api_error(api, StatusCode::BAD_GATEWAY, "BadResponse", format!("bad response: {reason}"), id)
         }

@@ -3,7 +3,7 @@
 //! An event's caller gets `{"errorCode":-1,"errorMessage","requestId","statusCode"}` (the `RetMsg`
 //! of the invoke call), an HTTP caller `{"errorMessage","statusCode"}` as function URLs answer; the
 //! HTTP status is the code in both cases. Documented or observed texts: 405, 407, 433, 434, 439,
-//! 446. The texts of 406, 443, 444, 445, 447, 450 and 500 are not documented and are ours.
+//! 446. The texts of 406, 443, 444, 445, 447, 450, 499 and 500 are not documented and are ours.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -83,6 +83,7 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
         InvocationFailure::ConnectionBroken(reason) | InvocationFailure::BadResponse(reason) => {
             (443, "UserCodeError", format!("user code error: {reason}"))
         }
+        InvocationFailure::Canceled => (499, "RequestCanceled", "Request canceled".to_owned()),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
         InvocationFailure::AnswerTooLarge(_) => {
             (407, "ResponseTooLarge", "The size of response exceeds the upper limit (6MB)".to_owned())
