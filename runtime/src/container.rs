@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::Signal;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
@@ -231,15 +232,16 @@ impl Output {
     }
 
     /// What is left in the pipe after the end; the keeper holds the writing end open, so that the
-    /// pipe itself never ends.
+    /// pipe itself never ends. Asks the kernel and not tokio, whose knowledge of the pipe's
+    /// readiness may be older than the end.
     fn read_rest(&mut self, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        match self.pipe.try_read(buf.initialize_unfilled()) {
+        match rustix::io::read(&self.pipe, buf.initialize_unfilled()) {
             Ok(read) => {
                 buf.advance(read);
                 Poll::Ready(Ok(()))
             }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Poll::Ready(Ok(())),
-            Err(e) => Poll::Ready(Err(e)),
+            Err(Errno::AGAIN) => Poll::Ready(Ok(())),
+            Err(e) => Poll::Ready(Err(e.into())),
         }
     }
 }

@@ -141,8 +141,17 @@ fn panicked(error: tokio::task::JoinError) -> Error {
 }
 
 fn require_root() -> Result<()> {
-    if rustix::process::geteuid().is_root() {
+    let admin =
+        caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false);
+    if rustix::process::geteuid().is_root() && admin {
         return Ok(());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Err(Error::new(
+            ErrorKind::NotRoot,
+            "this root has no CAP_SYS_ADMIN, so it cannot make namespaces",
+        )
+        .advise("run Skiff on the host and not inside a container, or give the container --privileged"));
     }
     let uid = rustix::process::geteuid().as_raw();
     Err(Error::new(

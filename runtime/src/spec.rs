@@ -114,7 +114,7 @@ impl ContainerSpec {
                 memory_bytes: self.memory_bytes,
                 cpu_millis: self.cpu_millis,
                 pids: self.pids,
-                nofile: self.nofile,
+                nofile: reachable_nofile(self.nofile),
             },
             address: self.address(),
             resolv_conf: resolv_conf(),
@@ -207,6 +207,25 @@ fn check_strings(argv: &[String], env: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
+/// The limit of descriptors that this process may give: without CAP_SYS_RESOURCE not more than its
+/// own hard limit. A container with fewer is better than none.
+fn reachable_nofile(wanted: u64) -> u64 {
+    let may_raise =
+        caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false);
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    match own {
+        Some(own) if !may_raise && wanted > own => {
+            tracing::warn!(
+                wanted,
+                given = own,
+                "the limit of open files is lowered: CAP_SYS_RESOURCE is missing"
+            );
+            own
+        }
+        _ => wanted,
+    }
+}
+
 fn absolute(dir: &str) -> String {
     if dir.starts_with('/') { dir.to_owned() } else { format!("/{dir}") }
 }
@@ -234,11 +253,12 @@ mod tests {
     use super::*;
 
     fn image() -> ImageConfig {
-        let mut image = ImageConfig::default();
-        image.entrypoint = vec!["/bin/app".into()];
-        image.cmd = vec!["serve".into()];
-        image.env = vec!["A=1".into(), "B=2=3".into(), "broken".into()];
-        image
+        ImageConfig {
+            entrypoint: vec!["/bin/app".into()],
+            cmd: vec!["serve".into()],
+            env: vec!["A=1".into(), "B=2=3".into(), "broken".into()],
+            ..ImageConfig::default()
+        }
     }
 
     fn spec() -> ContainerSpec {

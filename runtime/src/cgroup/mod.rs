@@ -43,13 +43,9 @@ impl Group {
         Path::new("/").join(&self.path)
     }
 
-    /// The directory names of version 1 hierarchies, as a container sees them; none on version 2.
-    pub(crate) fn v1_names(&self) -> Vec<String> {
-        if self.hierarchy.version() == Version::V2 {
-            return Vec::new();
-        }
-        let names = self.hierarchy.roots().filter_map(Path::file_name);
-        names.map(|name| name.to_string_lossy().into_owned()).collect()
+    /// Its directory in each version 1 hierarchy; none on version 2.
+    pub(crate) fn v1_dirs(&self) -> Vec<PathBuf> {
+        if self.hierarchy.version() == Version::V2 { Vec::new() } else { self.dirs().collect() }
     }
 
     fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {

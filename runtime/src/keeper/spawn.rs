@@ -85,7 +85,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         limits: request.limits,
         swap_limit: inputs.group.has_swap_limit(),
         cgroup: inputs.group.spec_path(),
-        cgroup_v1: inputs.group.v1_names(),
+        cgroup_v1: inputs.group.v1_dirs(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
         tmp: &tmp,
         etc: &etc,
@@ -128,6 +128,7 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
 fn create_error(error: libcontainer::error::LibcontainerError) -> Error {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(&error);

@@ -48,6 +48,7 @@ const MASKED: [&str; 11] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+const CGROUP_DIR: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// What a specification is made of.
@@ -62,8 +63,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) limits: Limits,
     pub(crate) swap_limit: bool,
     pub(crate) cgroup: PathBuf,
-    /// Names below `/sys/fs/cgroup` of version 1 hierarchies.
-    pub(crate) cgroup_v1: Vec<String>,
+    /// The container's group in each version 1 hierarchy; none on version 2.
+    pub(crate) cgroup_v1: Vec<PathBuf>,
     pub(crate) network_namespace: PathBuf,
     pub(crate) tmp: &'a Path,
     /// Files of `/etc`: name and where it is.
@@ -90,11 +91,13 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
         .build()
 }
 
-/// libcontainer mounts version 1 hierarchies writable whatever the mount's options say
-/// (CVE-2022-0492), so each is made read-only by its path.
 fn read_only_paths(input: &SpecInput<'_>) -> Vec<String> {
-    let cgroups = input.cgroup_v1.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
-    READ_ONLY.iter().map(|path| (*path).to_owned()).chain(cgroups).collect()
+    let mut paths = READ_ONLY.map(str::to_owned).to_vec();
+    if !input.cgroup_v1.is_empty() {
+        // The tmpfs that holds the mounts of version 1; what is mounted below is read-only already.
+        paths.push(CGROUP_DIR.to_owned());
+    }
+    paths
 }
 
 fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
@@ -225,11 +228,41 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"])?,
         bind("/tmp", input.tmp)?,
     ];
+    all.extend(cgroup_mounts(&input.cgroup_v1)?);
     for (name, file) in input.etc {
         all.push(bind(&format!("/etc/{name}"), file)?);
+    }
+    Ok(all)
+}
+
+/// Version 2 is mounted by libcontainer. Version 1 is bound here, because libcontainer mounts it
+/// writable whatever the options say (CVE-2022-0492).
+fn cgroup_mounts(v1: &[PathBuf]) -> Result<Vec<Mount>, OciSpecError> {
+    if v1.is_empty() {
+        return Ok(vec![mount(
+            CGROUP_DIR,
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?]);
+    }
+    let mut all =
+        vec![mount(CGROUP_DIR, "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=4k"])?];
+    for group in v1 {
+        // `/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` is seen as `/sys/fs/cgroup/memory`.
+        let Some(name) = group.ancestors().nth(3).and_then(Path::file_name) else { continue };
+        let options: Vec<String> = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
+        let destination = Path::new(CGROUP_DIR).join(name);
+        all.push(
+            MountBuilder::default()
+                .destination(destination)
+                .typ("bind")
+                .source(group)
+                .options(options)
+                .build()?,
+        );
     }
     Ok(all)
 }

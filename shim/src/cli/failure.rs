@@ -152,6 +152,11 @@ impl Failure {
         let mut failure = Self::new(kind.as_str(), error.fault(), error.exit_code(), error.to_string());
         failure.causes = causes(error.source());
         failure.faults = error.faults().to_vec();
+        // The message of such an error lists its faults too; they are told one by one.
+        let listed = format!(": {}", failure.faults.join("; "));
+        if let Some(head) = failure.message.strip_suffix(&listed) {
+            failure.message = head.to_owned();
+        }
         failure.advice = error.advice().map(ToOwned::to_owned);
         failure.retryable = error.is_retryable();
         failure

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::entries::{Entries, Entry, Kind, Sparse, invalid};
 use super::path::{self, Place, Root, file_type, show};
-use super::whiteout::{self, Whiteout};
+use super::whiteout::{self, Whiteout, Whiteouts};
 use super::{broken, meta};
 use crate::image::limits::{self, Budget};
 use crate::{Error, Result};
@@ -19,11 +19,16 @@ const COPY_BYTES: usize = 256 << 10;
 /// Longest target of a symbolic link: `PATH_MAX` with its zero byte.
 const MAX_TARGET_BYTES: u64 = limits::MAX_PATH_BYTES - 1;
 
+/// Names of directories and whiteouts are kept until the layer's end: this many bytes of them, which
+/// is for half a million directories.
+const MAX_REMEMBERED_BYTES: u64 = 64 << 20;
+/// What each costs beside its bytes.
+const REMEMBERED_OVERHEAD: usize = 64;
+
 /// Unpacks all entries of an archive below `root`.
 pub(super) fn extract(archive: &mut impl Read, budget: &Budget, root: OwnedFd) -> Result<()> {
     let mut entries = Entries::new(archive);
-    let mut extractor =
-        Extractor { root: Root::new(root), times: HashMap::new(), buffer: vec![0; COPY_BYTES] };
+    let mut extractor = Extractor::new(root);
     while let Some(entry) = entries.next()? {
         budget.entry()?;
         extractor.entry(&entry, &mut entries)?;
@@ -35,17 +40,45 @@ struct Extractor {
     root: Root,
     /// Times of directories, set when nothing more is put into them.
     times: HashMap<PathBuf, Timestamps>,
+    whiteouts: Whiteouts,
+    /// Bytes of paths in the two above.
+    remembered: u64,
     buffer: Vec<u8>,
 }
 
 impl Extractor {
+    fn new(root: OwnedFd) -> Self {
+        Self {
+            root: Root::new(root),
+            times: HashMap::new(),
+            whiteouts: Whiteouts::default(),
+            remembered: 0,
+            buffer: vec![0; COPY_BYTES],
+        }
+    }
+
+    /// Counts a path that is kept until the end.
+    fn remember(&mut self, path: &Path) -> Result<PathBuf> {
+        self.remembered += (path.as_os_str().len() + REMEMBERED_OVERHEAD) as u64;
+        limits::check("bytes of the names of a layer's directories", self.remembered, MAX_REMEMBERED_BYTES)?;
+        Ok(path.to_owned())
+    }
+
     fn entry<R: Read>(&mut self, entry: &Entry, entries: &mut Entries<R>) -> Result<()> {
         let path = path::clean(&entry.path)?;
         match whiteout::parse(&path)? {
             Whiteout::No => {}
             Whiteout::Ignored => return Ok(()),
-            Whiteout::Opaque(dir) => return whiteout::opaque(&mut self.root, dir),
-            Whiteout::Remove(dir, name) => return whiteout::remove(&mut self.root, dir, name),
+            Whiteout::Opaque(dir) => {
+                let dir = self.remember(dir)?;
+                self.whiteouts.opaque(dir);
+                return Ok(());
+            }
+            Whiteout::Remove(dir, name) => {
+                let path = self.remember(&dir.join(name))?;
+                self.whiteouts.remove(path);
+                return Ok(());
+            }
         }
         let Some(place) = self.root.place(&path)? else {
             return self.root_entry(entry);
@@ -82,18 +115,15 @@ impl Extractor {
         let mode = Mode::from_raw_mode(entry.mode);
         let dir = match place.stat()? {
             Some(stat) if file_type(&stat) == FileType::Directory => place.open_dir()?,
-            Some(stat) => {
+            Some(_) => {
                 self.root.remove(place)?;
-                let dir = place.make_dir(mode)?;
-                if whiteout::is_whiteout(&stat) {
-                    whiteout::set_opaque(&dir, place)?;
-                }
-                dir
+                place.make_dir(mode)?
             }
             None => place.make_dir(mode)?,
         };
         meta::set_open(&dir, entry, place)?;
-        self.times.insert(place.path.to_owned(), meta::times(entry));
+        let path = self.remember(place.path)?;
+        self.times.insert(path, meta::times(entry));
         Ok(())
     }
 
@@ -163,9 +193,9 @@ impl Extractor {
         };
         let from = self.root.find(&target)?.ok_or_else(missing)?;
         let found = from.stat()?.ok_or_else(missing)?;
-        if file_type(&found) == FileType::Directory || whiteout::is_whiteout(&found) {
+        if file_type(&found) == FileType::Directory {
             return Err(invalid(format!(
-                "{} is a hard link to {}, which is a directory or removed",
+                "{} is a hard link to {}, which is a directory",
                 show(&entry.path),
                 show(&entry.link)
             )));
@@ -199,7 +229,8 @@ impl Extractor {
         meta::set_closed(entry, place, true)
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
+        self.whiteouts.apply(&mut self.root)?;
         for (path, times) in &self.times {
             let set = |dir: &OwnedFd, name: &std::ffi::OsStr| {
                 rustix::fs::utimensat(dir, name, times, AtFlags::SYMLINK_NOFOLLOW)

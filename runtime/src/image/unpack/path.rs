@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::entries::invalid;
-use super::{remove, whiteout};
+use super::remove;
 use crate::image::limits;
 use crate::{Error, Result};
 
@@ -116,14 +116,28 @@ impl Root {
     }
 
     /// The place of `path`, with its parents made where they are missing. `None` for the root.
+    ///
+    /// # Errors
+    /// `InvalidImage` if something on the way is not a directory.
     pub(super) fn place<'a>(&mut self, path: &'a Path) -> Result<Option<Place<'a>>> {
+        match self.place_if_free(path)? {
+            None if path.file_name().is_some() => Err(no_directory(path.parent().unwrap_or(path))),
+            place => Ok(place),
+        }
+    }
+
+    /// As [`Root::place`], and `None` also if something on the way is not a directory.
+    pub(super) fn place_if_free<'a>(&mut self, path: &'a Path) -> Result<Option<Place<'a>>> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(None);
         };
         let dir = match &self.last {
             Some((known, dir)) if known == parent => Rc::clone(dir),
             _ => {
-                let dir = Rc::new(self.make_parents(parent)?);
+                let Some(dir) = self.make_parents(parent)? else {
+                    return Ok(None);
+                };
+                let dir = Rc::new(dir);
                 self.last = Some((parent.to_owned(), Rc::clone(&dir)));
                 dir
             }
@@ -164,11 +178,12 @@ impl Root {
         }
     }
 
-    fn make_parents(&mut self, path: &Path) -> Result<OwnedFd> {
+    /// `None` if a file or a dead link is in the way.
+    fn make_parents(&self, path: &Path) -> Result<Option<OwnedFd>> {
         match self.resolve(path) {
-            Ok(dir) => return Ok(dir),
+            Ok(dir) => return Ok(Some(dir)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(Errno::LOOP) => return Err(no_directory(path)),
+            Err(Errno::LOOP) => return Ok(None),
             Err(e) => return Err(failed_to_resolve(path, e)),
         }
         let mut prefix = PathBuf::new();
@@ -178,24 +193,16 @@ impl Root {
             match self.resolve(&prefix) {
                 Ok(_) => continue,
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
-                Err(Errno::LOOP) => return Err(no_directory(&prefix)),
+                Err(Errno::LOOP) => return Ok(None),
                 Err(e) => return Err(failed_to_resolve(&prefix, e)),
             }
-            self.make_parent(&Place { dir, name: component.as_os_str(), path: &prefix })?;
-        }
-        self.resolve(path).map_err(|e| failed_to_resolve(path, e))
-    }
-
-    fn make_parent(&mut self, place: &Place<'_>) -> Result<()> {
-        match place.stat()? {
-            None => place.make_dir(PARENT_MODE).map(drop),
-            // The layer removes the directory of the layers below and makes a new one.
-            Some(stat) if whiteout::is_whiteout(&stat) => {
-                self.remove(place)?;
-                whiteout::set_opaque(&place.make_dir(PARENT_MODE)?, place)
+            let place = Place { dir, name: component.as_os_str(), path: &prefix };
+            if place.stat()?.is_some() {
+                return Ok(None);
             }
-            Some(_) => Err(no_directory(place.path)),
+            place.make_dir(PARENT_MODE)?;
         }
+        self.resolve(path).map(Some).map_err(|e| failed_to_resolve(path, e))
     }
 }
 

@@ -153,7 +153,7 @@ mod tests {
             b"999 path=a\n",
             b"5 path=a\n",
             b"0 path=a\n",
-            b"9 path=a\n",
+            b"8 path=a\n",
             b"8 patha\n",
             b"18446744073709551615 path=a\n",
             b"10 size=-\n",

@@ -284,6 +284,24 @@ fn what_a_layer_adds_survives_its_own_whiteout() {
 }
 
 #[test]
+fn whiteouts_below_what_the_layer_removes_or_replaces() {
+    let dir = Tar::default()
+        .file("a/.wh.x", "")
+        .file(".wh.a", "")
+        .file("f", "a file")
+        .file("f/.wh.x", "")
+        .file("f/.wh..wh..opq", "")
+        .file("g/.wh.x", "")
+        .file("g", "a file")
+        .file(".wh.b", "")
+        .file("b/c/.wh.x", "")
+        .file("b/c/.wh..wh..opq", "")
+        .ok();
+    assert!(is_whiteout(&dir, "a") && is_whiteout(&dir, "b"));
+    assert_eq!((text(&dir, "f").as_str(), text(&dir, "g").as_str()), ("a file", "a file"));
+}
+
+#[test]
 fn names_are_taken_from_the_root_of_the_layer() {
     let dir = Tar::default()
         .file("/abs", "1")
@@ -354,6 +372,21 @@ fn broken_archives() {
     }
     let tar = Tar::default().raw(EntryType::Regular, "x", "", b"", |h| h.set_size(1 << 40));
     assert_eq!(tar.error().kind(), ErrorKind::CorruptImage);
+}
+
+#[test]
+fn an_archive_may_end_without_padding_and_trailer() {
+    // As `umoci insert` of umoci 0.4 writes them.
+    let mut bytes = Tar::default().file("server.py", "print(1)").0;
+    bytes.truncate(512 + "print(1)".len());
+    let (dir, result) = unpack_bytes(&bytes, &expected(&bytes, &bytes), Limits::default());
+    result.unwrap();
+    assert_eq!(text(&dir, "server.py"), "print(1)");
+    for short in [512 + "print(1)".len() + 1, 512 + "print".len()] {
+        let bytes = &Tar::default().file("server.py", "print(1)").0[..short];
+        let (_, result) = unpack_bytes(bytes, &expected(bytes, bytes), Limits::default());
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::CorruptImage, "{short} bytes");
+    }
 }
 
 #[test]

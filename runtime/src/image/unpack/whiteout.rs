@@ -7,15 +7,17 @@
 //! | `.wh..wh..opq` | `trusted.overlay.opaque=y` on its directory |
 //! | other `.wh..wh.*` | nothing: bookkeeping of aufs |
 //!
-//! A whiteout is about the layers below only. What the same layer adds under that name stays,
-//! whichever of both comes first; a directory that is removed and made anew becomes opaque.
+//! A whiteout is about the layers below only, so all of them are applied after all other entries.
+//! What the same layer adds under that name stays, whichever of both comes first; a directory that
+//! is removed and made anew becomes opaque. A whiteout below something that the layer removes or
+//! makes into a file says nothing new.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, Stat, XattrFlags};
+use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 
 use super::entries::invalid;
 use super::path::{Place, Root, file_type, show};
@@ -70,38 +72,54 @@ fn refused(path: &Path) -> crate::Error {
     invalid(format!("the path {} is not a valid whiteout", show(path.as_os_str().as_bytes())))
 }
 
-/// Whether this is a whiteout in overlay form.
-pub(super) fn is_whiteout(stat: &Stat) -> bool {
-    file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+/// The whiteouts of a layer, for the end of it.
+#[derive(Default)]
+pub(super) struct Whiteouts {
+    removed: Vec<PathBuf>,
+    opaque: Vec<PathBuf>,
 }
 
-/// Makes a directory opaque.
-pub(super) fn set_opaque(dir: &impl AsFd, place: &Place<'_>) -> Result<()> {
+impl Whiteouts {
+    pub(super) fn remove(&mut self, path: PathBuf) {
+        self.removed.push(path);
+    }
+
+    pub(super) fn opaque(&mut self, dir: PathBuf) {
+        self.opaque.push(dir);
+    }
+
+    /// Applies all of them; what is nearer to the root comes first.
+    pub(super) fn apply(mut self, root: &mut Root) -> Result<()> {
+        self.removed.sort_unstable();
+        self.removed.iter().try_for_each(|path| remove(root, path))?;
+        self.opaque.sort_unstable();
+        self.opaque.iter().try_for_each(|dir| opaque(root, dir))
+    }
+}
+
+fn set_opaque(dir: &impl AsFd, place: &Place<'_>) -> Result<()> {
     rustix::fs::fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
         .map_err(|e| place.failed("set trusted.overlay.opaque on", e))
 }
 
-/// Applies `.wh..wh..opq` in `dir`.
-pub(super) fn opaque(root: &mut Root, dir: &Path) -> Result<()> {
+fn opaque(root: &mut Root, dir: &Path) -> Result<()> {
     // Resolving a name in it makes the directory, and follows a link as for any other entry.
     let inside = dir.join("x");
-    let Some(place) = root.place(&inside)? else {
+    let Some(place) = root.place_if_free(&inside)? else {
         return Ok(());
     };
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened =
         rustix::fs::openat(&*place.dir, ".", flags, Mode::empty()).map_err(|e| place.failed("open", e))?;
     set_opaque(&opened, &place)
 }
 
-/// Applies `.wh.NAME` in `dir`.
-pub(super) fn remove(root: &mut Root, dir: &Path, name: &OsStr) -> Result<()> {
-    let path = dir.join(name);
-    let Some(place) = root.place(&path)? else {
+fn remove(root: &mut Root, path: &Path) -> Result<()> {
+    let Some(place) = root.place_if_free(path)? else {
         return Ok(());
     };
     match place.stat()? {
-        None => rustix::fs::mknodat(&*place.dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+        None => rustix::fs::mknodat(&*place.dir, place.name, FileType::CharacterDevice, Mode::empty(), 0)
             .map_err(|e| place.failed("mknod (whiteout)", e)),
         Some(stat) if file_type(&stat) == FileType::Directory => set_opaque(&place.open_dir()?, &place),
         Some(_) => Ok(()),

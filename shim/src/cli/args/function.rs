@@ -193,6 +193,81 @@ fn role_credentials(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<
 mod tests {
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        function: FunctionArgs,
+        #[arg(last = true)]
+        args: Vec<String>,
+    }
+
+    fn resolve(args: &[&str]) -> Result<FunctionConfig, Failure> {
+        use clap::Parser;
+        let program = Program::try_parse_from(std::iter::once(&"skiff").chain(args)).expect("arguments");
+        program.function.resolve("127.0.0.1:5000/demo/py.v2:1", &program.args, |_| None)
+    }
+
+    #[test]
+    fn what_is_not_given_is_the_platforms() {
+        let config = resolve(&["--platform", "scf"]).expect("a function");
+        let own = FunctionConfig::new("py-v2", platform::scf());
+        assert_eq!(format!("{config:?}"), format!("{own:?}"));
+    }
+
+    #[test]
+    fn what_is_given_is_taken() {
+        let config = resolve(&[
+            "--platform=fc",
+            "--memory=1GiB",
+            "--cpus=0.5",
+            "--pids=64",
+            "--writable=tmpfs",
+            "--writable-size=64MiB",
+            "--tmp-size=32MiB",
+            "--timeout=30",
+            "--start-timeout=10s",
+            "--stop-timeout=2s",
+            "--name=mine",
+            "--region=cn-beijing",
+            "--qualifier=prod",
+            "--env=A=1",
+            "--user=app",
+            "--workdir=/srv",
+            "--port=8080",
+            "--read-only",
+        ])
+        .expect("a function");
+        assert_eq!((config.memory_mib, config.cpu_millis, config.pids), (1024, 500, Some(64)));
+        assert_eq!(config.writable, skiff::Writable::Tmpfs);
+        assert_eq!((config.writable_bytes, config.tmp_bytes), (64 << 20, 32 << 20));
+        let seconds = std::time::Duration::from_secs;
+        assert_eq!((config.timeout, config.start_deadline()), (seconds(30), seconds(10)));
+        assert_eq!(config.stop_grace, seconds(2));
+        assert_eq!((config.name.as_str(), config.region.as_str()), ("mine", "cn-beijing"));
+        assert_eq!(config.version, "prod");
+        assert_eq!(config.env, [("A".to_owned(), "1".to_owned())]);
+        assert_eq!((config.user.as_deref(), config.working_dir.as_deref()), (Some("app"), Some("/srv")));
+        assert!(config.read_only && config.port() == 8080);
+    }
+
+    #[test]
+    fn the_command_is_the_images_unless_replaced() {
+        let words = |args: &[&str]| resolve(args).map(|c| (c.entrypoint, c.cmd)).expect("a function");
+        let some = |words: &[&str]| Some(words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(words(&[]), (None, None));
+        assert_eq!(words(&["--", "a", "-b"]), (None, some(&["a", "-b"])));
+        assert_eq!(words(&["--command", r#"["a","b"]"#]), (None, some(&["a", "b"])));
+        assert_eq!(words(&["--entrypoint", "/bin/x", "--", "y"]), (some(&["/bin/x"]), some(&["y"])));
+    }
+
+    #[test]
+    fn all_faults_are_told_together_and_once() {
+        let failure = resolve(&["--name=1 2", "--memory=100MiB", "--env=FC_X=secret"]).expect_err("faults");
+        assert_eq!((failure.exit, failure.faults.len()), (2, 3), "{failure:?}");
+        assert!(failure.faults.iter().all(|fault| !failure.message.contains(fault)), "{failure:?}");
+        assert!(!format!("{failure:?}").contains("secret"));
+    }
+
     fn credentials(set: &[&str]) -> Result<Option<Credentials>, Failure> {
         role_credentials(|name| set.contains(&name).then(|| OsString::from("value-of-it")))
     }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::Invalid;
 
-const WHY: &str = "not a number of cores from 0.01 to 1024 with at most three decimals, such as 0.5";
+const WHY: &str = "not a number of cores from 0.05 to 64 with at most three decimals, such as 0.5";
 
 /// CPU limit in thousandths of a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,9 +12,9 @@ pub(crate) struct Cpus {
     pub(crate) millis: u32,
 }
 
-/// The kernel takes no quota under 1 ms in a period of 100 ms.
-const MILLIS_MIN: u32 = 10;
-const MILLIS_MAX: u32 = 1024 * 1000;
+/// As the library bounds the limit.
+const MILLIS_MIN: u32 = 50;
+const MILLIS_MAX: u32 = 64_000;
 
 impl FromStr for Cpus {
     type Err = Invalid;
@@ -40,8 +40,7 @@ mod tests {
 
     #[test]
     fn cores_are_thousandths() {
-        for (text, millis) in [("1", 1000), ("0.5", 500), ("0.01", 10), ("2.125", 2125), ("1024", 1_024_000)]
-        {
+        for (text, millis) in [("1", 1000), ("0.5", 500), ("0.05", 50), ("2.125", 2125), ("64", 64_000)] {
             assert_eq!(text.parse(), Ok(Cpus { millis }), "{text}");
         }
     }
@@ -49,7 +48,7 @@ mod tests {
     #[test]
     fn what_is_no_number_of_cores_is_refused() {
         for text in
-            ["", "0", "0.009", "1024.1", "99999", "-1", "1.", ".5", "1.2345", "1,5", "half", "1e3", "0.5.5"]
+            ["", "0", "0.049", "64.001", "99999", "-1", "1.", ".5", "1.2345", "1,5", "half", "1e3", "0.5.5"]
         {
             assert_eq!(text.parse::<Cpus>(), Err(Invalid::new(WHY)), "{text}");
         }

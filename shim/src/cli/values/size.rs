@@ -9,12 +9,15 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
+/// As the library bounds writable layers and `/tmp`.
+const DISK_MAX: u64 = 64 * GIB;
+
 /// Units by name; a number without a unit is refused, for it would be MB to one reader and bytes to
 /// the next.
 const UNITS: [(&str, u64); 6] =
     [("kib", KIB), ("mib", MIB), ("gib", GIB), ("kb", 1_000), ("mb", 1_000_000), ("gb", 1_000_000_000)];
 
-/// A size on disk in bytes, from 1 MiB to 1 TiB.
+/// A size on disk in bytes, from 1 MiB to 64 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskSize(pub(crate) u64);
 
@@ -22,8 +25,8 @@ impl FromStr for DiskSize {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match parse(text)? {
-            bytes @ MIB..=TIB => Ok(Self(bytes)),
-            _ => Err(Invalid::new("not between 1MiB and 1024GiB")),
+            bytes @ MIB..=DISK_MAX => Ok(Self(bytes)),
+            _ => Err(Invalid::new("not between 1MiB and 64GiB")),
         }
     }
 }
@@ -100,9 +103,11 @@ mod tests {
     #[test]
     fn bounds_are_inclusive() {
         assert_eq!(disk("1MiB"), Ok(MIB));
-        assert_eq!(disk("1024GiB"), Ok(TIB));
+        assert_eq!(disk("64GiB"), Ok(DISK_MAX));
+        assert_eq!(disk("65GiB"), Err("not between 1MiB and 64GiB".into()));
+        assert_eq!(memory("1024GiB"), Ok(1 << 20));
         for text in ["0MiB", "1023KiB", "1025GiB", "99999999999999999999GiB", "18446744073709551615KiB"] {
-            assert_eq!(disk(text), Err("not between 1MiB and 1024GiB".into()), "{text}");
+            assert_eq!(disk(text), Err("not between 1MiB and 64GiB".into()), "{text}");
             assert_eq!(memory(text), Err("not between 1MiB and 1024GiB".into()), "{text}");
         }
     }
