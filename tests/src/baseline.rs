@@ -20,21 +20,22 @@ const PATIENCE: Duration = Duration::from_secs(45);
 #[derive(Debug)]
 pub struct Baseline {
     seen: BTreeSet<String>,
-    roots: Vec<PathBuf>,
+    state: PathBuf,
+    run: PathBuf,
 }
 
 impl Baseline {
     /// Takes the snapshot; `sandbox`'s directories are looked through, images aside.
     #[must_use]
     pub fn take(sandbox: &Sandbox) -> Self {
-        let roots = vec![sandbox.state_dir().to_owned(), sandbox.run_dir().to_owned()];
-        Self { seen: everything(&roots), roots }
+        let (state, run) = (sandbox.state_dir().to_owned(), sandbox.run_dir());
+        Self { seen: everything(&state, &run), state, run }
     }
 
     /// What is there now and was not then.
     #[must_use]
     pub fn news(&self) -> BTreeSet<String> {
-        everything(&self.roots).difference(&self.seen).cloned().collect()
+        everything(&self.state, &self.run).difference(&self.seen).cloned().collect()
     }
 
     /// How many of the new things are of one kind: `mount`, `cgroup`, `netns`, `loop`, `process`,
@@ -54,7 +55,7 @@ impl Baseline {
         let mut left = self.news();
         let gone = wait_for(PATIENCE, || {
             if !left.is_empty() {
-                let now = everything(&self.roots);
+                let now = everything(&self.state, &self.run);
                 left.retain(|line| now.contains(line));
             }
             left.is_empty().then_some(())
@@ -64,7 +65,7 @@ impl Baseline {
     }
 }
 
-fn everything(roots: &[PathBuf]) -> BTreeSet<String> {
+fn everything(state: &Path, run: &Path) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     let processes = Process::all();
     mounts(&mut lines);
@@ -72,9 +73,8 @@ fn everything(roots: &[PathBuf]) -> BTreeSet<String> {
     loop_devices(&mut lines);
     network_namespaces(&processes, &mut lines);
     skiff_processes(&processes, &mut lines);
-    for root in roots {
-        files(root, root, &mut lines);
-    }
+    files(state, state, &mut lines);
+    files(state, run, &mut lines);
     for dir in ["/run", "/tmp", "/var/tmp", "/dev/shm"] {
         temporary(Path::new(dir), &mut lines);
     }
@@ -142,18 +142,29 @@ fn skiff_processes(processes: &[Process], lines: &mut BTreeSet<String>) {
     }
 }
 
-/// Everything below a root, except the images themselves.
-fn files(root: &Path, dir: &Path, lines: &mut BTreeSet<String>) {
-    const IMAGES: [&str; 3] = ["layers", "blobs", "images"];
+/// What a state directory is meant to keep: images, and an empty formatted disk of each size.
+fn is_kept(state: &Path, path: &Path) -> bool {
+    let Ok(name) = path.strip_prefix(state) else { return false };
+    let image = ["layers", "blobs", "images"].iter().any(|dir| name.starts_with(dir));
+    let name = name.to_string_lossy();
+    let disk = name.strip_prefix("disks/ext4-").and_then(|rest| rest.strip_suffix(".img"));
+    image || disk.is_some_and(|size| size.parse::<u64>().is_ok())
+}
+
+/// Everything below a directory, except what is meant to stay and the state directory's own first
+/// level.
+fn files(state: &Path, dir: &Path, lines: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
-        if dir == root && IMAGES.iter().any(|name| path.ends_with(name)) {
+        if is_kept(state, &path) {
             continue;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            lines.insert(format!("directory {}", path.display()));
-            files(root, &path, lines);
+            if dir != state {
+                lines.insert(format!("directory {}", path.display()));
+            }
+            files(state, &path, lines);
         } else {
             lines.insert(format!("file {}", path.display()));
         }

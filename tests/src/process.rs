@@ -91,3 +91,11 @@ pub fn free_bytes(path: &Path) -> u64 {
     let stat = rustix::fs::statvfs(path).expect("statvfs");
     stat.f_bfree * stat.f_frsize
 }
+
+/// Whether this process may raise limits over its own (`CAP_SYS_RESOURCE`, number 24).
+#[must_use]
+pub fn has_sys_resource() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|bits| bits >> 24 & 1 == 1)
+}

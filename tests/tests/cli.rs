@@ -138,7 +138,7 @@ fn errors_as_json_name_kind_fault_and_advice() {
     let sandbox = Sandbox::new();
     for (args, kind, fault, code) in [
         (&["run", "oci:/no/such/dir", "--event", "{}"][..], "image_not_found", "caller", 3),
-        (&["run", "BAD/reference", "--event", "{}"], "invalid_reference", "caller", 2),
+        (&["run", "team/UPPER", "--event", "{}"], "invalid_reference", "caller", 2),
         (&["run", &images::oci("index-arm"), "--event", "{}"], "no_matching_platform", "image", 3),
         (&["run"], "usage", "caller", 2),
     ] {

@@ -205,7 +205,7 @@ fn a_server_that_exits_is_told_at_once_with_its_code_and_its_log() {
     assert_eq!(status, "412 (CAExited)");
     assert_eq!(
         body["Message"],
-        "Function instance exited unexpectedly(code 7) with start command '/function exit 7 it is over '. \
+        "Function instance exited unexpectedly(code 7, message:argument list too long) with start command '/function exit 7 it is over '. \
          Logs:it is over"
     );
 }
