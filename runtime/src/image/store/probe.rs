@@ -90,7 +90,7 @@ impl ProbeDir {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = state_dir.join("tmp").join(format!("probe-{}-{number}", std::process::id()));
+        let path = state_dir.join("tmp").join(format!("{}-probe-{number}", std::process::id()));
         // A process of this number died here once.
         match std::fs::remove_dir_all(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
