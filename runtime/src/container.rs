@@ -1,14 +1,24 @@
 //! A running container, as its owner sees it.
 
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::Signal;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
 
-use crate::Result;
+use crate::cgroup::Group;
+use crate::keeper::{Ended, Process, Started};
+use crate::network::Dialer;
+use crate::{Error, ErrorKind, Result};
 
 /// How a container ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -31,6 +41,7 @@ impl Exit {
 
 /// How long each step of a start took.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[non_exhaustive]
 pub struct StartTimings {
     /// Writable layer and `/tmp` made ready.
     pub rootfs: Duration,
@@ -38,10 +49,16 @@ pub struct StartTimings {
     pub network: Duration,
     /// From the request to the keeper until the command was executed.
     pub spawn: Duration,
+    /// Of `spawn`: mounts and specification.
+    pub mounts: Duration,
+    /// Of `spawn`: libcontainer's create.
+    pub create: Duration,
+    /// Of `spawn`: from libcontainer's start to the execution of the command.
+    pub exec: Duration,
 }
 
 /// What a container uses.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Stats {
     /// Memory in use now, in bytes.
     pub memory_bytes: u64,
@@ -51,49 +68,89 @@ pub struct Stats {
     pub cpu: Duration,
 }
 
+/// What a container is made of.
+pub(crate) struct Parts {
+    pub(crate) id: String,
+    pub(crate) group: Group,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) network: Arc<OwnedFd>,
+    pub(crate) dialer: Dialer,
+    pub(crate) timings: StartTimings,
+    pub(crate) started: Started,
+}
+
 /// A running (or ended) container. Dropping it kills it.
 #[derive(Debug)]
 pub struct Container {
-    _private: (),
+    id: String,
+    pid: u32,
+    process: Process,
+    group: Group,
+    address: Ipv4Addr,
+    network: Arc<OwnedFd>,
+    dialer: Dialer,
+    timings: StartTimings,
+    ended: watch::Receiver<Option<Ended>>,
+    output: Mutex<Option<(Output, Output)>>,
 }
 
 impl Container {
+    pub(crate) fn new(parts: Parts) -> Result<Self> {
+        let Started { pid, process, stdout, stderr, ended, .. } = parts.started;
+        let output = (Output::new(stdout, ended.clone())?, Output::new(stderr, ended.clone())?);
+        Ok(Self {
+            id: parts.id,
+            pid,
+            process,
+            group: parts.group,
+            address: parts.address,
+            network: parts.network,
+            dialer: parts.dialer,
+            timings: parts.timings,
+            ended,
+            output: Mutex::new(Some(output)),
+        })
+    }
+
     /// The name given at the start.
     #[must_use]
     pub fn id(&self) -> &str {
-        unimplemented!("skeleton")
+        &self.id
     }
 
     /// The process id of its init on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        unimplemented!("skeleton")
+        self.pid
     }
 
     /// How long the start took.
     #[must_use]
     pub fn timings(&self) -> StartTimings {
-        unimplemented!("skeleton")
+        self.timings
     }
 
     /// Its standard output and standard error; `None` when they were already taken. Each ends when
     /// the container has ended and all that it wrote has been read.
     pub fn take_output(&self) -> Option<(Output, Output)> {
-        unimplemented!("skeleton")
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The address where a server inside is dialled.
     #[must_use]
-    pub fn address(&self, _port: u16) -> SocketAddr {
-        unimplemented!("skeleton")
+    pub fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.address, port))
     }
 
     /// Connects to a port of the container, from inside its network namespace.
     ///
     /// # Errors
     /// As `connect(2)`; `ConnectionRefused` while nothing listens there.
-    pub async fn connect(&self, _port: u16) -> std::io::Result<TcpStream> {
-        unimplemented!("skeleton")
+    pub async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
+        let socket = self.dialer.socket(Arc::clone(&self.network)).await?;
+        let stream = socket.connect(self.address(port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     /// Waits until it has ended.
@@ -101,44 +158,107 @@ impl Container {
     /// # Errors
     /// `KeeperLost` when the keeper died; the container has been killed then.
     pub async fn wait(&self) -> Result<Exit> {
-        unimplemented!("skeleton")
+        let mut ended = self.ended.clone();
+        let found = ended.wait_for(Option::is_some).await.ok().and_then(|e| *e);
+        match found {
+            Some(Ended::Exited(exit, _)) => Ok(exit),
+            Some(Ended::KeeperLost) | None => Err(Error::new(
+                ErrorKind::KeeperLost,
+                format!("skiff-keeper has died, and container {} was killed with it", self.id),
+            )
+            .advise("start again")),
+        }
     }
 
     /// The exit, if it has ended.
     #[must_use]
     pub fn exited(&self) -> Option<Exit> {
-        unimplemented!("skeleton")
+        match *self.ended.borrow() {
+            Some(Ended::Exited(exit, _)) => Some(exit),
+            Some(Ended::KeeperLost) => {
+                Some(Exit { code: None, signal: Some(Signal::KILL.as_raw()), oom_killed: false })
+            }
+            None => None,
+        }
     }
 
     /// Sends SIGTERM, waits for `grace`, then kills every process of it and waits for the end.
     ///
     /// # Errors
     /// `KeeperLost`.
-    pub async fn stop(&self, _grace: Duration) -> Result<Exit> {
-        unimplemented!("skeleton")
+    pub async fn stop(&self, grace: Duration) -> Result<Exit> {
+        if !grace.is_zero() && self.exited().is_none() {
+            self.process.signal(Signal::TERM);
+            if let Ok(exit) = tokio::time::timeout(grace, self.wait()).await {
+                return exit;
+            }
+        }
+        self.process.signal(Signal::KILL);
+        self.wait().await
     }
 
-    /// What it uses now.
-    ///
-    /// # Errors
-    /// `Host` when its cgroup cannot be read.
-    pub fn stats(&self) -> Result<Stats> {
-        unimplemented!("skeleton")
+    /// What it uses now, or used until its end.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        if let Some(Ended::Exited(_, stats)) = *self.ended.borrow() {
+            return stats;
+        }
+        self.group.stats()
     }
 }
 
 /// One output stream of a container.
-#[derive(Debug)]
 pub struct Output {
-    _private: (),
+    pipe: pipe::Receiver,
+    /// Ready when the container has ended.
+    ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    over: bool,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+impl Output {
+    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>) -> Result<Self> {
+        let pipe = pipe::Receiver::from_owned_fd(pipe)
+            .map_err(|e| Error::host("cannot watch the output of a container", e))?;
+        let ended = Box::pin(async move {
+            let _ = ended.wait_for(Option::is_some).await;
+        });
+        Ok(Self { pipe, ended, over: false })
+    }
+
+    /// What is left in the pipe after the end; the keeper holds the writing end open, so that the
+    /// pipe itself never ends. Asks the kernel and not tokio, whose knowledge of the pipe's
+    /// readiness may be older than the end.
+    fn read_rest(&mut self, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        match rustix::io::read(&self.pipe, buf.initialize_unfilled()) {
+            Ok(read) => {
+                buf.advance(read);
+                Poll::Ready(Ok(()))
+            }
+            Err(Errno::AGAIN) => Poll::Ready(Ok(())),
+            Err(e) => Poll::Ready(Err(e.into())),
+        }
+    }
 }
 
 impl AsyncRead for Output {
     fn poll_read(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        _buf: &mut ReadBuf<'_>,
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        unimplemented!("skeleton")
+        if let Poll::Ready(read) = Pin::new(&mut self.pipe).poll_read(cx, buf) {
+            return Poll::Ready(read);
+        }
+        if !self.over {
+            ready!(self.ended.as_mut().poll(cx));
+            self.over = true;
+        }
+        self.read_rest(buf)
     }
 }

@@ -9,12 +9,24 @@
 //!
 //! Library manners: no signal handlers, no loggers, no `process::exit`; every error is an [`Error`].
 
+#![deny(unsafe_code)]
+
+mod cgroup;
 mod container;
 pub mod doctor;
 mod error;
 pub mod image;
+#[doc(hidden)]
+pub mod keeper;
+mod network;
+mod rootfs;
+mod rundir;
 mod runtime;
+mod sandbox;
+mod spec;
+mod sys;
 
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
-pub use runtime::{ContainerSpec, Runtime, RuntimeOptions, Writable};
+pub use runtime::{Runtime, RuntimeOptions};
+pub use spec::{ContainerSpec, Writable};

@@ -1,12 +1,19 @@
-//! The entry point: one [`Runtime`] is one node's store, keeper and namespaces.
+//! The entry point: one [`Runtime`] is one run's store, keeper and namespaces.
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::cgroup::Hierarchy;
+use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
-use crate::{Container, Result};
+use crate::keeper::Keeper;
+use crate::keeper::protocol::{SpaceKind, StartRequest};
+use crate::network::{Dialer, create_namespace};
+use crate::rootfs::Disks;
+use crate::rundir::{RunDir, make_private};
+use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
 
 /// Where a runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -19,101 +26,181 @@ pub struct RuntimeOptions {
     pub keeper: Option<PathBuf>,
 }
 
-/// What holds the bytes that a container writes to its root filesystem and to `/tmp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Writable {
-    /// A sparse ext4 file on a loop device; costs disk.
-    #[default]
-    Loop,
-    /// A tmpfs; costs memory, which is charged to the container.
-    Tmpfs,
-}
-
-/// One container to start. Everything not given is the image's.
-#[derive(Clone, Debug, Default)]
-pub struct ContainerSpec {
-    /// Unique name on this node: 1 to 64 of `[a-zA-Z0-9._-]`, starting with a letter or digit.
-    pub id: String,
-    /// Host name inside.
-    pub hostname: String,
-    /// Replaces the image's entrypoint. When given, the image's cmd is not used (as Docker and
-    /// Kubernetes do).
-    pub entrypoint: Option<Vec<String>>,
-    /// Replaces the image's cmd.
-    pub cmd: Option<Vec<String>>,
-    /// Added to the image's environment; wins over it.
-    pub env: Vec<(String, String)>,
-    /// Replaces the image's user: `name|uid[:group|gid]`.
-    pub user: Option<String>,
-    /// Replaces the image's working directory; absolute.
-    pub working_dir: Option<String>,
-    /// Memory limit in bytes, swap off; 0 is no limit.
-    pub memory_bytes: u64,
-    /// CPU limit in thousandths of a core; 0 is no limit.
-    pub cpu_millis: u32,
-    /// Limit of processes and threads; 0 is no limit.
-    pub pids: u32,
-    /// RLIMIT_NOFILE, soft and hard; 0 keeps the host's.
-    pub nofile: u64,
-    /// What holds written bytes.
-    pub writable: Writable,
-    /// Cap of the writable layer in bytes.
-    pub writable_bytes: u64,
-    /// Cap of `/tmp` in bytes.
-    pub tmp_bytes: u64,
-    /// Mounts the root filesystem read-only (`/tmp` stays writable).
-    pub read_only: bool,
-    /// The container's own address, by which the host reaches it. A server bound to 127.0.0.1 is
-    /// not reached, as in the clouds.
-    pub address: Option<Ipv4Addr>,
-    /// The container must have executed its command within this time; zero is 30 s.
-    pub deadline: Duration,
-}
-
-/// One node: image store, keeper process, and the containers started through them.
+/// One run: image store, keeper process, and the containers started through them.
+///
+/// Dropping it ends the keeper, which kills the containers and cleans up by itself;
+/// [`Runtime::shutdown`] also waits for that.
 #[derive(Debug)]
 pub struct Runtime {
-    _private: (),
+    store: Arc<Store>,
+    disks: Arc<Disks>,
+    dialer: Dialer,
+    keeper: Keeper,
+    run: RunDir,
+    /// Held by the keeper too.
+    _lock: OwnedFd,
 }
 
 impl Runtime {
-    /// Opens the store, cleans what crashed runs left behind, and starts a keeper.
+    /// Opens the store, removes what crashed runs left behind, and starts a keeper.
     ///
     /// # Errors
     /// `NotRoot`, `NoCgroup`, `KeeperNotFound`, `OverlayUnsupported`, `Host`.
-    pub async fn open(_options: RuntimeOptions) -> Result<Arc<Self>> {
-        unimplemented!("skeleton")
+    pub async fn open(options: RuntimeOptions) -> Result<Arc<Self>> {
+        require_root()?;
+        let hierarchy = Hierarchy::detect()?;
+        // Before anything is made: a missing keeper leaves nothing to clean.
+        crate::keeper::find(options.keeper.as_deref())?;
+        let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
+        let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
+        let started = async {
+            let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
+            Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
+        };
+        match started.await {
+            Ok((dialer, keeper)) => Ok(Arc::new(Self { store, disks, dialer, keeper, run, _lock: lock })),
+            Err(error) => {
+                // The first failure is the one to tell.
+                let _ = tokio::task::spawn_blocking(move || run.remove()).await;
+                Err(error)
+            }
+        }
     }
 
     /// The image store.
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
-        unimplemented!("skeleton")
+        &self.store
     }
 
-    /// The directory of this runtime below the run directory: sockets of its owner may live here;
-    /// it is removed by [`Runtime::shutdown`], and by the next start after a crash.
+    /// The directory of this run below the run directory: sockets of its owner may live here; it
+    /// is removed by [`Runtime::shutdown`], and by the next start after a crash.
     #[must_use]
-    pub fn dir(&self) -> &std::path::Path {
-        unimplemented!("skeleton")
+    pub fn dir(&self) -> &Path {
+        self.run.path()
+    }
+
+    /// Has a socket that its owner makes outside of [`Runtime::dir`] removed also after a crash.
+    ///
+    /// # Errors
+    /// `Host` when it cannot be noted.
+    pub fn owns_socket(&self, socket: &Path) -> Result<()> {
+        self.run.owns_socket(socket)
     }
 
     /// Starts a container of `image`. Returns when its command has been executed.
     ///
     /// # Errors
     /// `NoCommand`, `CommandNotFound`, `CommandNotExecutable`, `UnknownUser`,
-    /// `InvalidWorkingDirectory`, `InvalidImage`, `StartTimedOut`, `KeeperLost`, `Host`.
-    pub async fn start(&self, _image: &Image, _spec: ContainerSpec) -> Result<Container> {
-        unimplemented!("skeleton")
+    /// `InvalidWorkingDirectory`, `InvalidImage`, `InvalidArgument`, `LimitExceeded`,
+    /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
+    pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
+        let request = spec.request(&image.config, &image.layers)?;
+        let deadline = spec.deadline();
+        let disks = Arc::clone(&self.disks);
+        let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, &disks));
+        let (fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
+        let began = Instant::now();
+        let started = self.keeper.start(&spec.id, deadline, &fds).await?;
+        timings.spawn = began.elapsed();
+        timings.mounts = micros(started.steps.mounts_us);
+        timings.create = micros(started.steps.create_us);
+        timings.exec = micros(started.steps.exec_us);
+        Container::new(Parts {
+            group: self.run.group().child(&spec.id),
+            address: spec.address(),
+            id: spec.id,
+            network: Arc::new(network),
+            dialer: self.dialer.clone(),
+            timings,
+            started,
+        })
     }
 
-    /// Kills what still runs, ends the keeper and removes what this runtime made outside the store.
+    /// Kills what still runs, ends the keeper and removes what this run made outside the store.
     /// Gathers errors and goes on; returns the first.
     ///
     /// # Errors
     /// `Host` when something could not be removed.
     pub async fn shutdown(&self) -> Result<()> {
-        unimplemented!("skeleton")
+        self.keeper.shutdown().await;
+        let run = self.run.clone();
+        // The keeper has done so, unless it died.
+        tokio::task::spawn_blocking(move || run.remove()).await.map_err(panicked)?
     }
+}
+
+fn micros(us: u64) -> Duration {
+    Duration::from_micros(us)
+}
+
+fn panicked(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Internal, "a blocking step did not end").because(error)
+}
+
+fn require_root() -> Result<()> {
+    let admin =
+        caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false);
+    if rustix::process::geteuid().is_root() && admin {
+        return Ok(());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Err(Error::new(
+            ErrorKind::NotRoot,
+            "this root has no CAP_SYS_ADMIN, so it cannot make namespaces",
+        )
+        .advise("run Skiff on the host and not inside a container, or give the container --privileged"));
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    Err(Error::new(
+        ErrorKind::NotRoot,
+        format!("containers can be started by root only, and this is uid {uid}"),
+    )
+    .advise("run it with sudo"))
+}
+
+type Opened = (Arc<Store>, Arc<Disks>, (RunDir, OwnedFd));
+
+fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Result<Opened> {
+    make_private(state_dir)?;
+    let store = Store::open(state_dir)?;
+    let disks_dir = state_dir.join("disks");
+    make_private(&disks_dir)?;
+    let run = RunDir::create(run_dir, hierarchy)?;
+    Ok((store, Arc::new(Disks::new(disks_dir)), run))
+}
+
+type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
+
+/// Makes what the keeper is handed: request, network namespace, disks. The parts wait for the
+/// kernel, not for each other: each is made by a thread of its own.
+fn prepare(request: &StartRequest, spec: &ContainerSpec, disks: &Disks) -> Result<Prepared> {
+    let disk = |kind, bytes, what: &str| -> Result<Option<OwnedFd>> {
+        match kind {
+            SpaceKind::Disk => disks.create(bytes, &format!("skiff-{}-{what}", spec.id)).map(Some),
+            SpaceKind::Memory(_) | SpaceKind::None => Ok(None),
+        }
+    };
+    let (writable, tmp, network) = std::thread::scope(|scope| {
+        let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_bytes, "tmp")));
+        let network = scope.spawn(|| timed(|| create_namespace(spec.address())));
+        let writable = timed(|| disk(request.writable, spec.writable_bytes, "writable"));
+        (std::thread::Result::Ok(writable), tmp.join(), network.join())
+    });
+    let (Ok((writable, a)), Ok((tmp, b)), Ok((network, c))) = (writable, tmp, network) else {
+        return Err(Error::new(ErrorKind::Internal, "preparing a container panicked"));
+    };
+    let timings = StartTimings { rootfs: a.max(b), network: c, ..StartTimings::default() };
+    let mut fds = vec![request.to_memfd()?, network?];
+    fds.extend(writable?);
+    fds.extend(tmp?);
+    Ok((fds, timings, spec.clone()))
+}
+
+fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let made = step();
+    (made, began.elapsed())
 }

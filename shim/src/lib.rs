@@ -1,1 +1,30 @@
-//! x
+//! Custom-container functions on a plain Linux host, as Alibaba FC and Tencent SCF run them.
+//!
+//! A [`FunctionConfig`] says what to run and under which [`platform`]; [`Instance::start`] starts one
+//! container of it on a [`Runtime`]; [`Instance::invoke_event`] invokes it once, and
+//! [`proxy::serve`] passes HTTP requests to it from a Unix socket or a TCP port.
+//!
+//! Library manners: no signal handlers, no loggers, no `process::exit`; the caller owns listeners
+//! and shutdown. Nothing here makes a system call on a container's behalf: that is the crate
+//! `skiff-runtime`, the parts of which an embedder needs are exported again from here.
+
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod function;
+pub mod instance;
+pub mod platform;
+pub mod proxy;
+
+pub use error::{Error, ErrorKind, ExitCode, Result};
+pub use function::{Credentials, FunctionConfig, Secret};
+pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, State, Timeline};
+pub use platform::{InvocationKind, Platform, PlatformAnswer};
+pub use skiff_runtime::doctor;
+pub use skiff_runtime::image::{
+    CredentialSources, Image, PullEvent, PullOptions, PullTimings, Source, Store,
+};
+pub use skiff_runtime::{
+    Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,
+    Stats, Writable,
+};

@@ -32,6 +32,7 @@ pub use credentials::CredentialSources;
 pub use limits::Limits;
 pub use source::{Reference, Source};
 pub use store::Store;
+pub(crate) use store::probe::overlay as probe_overlay;
 
 use crate::{Error, ErrorKind, Result};
 

@@ -53,7 +53,7 @@ pub enum Source {
 /// A parsed reference to an image of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
-    inner: oci_spec::distribution::Reference,
+    inner: oci_client::Reference,
     digest: Option<Digest>,
 }
 
@@ -96,7 +96,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let inner: oci_spec::distribution::Reference = text.parse().map_err(|e| {
+        let inner: oci_client::Reference = text.parse().map_err(|e| {
             refused(text, &format!("{e}"))
                 .advise("write [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST] with a lower-case repository")
         })?;

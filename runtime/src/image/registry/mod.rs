@@ -1,9 +1,10 @@
 //! A registry, spoken to as the OCI distribution specification says (*Pull*).
 //!
-//! Built on `reqwest` and not on a ready registry client: Skiff must bound manifests before they are
-//! in memory, must see `Retry-After` and resume a broken layer, and must decide itself which host
-//! is shown credentials; the clients that were looked at (oci-client 0.18) read whole bodies, hide
-//! headers and send the password to whatever token realm the registry names.
+//! References, media types and the registry's errors are `oci-client`'s. The transport is `reqwest`
+//! and not `oci_client::Client` (0.18): Skiff must bound manifests before they are in memory, must
+//! see `Retry-After` and resume a broken layer, and must decide itself which host is shown
+//! credentials; that client reads whole bodies, hides headers and sends the password to whatever
+//! token realm the registry names.
 //!
 //! Where credentials go:
 //! - to the registry's host and port, after it asked for them, over the scheme that was chosen;
@@ -18,6 +19,7 @@ mod retry;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use oci_client::errors::OciEnvelope;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
@@ -300,18 +302,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// What the registry says about an error (OCI distribution specification, *Error Codes*).
 fn said(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        errors: Vec<Said>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Said {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let Ok(body) = serde_json::from_slice::<Body>(body) else { return String::new() };
+    let Ok(body) = serde_json::from_slice::<OciEnvelope>(body) else { return String::new() };
     let Some(first) = body.errors.first() else { return String::new() };
-    let clean = |text: &str| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>();
-    format!(": {} {}", clean(&first.code), clean(&first.message)).trim_end().to_owned()
+    let message: String = first.message.chars().filter(|c| !c.is_control()).take(200).collect();
+    // The code as it is on the wire, `MANIFEST_UNKNOWN`.
+    let code = serde_json::to_value(&first.code).ok();
+    let code = code.as_ref().and_then(|code| code.as_str()).unwrap_or_default();
+    format!(": {code} {message}").trim_end().to_owned()
 }

@@ -10,7 +10,7 @@
 //! `flock` on its directory in `ingest/`, which the kernel gives back when the holder dies.
 
 mod ingest;
-mod probe;
+pub(crate) mod probe;
 mod record;
 
 use std::fs::DirBuilder;
@@ -61,7 +61,7 @@ impl Store {
             make_dir(&store.root.join("blobs").join(algorithm.as_str()))?;
             make_dir(&store.root.join("layers").join(algorithm.as_str()))?;
         }
-        probe::overlay(&store.root)?;
+        probe::overlay(&store.root, &store.root.join("tmp"))?;
         ingest::sweep(&store.root.join("ingest"))?;
         sweep_temporary(&store.root.join("tmp"));
         Ok(Arc::new(store))
@@ -149,12 +149,12 @@ fn is_opaque(layer: &Path) -> bool {
     matches!(rustix::fs::lgetxattr(layer, OPAQUE_XATTR, &mut value[..]), Ok(1)) && value == *b"y"
 }
 
-/// Removes temporary files of processes that are gone.
+/// Removes temporary files, named `PID-NUMBER`, and probe directories of processes that are gone.
 fn sweep_temporary(dir: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.split('-').next()).and_then(|n| n.parse::<u32>().ok());
+        let pid = name.to_str().and_then(|n| n.split('-').find_map(|part| part.parse::<u32>().ok()));
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             // Someone else may have been faster, and a file too many does no harm.
             let _ = std::fs::remove_file(entry.path()).or_else(|_| std::fs::remove_dir_all(entry.path()));

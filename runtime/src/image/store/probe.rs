@@ -9,10 +9,14 @@ use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_se
 use crate::{Error, ErrorKind, Result};
 
 /// Makes an overlay of two empty directories, which is never attached anywhere, and sets an
-/// attribute as whiteouts need it.
-pub(super) fn overlay(state_dir: &Path) -> Result<()> {
-    let failed = |call: &str, e: std::io::Error| Error::host(format!("{call} in {}", state_dir.display()), e);
-    let probe = ProbeDir::new(state_dir).map_err(|e| failed("make a directory for a probe", e))?;
+/// attribute as whiteouts need it. The directories are made in `place`, which is the state directory
+/// or on the same filesystem, and removed.
+///
+/// # Errors
+/// `OverlayUnsupported`, `Host`.
+pub(crate) fn overlay(state_dir: &Path, place: &Path) -> Result<()> {
+    let failed = |call: &str, e: std::io::Error| Error::host(format!("{call} in {}", place.display()), e);
+    let probe = ProbeDir::new(place).map_err(|e| failed("make a directory for a probe", e))?;
     let dir = open(&probe.0).map_err(|e| failed("open the probe directory", e.into()))?;
     let set = rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty());
     match set {
@@ -86,11 +90,11 @@ fn filesystem(dir: &rustix::fd::OwnedFd) -> String {
 struct ProbeDir(std::path::PathBuf);
 
 impl ProbeDir {
-    fn new(state_dir: &Path) -> std::io::Result<Self> {
+    fn new(place: &Path) -> std::io::Result<Self> {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = state_dir.join("tmp").join(format!("{}-probe-{number}", std::process::id()));
+        let path = place.join(format!(".skiff-probe-{}-{number}", std::process::id()));
         // A process of this number died here once.
         match std::fs::remove_dir_all(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),

@@ -158,12 +158,17 @@ impl<R: Read> Entries<R> {
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
-    /// Skips what is left of the present entry.
+    /// Skips what is left of the present entry. An archive may end right after its last byte of
+    /// data (those of `umoci insert` do, and Go reads them), but not within the padding.
     fn skip(&mut self) -> Result<()> {
         std::io::copy(&mut self.data(), &mut std::io::sink()).map_err(broken)?;
-        let mut padding = [0; BLOCK];
-        let length = std::mem::take(&mut self.padding) as usize;
-        self.reader.read_exact(&mut padding[..length]).map_err(broken)
+        let mut padding = Vec::with_capacity(BLOCK);
+        let length = std::mem::take(&mut self.padding);
+        self.reader.by_ref().take(length).read_to_end(&mut padding).map_err(broken)?;
+        if padding.is_empty() || padding.len() as u64 == length {
+            return Ok(());
+        }
+        Err(broken(std::io::ErrorKind::UnexpectedEof.into()))
     }
 
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {

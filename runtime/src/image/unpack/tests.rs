@@ -375,6 +375,21 @@ fn broken_archives() {
 }
 
 #[test]
+fn an_archive_may_end_without_padding_and_trailer() {
+    // As `umoci insert` of umoci 0.4 writes them.
+    let mut bytes = Tar::default().file("server.py", "print(1)").0;
+    bytes.truncate(512 + "print(1)".len());
+    let (dir, result) = unpack_bytes(&bytes, &expected(&bytes, &bytes), Limits::default());
+    result.unwrap();
+    assert_eq!(text(&dir, "server.py"), "print(1)");
+    for short in [512 + "print(1)".len() + 1, 512 + "print".len()] {
+        let bytes = &Tar::default().file("server.py", "print(1)").0[..short];
+        let (_, result) = unpack_bytes(bytes, &expected(bytes, bytes), Limits::default());
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::CorruptImage, "{short} bytes");
+    }
+}
+
+#[test]
 fn limits() {
     let kind = |tar: Tar, limits: Limits| tar.unpack_limited(limits).1.expect_err("over").kind();
     let three = || Tar::default().file("a", "x").file("b", "x").file("c", "x");

@@ -1,0 +1,155 @@
+//! Which cgroup hierarchies this host has.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, ErrorKind, Result};
+
+/// The controllers that a container's limits need.
+const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// How the host's controllers are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Version {
+    /// A hierarchy per controller.
+    V1,
+    /// One hierarchy for all.
+    V2,
+}
+
+/// The mounted hierarchies.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Hierarchy {
+    version: Version,
+    /// Controller to mount point; on version 2 the one entry `""`.
+    mounts: BTreeMap<String, PathBuf>,
+    /// Controllers that can be used.
+    controllers: Vec<String>,
+}
+
+impl Hierarchy {
+    /// Finds them in `/proc/self/mountinfo`.
+    ///
+    /// # Errors
+    /// `NoCgroup` when none is mounted or a controller is missing that limits need.
+    pub(crate) fn detect() -> Result<Self> {
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|e| Error::host("cannot read /proc/self/mountinfo", e))?;
+        let found = Self::parse(&mountinfo, &|root| {
+            std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
+        });
+        found.check()
+    }
+
+    fn parse(mountinfo: &str, v2_controllers: &dyn Fn(&Path) -> String) -> Self {
+        let mut v1 = BTreeMap::new();
+        let mut v2 = None;
+        for line in mountinfo.lines() {
+            let Some((mount_point, fs_type, options)) = parse_line(line) else { continue };
+            match fs_type {
+                "cgroup" => {
+                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "none"))
+                    {
+                        let name = option.strip_prefix("name=").unwrap_or(option);
+                        v1.entry(name.to_owned()).or_insert_with(|| mount_point.clone());
+                    }
+                }
+                "cgroup2" if v2.is_none() => v2 = Some(mount_point),
+                _ => {}
+            }
+        }
+        if v1.contains_key("memory") || v2.is_none() {
+            let controllers = v1.keys().cloned().collect();
+            return Self { version: Version::V1, mounts: v1, controllers };
+        }
+        let root = v2.unwrap_or_default();
+        let controllers = v2_controllers(&root).split_whitespace().map(str::to_owned).collect();
+        Self { version: Version::V2, mounts: BTreeMap::from([(String::new(), root)]), controllers }
+    }
+
+    fn check(self) -> Result<Self> {
+        if self.mounts.is_empty() {
+            return Err(Error::new(ErrorKind::NoCgroup, "no cgroup hierarchy is mounted at /sys/fs/cgroup").advise(
+                "mount cgroup version 2 with `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd",
+            ));
+        }
+        let missing: Vec<_> =
+            NEEDED.iter().filter(|n| !self.controllers.iter().any(|c| c == *n)).copied().collect();
+        if missing.is_empty() {
+            return Ok(self);
+        }
+        Err(Error::new(
+            ErrorKind::NoCgroup,
+            format!("the cgroup controllers {} are missing; limits cannot be set", missing.join(", ")),
+        )
+        .advise("enable them in the kernel's command line or in the parent group's cgroup.subtree_control"))
+    }
+
+    /// The version in use. A hybrid host, whose controllers are in version 1 hierarchies, is 1.
+    #[must_use]
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Each hierarchy's root directory, once.
+    pub(crate) fn roots(&self) -> impl Iterator<Item = &Path> {
+        let mut seen: Vec<&Path> = self.mounts.values().map(PathBuf::as_path).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen.into_iter()
+    }
+
+    /// The root of the hierarchy with this controller.
+    pub(crate) fn root_of(&self, controller: &str) -> Option<&Path> {
+        self.mounts.get(controller).or_else(|| self.mounts.get("")).map(PathBuf::as_path)
+    }
+}
+
+/// Mount point, type and super options of a line of `mountinfo` (proc_pid_mountinfo(5)).
+fn parse_line(line: &str) -> Option<(PathBuf, &str, &str)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mount_point = left.split(' ').nth(4)?;
+    let mut right = right.split(' ');
+    let fs_type = right.next()?;
+    let options = right.nth(1)?;
+    Some((PathBuf::from(mount_point), fs_type, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+32 30 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+34 30 0:30 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+35 30 0:31 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
+    const UNIFIED: &str = "31 30 0:27 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+
+    #[test]
+    fn hybrid_is_version_1() {
+        let found = Hierarchy::parse(HYBRID, &|_| String::new()).check().expect("usable");
+        assert_eq!(found.version(), Version::V1);
+        assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup/memory")));
+        assert_eq!(found.roots().count(), 4);
+    }
+
+    #[test]
+    fn unified_is_version_2() {
+        let found =
+            Hierarchy::parse(UNIFIED, &|_| "cpuset cpu io memory pids".into()).check().expect("usable");
+        assert_eq!(found.version(), Version::V2);
+        assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup")));
+    }
+
+    #[test]
+    fn nothing_mounted_and_missing_controllers_are_told() {
+        let none = Hierarchy::parse("", &|_| String::new()).check().expect_err("nothing mounted");
+        assert_eq!(none.kind(), ErrorKind::NoCgroup);
+        let some = Hierarchy::parse(UNIFIED, &|_| "cpu io".into()).check().expect_err("missing");
+        assert!(some.to_string().contains("memory, pids"), "{some}");
+    }
+}

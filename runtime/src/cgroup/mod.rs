@@ -1,0 +1,210 @@
+//! Control groups, version 1 and 2: one group per container at `/skiff/RUN/CONTAINER` of every
+//! hierarchy. libcontainer joins the group and writes the limits; making, reading, killing and
+//! removing it is here, because a group must be removed also after libcontainer's own process died.
+
+mod hierarchy;
+mod stats;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) use hierarchy::{Hierarchy, Version};
+
+use crate::{Error, Result};
+
+/// The group below which all groups of all runs live.
+pub(crate) const PARENT: &str = "skiff";
+
+/// A group of one run or of one container, in every hierarchy of the host.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    hierarchy: Hierarchy,
+    path: PathBuf,
+}
+
+impl Group {
+    /// The group of a run: the parent of its containers' groups.
+    pub(crate) fn of_run(hierarchy: Hierarchy, run: &str) -> Self {
+        Self { hierarchy, path: Path::new(PARENT).join(run) }
+    }
+
+    /// The group of a container of this run.
+    pub(crate) fn child(&self, container: &str) -> Self {
+        Self { hierarchy: self.hierarchy.clone(), path: self.path.join(container) }
+    }
+
+    /// The path for the runtime specification's `cgroupsPath`: absolute, from the hierarchy's root.
+    pub(crate) fn spec_path(&self) -> PathBuf {
+        Path::new("/").join(&self.path)
+    }
+
+    /// Its directory in each version 1 hierarchy; none on version 2.
+    pub(crate) fn v1_dirs(&self) -> Vec<PathBuf> {
+        if self.hierarchy.version() == Version::V2 { Vec::new() } else { self.dirs().collect() }
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.hierarchy.roots().map(|root| root.join(&self.path))
+    }
+
+    /// Makes the group in every hierarchy.
+    pub(crate) fn create(&self) -> Result<()> {
+        for dir in self.dirs() {
+            create_dir_racing(&dir)
+                .map_err(|e| Error::host(format!("cannot make the cgroup {}", dir.display()), e))?;
+        }
+        Ok(())
+    }
+
+    /// Moves this process into the group, in the one hierarchy that is enough to find and kill it
+    /// and all that it forks (libcontainer joins the others, where joining starts accounting).
+    pub(crate) fn join(&self) -> Result<()> {
+        let Some(root) = self.hierarchy.root_of("pids") else {
+            return Err(Error::new(crate::ErrorKind::NoCgroup, "the cgroup controller pids is missing"));
+        };
+        // On version 1 a thread that moves itself takes no global lock; a whole process waits for
+        // an RCU grace period, milliseconds. The caller has one thread, so both are the same.
+        let name = if self.hierarchy.version() == Version::V1 { "tasks" } else { "cgroup.procs" };
+        let file = root.join(&self.path).join(name);
+        fs::write(&file, "0")
+            .map_err(|e| Error::host(format!("cannot join the cgroup {}", file.display()), e))
+    }
+
+    /// Sends SIGKILL to every process of the group and of the groups below it; tells how many
+    /// there were.
+    pub(crate) fn kill_once(&self) -> usize {
+        self.dirs().map(|dir| kill_tree(&dir)).sum()
+    }
+
+    /// Kills every process of the group and of the groups below it. Processes that fork while this
+    /// runs are found by repeating until none is left, for at most `patience`.
+    pub(crate) fn kill(&self, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let alive = self.kill_once();
+            if alive == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(Error::host(
+                    format!("{alive} processes of the cgroup {} do not die", self.path.display()),
+                    Errno::BUSY,
+                ));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    /// Removes the group and those below it, if no process is left in them. `Ok(false)` means that
+    /// a process is still leaving: try again.
+    pub(crate) fn try_remove(&self) -> Result<bool> {
+        for dir in self.dirs() {
+            match remove_tree(&dir) {
+                Ok(()) => {}
+                Err(e) if is_busy(&e) => return Ok(false),
+                Err(e) => return Err(Error::host(format!("cannot remove the cgroup {}", dir.display()), e)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes the group, waiting at most `patience` for its last processes to leave.
+    pub(crate) fn remove(&self, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        while !self.try_remove()? {
+            if Instant::now() >= until {
+                return Err(Error::host(
+                    format!("the cgroup {} does not become empty", self.path.display()),
+                    Errno::BUSY,
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Removes the common parent of all runs if no run is left.
+    pub(crate) fn remove_parent_if_empty(hierarchy: &Hierarchy) {
+        for root in hierarchy.roots() {
+            // Not empty means that another run lives; it or a later one removes it.
+            let _ = fs::remove_dir(root.join(PARENT));
+        }
+    }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::BUSY | Errno::NOTEMPTY))
+}
+
+/// `mkdir -p`, where another run may remove an empty parent at the same moment.
+fn create_dir_racing(dir: &Path) -> io::Result<()> {
+    const ATTEMPTS: usize = 100;
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for _ in 0..ATTEMPTS {
+        match fs::create_dir_all(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last)
+}
+
+/// Sends SIGKILL to every process at and below `dir`; tells how many there were.
+fn kill_tree(dir: &Path) -> usize {
+    let mut seen = 0;
+    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return count_tree(dir);
+    }
+    for_each_below(dir, &mut |d| {
+        for pid in processes(d) {
+            seen += 1;
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    });
+    seen
+}
+
+fn count_tree(dir: &Path) -> usize {
+    let mut seen = 0;
+    for_each_below(dir, &mut |d| seen += processes(d).len());
+    seen
+}
+
+fn processes(dir: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw).collect()
+}
+
+/// Calls `f` for `dir` and every directory below it.
+fn for_each_below(dir: &Path, f: &mut dyn FnMut(&Path)) {
+    f(dir);
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            for_each_below(&entry.path(), f);
+        }
+    }
+}
+
+/// Removes `dir` bottom-up. A directory that is gone already is fine.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    if let Ok(entries) = fs::read_dir(dir) {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

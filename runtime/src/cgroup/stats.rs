@@ -1,0 +1,68 @@
+//! What a group used, and whether memory ran out in it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Group, Version};
+use crate::Stats;
+
+impl Group {
+    /// What the group uses and used. A file that is missing (an older kernel, a group that is
+    /// gone) counts as zero.
+    pub(crate) fn stats(&self) -> Stats {
+        let (current, peak) = match self.hierarchy.version() {
+            Version::V1 => ("memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+            Version::V2 => ("memory.current", "memory.peak"),
+        };
+        let memory_bytes = self.number("memory", current);
+        let memory_peak_bytes = self.number("memory", peak).max(memory_bytes);
+        Stats { memory_bytes, memory_peak_bytes, cpu: self.cpu() }
+    }
+
+    fn cpu(&self) -> Duration {
+        match self.hierarchy.version() {
+            Version::V1 => Duration::from_nanos(self.number("cpuacct", "cpuacct.usage")),
+            Version::V2 => Duration::from_micros(self.keyed("cpu", "cpu.stat", "usage_usec")),
+        }
+    }
+
+    /// How many processes the kernel killed in it for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let file = match self.hierarchy.version() {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        self.keyed("memory", file, "oom_kill")
+    }
+
+    /// Whether swap use can be limited, so that a memory limit is one.
+    pub(crate) fn has_swap_limit(&self) -> bool {
+        let file = match self.hierarchy.version() {
+            Version::V1 => "memory.memsw.limit_in_bytes",
+            Version::V2 => "memory.swap.max",
+        };
+        self.file("memory", file).is_some_and(|path| path.exists())
+    }
+
+    fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
+        Some(self.hierarchy.root_of(controller)?.join(&self.path).join(name))
+    }
+
+    fn read(&self, controller: &str, name: &str) -> Option<String> {
+        fs::read_to_string(self.file(controller, name)?).ok()
+    }
+
+    fn number(&self, controller: &str, name: &str) -> u64 {
+        self.read(controller, name).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn keyed(&self, controller: &str, name: &str, key: &str) -> u64 {
+        let text = self.read(controller, name).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once(' '))
+            .find(|(k, _)| *k == key)
+            .and_then(|(_, value)| value.trim().parse().ok())
+            .unwrap_or(0)
+    }
+}

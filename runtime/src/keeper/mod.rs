@@ -1,0 +1,12 @@
+//! The keeper: a small single-threaded process that is the parent of all containers of a run.
+//!
+//! `client` is the daemon's side, `server` the keeper's; `protocol` is what they say to each other
+//! over a seqpacket socket; `spawn` is one start, in a process of its own.
+
+mod client;
+pub(crate) mod protocol;
+mod server;
+mod spawn;
+
+pub(crate) use client::{Ended, Keeper, Process, Started, find};
+pub use server::main;

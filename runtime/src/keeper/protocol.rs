@@ -1,0 +1,248 @@
+//! Messages between daemon and keeper: JSON over a `SOCK_SEQPACKET` socket pair, descriptors
+//! beside them. Start requests are larger than a packet may be and come in a memfd.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::MemfdFlags;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Hierarchy;
+use crate::{Error, ErrorKind, Exit, Result, Stats};
+
+/// Both sides must be of one build.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Largest packet; errors with long causes are cut to fit.
+const MAX_PACKET: usize = 48 << 10;
+/// Most descriptors beside a packet.
+const MAX_FDS: usize = 4;
+/// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
+const MAX_REQUEST: u64 = 8 << 20;
+/// Longest text of an error that crosses a pipe or socket.
+const MAX_TEXT: usize = 4096;
+
+/// Daemon to keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToKeeper {
+    /// The first message; with the lock of the run's directory.
+    Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
+    /// Start a container; with the request, the network namespace, and the disks that it names.
+    Start { id: String, deadline_ms: u64 },
+    /// Kill all containers, clean, and end.
+    Shutdown,
+}
+
+/// Keeper to daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromKeeper {
+    /// The answer to `Configure`.
+    Hello { version: String },
+    /// With pidfd, standard output and standard error.
+    Started { id: String, pid: i32, steps: SpawnSteps },
+    /// Nothing is left of it.
+    Failed { id: String, failure: Failure },
+    /// A started container has ended.
+    Exited { id: String, exit: Exit, stats: Stats },
+}
+
+/// What a start process says at its end, through a pipe.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    Started { pid: i32, steps: SpawnSteps },
+    Failed(Failure),
+}
+
+/// How long the parts of a spawn took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SpawnSteps {
+    pub(crate) mounts_us: u64,
+    pub(crate) create_us: u64,
+    pub(crate) exec_us: u64,
+}
+
+/// Limits of a container; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_millis: u32,
+    pub(crate) pids: u32,
+    pub(crate) nofile: u64,
+}
+
+/// What holds written bytes, on the wire.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum SpaceKind {
+    /// The next descriptor is a loop device.
+    Disk,
+    /// A tmpfs of this many bytes.
+    Memory(u64),
+    /// None: a read-only root filesystem.
+    None,
+}
+
+/// Everything about a container to start.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StartRequest {
+    pub(crate) id: String,
+    pub(crate) hostname: String,
+    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) writable: SpaceKind,
+    pub(crate) tmp: SpaceKind,
+    pub(crate) read_only: bool,
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) user: String,
+    pub(crate) working_dir: String,
+    pub(crate) limits: Limits,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) resolv_conf: String,
+}
+
+impl StartRequest {
+    /// Writes it to memory that only its descriptor reaches.
+    pub(crate) fn to_memfd(&self) -> Result<OwnedFd> {
+        let written = || -> io::Result<OwnedFd> {
+            let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
+            let mut file = File::from(fd);
+            file.write_all(&serde_json::to_vec(self)?)?;
+            Ok(file.into())
+        };
+        written().map_err(|e| Error::host("cannot write a start request", e))
+    }
+
+    /// Reads it back.
+    pub(crate) fn from_memfd(fd: OwnedFd) -> Result<Self> {
+        let read = || -> io::Result<Self> {
+            let mut file = File::from(fd);
+            file.rewind()?;
+            let mut bytes = Vec::new();
+            file.take(MAX_REQUEST).read_to_end(&mut bytes)?;
+            Ok(serde_json::from_slice(&bytes)?)
+        };
+        read().map_err(|e| Error::host("cannot read a start request", e))
+    }
+}
+
+/// An [`Error`] on its way to another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    kind: ErrorKind,
+    message: String,
+    advice: Option<String>,
+    cause: Option<String>,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let chain = error.chain();
+        let message = error.to_string();
+        let cause =
+            chain.strip_prefix(&message).map(|c| c.trim_start_matches(": ")).filter(|c| !c.is_empty());
+        Self {
+            kind: error.kind(),
+            cause: cause.map(cut),
+            message: cut(&message),
+            advice: error.advice().map(cut),
+        }
+    }
+}
+
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let mut error = Self::new(failure.kind, failure.message);
+        if let Some(advice) = failure.advice {
+            error = error.advise(advice);
+        }
+        if let Some(cause) = failure.cause {
+            error = error.because(cause);
+        }
+        error
+    }
+}
+
+/// Sends one message. `WouldBlock` when the socket is full.
+pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// Receives one message; `None` when the other side is gone. `WouldBlock` when there is none yet.
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+        Ok(received) => received,
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn messages_and_descriptors_cross_and_the_end_is_seen() {
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("socketpair");
+        let file = File::open("/dev/null").expect("open");
+        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5 }, &[file.as_fd()]).expect("send");
+        let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
+        assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5 } if id == "x"));
+        assert_eq!(fds.len(), 1);
+        assert_eq!(receive::<ToKeeper>(&b).expect_err("none yet").kind(), io::ErrorKind::WouldBlock);
+        drop(a);
+        assert!(receive::<ToKeeper>(&b).expect("end").is_none());
+    }
+
+    #[test]
+    fn failures_keep_kind_message_advice_and_cause_within_bounds() {
+        let long = "ü".repeat(MAX_TEXT);
+        let error = Error::new(ErrorKind::UnknownUser, "user 'x'").advise("do y").because(long);
+        let back = Error::from(Failure::from(&error));
+        assert_eq!(back.kind(), ErrorKind::UnknownUser);
+        assert_eq!(back.to_string(), "user 'x'");
+        assert_eq!(back.advice(), Some("do y"));
+        assert!(back.chain().len() <= MAX_TEXT + 16);
+    }
+}

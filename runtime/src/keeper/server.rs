@@ -1,0 +1,478 @@
+//! The keeper's side: one thread, one loop, no async runtime.
+//!
+//! ```text
+//! Start ──► Starting ──report──► Running ──exit──► Removing ──► gone
+//!               └──failure, deadline──────────────────▲
+//! ```
+//!
+//! When the daemon's end of the socket closes, the keeper kills all containers, removes what the
+//! run made, and ends.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, wait, waitpid,
+};
+
+use super::protocol::{Failure, FromKeeper, Report, ToKeeper, VERSION, receive, send};
+use super::spawn::{self, Inputs};
+use crate::cgroup::Group;
+use crate::rundir::RunDir;
+use crate::sandbox::seccomp;
+use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
+use crate::{Error, ErrorKind, Exit, Result};
+
+/// Report bytes kept of one start.
+const MAX_REPORT: usize = 64 << 10;
+/// How long the processes of a removed cgroup may take to leave it.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+const REMOVE_INTERVAL: Duration = Duration::from_millis(1);
+/// How long the daemon may take to say what the keeper is for.
+const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The program `skiff-keeper`: `--version`, or the keeper of the daemon at standard input.
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("--version")) {
+        use std::io::Write;
+        let written = writeln!(io::stdout(), "skiff-keeper {VERSION}");
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    match prepare().and_then(|(socket, signals)| serve(&socket, signals)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            use std::io::Write;
+            let _ = writeln!(io::stderr(), "skiff-keeper: {}", e.chain());
+            let _ = e.advice().map(|a| writeln!(io::stderr(), "  help: {a}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes the socket from standard input and leaves all else that was inherited.
+fn prepare() -> Result<(OwnedFd, SignalFd)> {
+    let failed = |what: &'static str| move |e: io::Error| Error::host(what, e);
+    close_all_except(&[]).map_err(failed("cannot close inherited descriptors"))?;
+    let stdin = io::stdin();
+    rustix::net::sockopt::socket_type(&stdin).map_err(|_| {
+        Error::new(ErrorKind::InvalidArgument, "standard input is not a socket")
+            .advise("skiff-keeper is started by skiff; do not run it by hand")
+    })?;
+    let socket = stdin.as_fd().try_clone_to_owned().map_err(failed("cannot take the socket"))?;
+    let null = File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
+    rustix::stdio::dup2_stdin(&null).map_err(|e| Error::host("cannot replace standard input", e))?;
+    // A signal for the daemon's terminal is not for the containers.
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"skiff-keeper");
+    rustix::process::set_child_subreaper(Pid::from_raw(1))
+        .map_err(|e| Error::host("cannot become the parent of orphans", e))?;
+    std::env::set_current_dir("/").map_err(failed("cannot enter /"))?;
+    let mut mask = SigSet::empty();
+    for signal in [NixSignal::SIGCHLD, NixSignal::SIGINT, NixSignal::SIGTERM, NixSignal::SIGHUP] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(|e| Error::host("cannot block signals", e))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|e| Error::host("cannot make a signalfd", e))?;
+    Ok((socket, signals))
+}
+
+fn serve(socket: &OwnedFd, signals: SignalFd) -> Result<()> {
+    let Some((run, lock)) = configured(socket)? else { return Ok(()) };
+    let mut server = Server::new(run, lock, seccomp::compile()?);
+    server.outbox.push_back((FromKeeper::Hello { version: VERSION.into() }, Vec::new()));
+    server.run(socket, signals);
+    server.clean()
+}
+
+fn configured(socket: &OwnedFd) -> Result<Option<(RunDir, OwnedFd)>> {
+    wait_readable(socket.as_fd(), CONFIGURE_PATIENCE)?;
+    let first = receive::<ToKeeper>(socket).map_err(|e| Error::host("cannot read from the daemon", e))?;
+    match first {
+        None => Ok(None),
+        Some((ToKeeper::Configure { run, dir, hierarchy }, mut fds)) if fds.len() == 1 => {
+            Ok(fds.pop().map(|lock| (RunDir::adopt(run, dir, hierarchy), lock)))
+        }
+        Some(_) => Err(Error::new(ErrorKind::Internal, "the daemon did not configure its keeper first")),
+    }
+}
+
+fn wait_readable(fd: BorrowedFd<'_>, patience: Duration) -> Result<()> {
+    let timeout = timespec(patience);
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout))
+        .map(|_| ())
+        .map_err(|e| Error::host("cannot wait for the daemon", e))
+}
+
+fn timespec(duration: Duration) -> rustix::event::Timespec {
+    rustix::event::Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+/// A start that has not reported yet.
+struct Starting {
+    id: String,
+    child: Pid,
+    report: OwnedFd,
+    bytes: Vec<u8>,
+    deadline: Instant,
+    limit: Duration,
+    timed_out: bool,
+    /// The start process has ended; its report must be complete then.
+    child_gone: bool,
+    group: Group,
+    held: Held,
+}
+
+/// What the keeper holds of a container besides its process.
+struct Held {
+    stdout: (OwnedFd, OwnedFd),
+    stderr: (OwnedFd, OwnedFd),
+    /// Keeps the namespace for a daemon that connects anew.
+    _network: OwnedFd,
+}
+
+struct Running {
+    id: String,
+    group: Group,
+    _held: Held,
+}
+
+struct Server {
+    run: RunDir,
+    _lock: OwnedFd,
+    filter: Vec<u8>,
+    group: Group,
+    starting: Vec<Starting>,
+    running: HashMap<Pid, Running>,
+    removing: Vec<(Group, Instant)>,
+    outbox: VecDeque<(FromKeeper, Vec<OwnedFd>)>,
+    stopping: bool,
+}
+
+impl Server {
+    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>) -> Self {
+        Self {
+            group: run.group(),
+            run,
+            _lock: lock,
+            filter,
+            starting: Vec::new(),
+            running: HashMap::new(),
+            removing: Vec::new(),
+            outbox: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    fn run(&mut self, socket: &OwnedFd, signals: SignalFd) {
+        let signals = OwnedFd::from(signals);
+        while !self.stopping {
+            self.flush(socket);
+            self.wait(socket, &signals);
+            drain(&signals);
+            self.read_reports();
+            self.reap();
+            self.expire();
+            self.remove();
+            self.take_messages(socket);
+        }
+        self.flush(socket);
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self, socket: &OwnedFd, signals: &OwnedFd) {
+        let mut wanted = PollFlags::IN;
+        if !self.outbox.is_empty() {
+            wanted |= PollFlags::OUT;
+        }
+        let mut fds = vec![PollFd::new(socket, wanted), PollFd::new(signals, PollFlags::IN)];
+        fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
+        let now = Instant::now();
+        let mut timeout = self.starting.iter().map(|s| s.deadline.saturating_duration_since(now)).min();
+        if !self.removing.is_empty() || self.starting.iter().any(|s| s.child_gone) {
+            timeout = Some(timeout.map_or(REMOVE_INTERVAL, |t| t.min(REMOVE_INTERVAL)));
+        }
+        // An interrupted or failed poll only means that everything is looked at now.
+        let _ = poll(&mut fds, timeout.map(timespec).as_ref());
+    }
+
+    fn take_messages(&mut self, socket: &OwnedFd) {
+        loop {
+            match receive::<ToKeeper>(socket) {
+                Ok(Some((ToKeeper::Start { id, deadline_ms }, fds))) => self.begin(id, deadline_ms, fds),
+                Ok(Some((ToKeeper::Configure { .. }, _))) => {}
+                Ok(None | Some((ToKeeper::Shutdown, _))) => {
+                    self.stopping = true;
+                    return;
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return;
+                }
+                Err(_) => {
+                    // Without a daemon that can be understood there is nobody to keep for.
+                    self.stopping = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, id: String, deadline_ms: u64, fds: Vec<OwnedFd>) {
+        let group = self.group.child(&id);
+        match self.fork_start(&id, &group, fds) {
+            Ok((child, report, held)) => {
+                let limit = Duration::from_millis(deadline_ms);
+                self.starting.push(Starting {
+                    id,
+                    child,
+                    report,
+                    bytes: Vec::new(),
+                    deadline: Instant::now() + limit,
+                    limit,
+                    timed_out: false,
+                    child_gone: false,
+                    group,
+                    held,
+                });
+            }
+            Err(e) => {
+                self.retire(group);
+                self.outbox.push_back((FromKeeper::Failed { id, failure: Failure::from(&e) }, Vec::new()));
+            }
+        }
+    }
+
+    fn fork_start(&self, id: &str, group: &Group, fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd, Held)> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
+        let mut fds = fds.into_iter();
+        let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the start of {id} came without its descriptors"),
+            ));
+        };
+        let disks: Vec<_> = fds.collect();
+        let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
+        rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
+        group.create()?;
+        match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
+            ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, _network: network })),
+            ForkResult::Child => {
+                let inputs = Inputs {
+                    group: group.clone(),
+                    mount_point: self.run.mount_point(),
+                    filter: self.filter.clone(),
+                    request,
+                    network,
+                    disks,
+                    stdout: stdout.1,
+                    stderr: stderr.1,
+                    report: report_write,
+                };
+                start_process(inputs)
+            }
+        }
+    }
+
+    /// Reads what starts report, and settles those that have.
+    fn read_reports(&mut self) {
+        let mut index = 0;
+        while let Some(starting) = self.starting.get_mut(index) {
+            if read_to_end(&starting.report, &mut starting.bytes) {
+                let starting = self.starting.swap_remove(index);
+                self.settle(starting);
+                continue;
+            }
+            if starting.child_gone {
+                // It died before it could report; an init that it left behind holds the pipe.
+                starting.group.kill_once();
+            }
+            index += 1;
+        }
+    }
+
+    fn settle(&mut self, starting: Starting) {
+        let report = serde_json::from_slice::<Report>(&starting.bytes);
+        if !starting.child_gone {
+            // It has closed its end of the pipe as its last act.
+            let _ = waitpid(Some(starting.child), WaitOptions::empty());
+        }
+        let failure = match report {
+            Ok(Report::Started { pid, steps }) if !starting.timed_out => {
+                match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
+                    Some((pid, Ok(pidfd))) => return self.started(starting, pid, pidfd, steps),
+                    _ => Failure::from(&Error::new(
+                        ErrorKind::Internal,
+                        "a started container cannot be watched",
+                    )),
+                }
+            }
+            Ok(Report::Failed(failure)) if !starting.timed_out => failure,
+            _ if starting.timed_out => Failure::from(&timed_out(&starting)),
+            _ => Failure::from(
+                &Error::new(ErrorKind::KeeperLost, format!("the process that started {} died", starting.id))
+                    .advise("start it again"),
+            ),
+        };
+        self.retire(starting.group);
+        self.outbox.push_back((FromKeeper::Failed { id: starting.id, failure }, Vec::new()));
+    }
+
+    fn started(&mut self, starting: Starting, pid: Pid, pidfd: OwnedFd, steps: super::protocol::SpawnSteps) {
+        let copies = (starting.held.stdout.0.try_clone(), starting.held.stderr.0.try_clone());
+        let (Ok(stdout), Ok(stderr)) = copies else {
+            let failure =
+                Failure::from(&Error::host("cannot copy the output pipes", rustix::io::Errno::MFILE));
+            self.retire(starting.group);
+            self.outbox.push_back((FromKeeper::Failed { id: starting.id, failure }, Vec::new()));
+            return;
+        };
+        let message = FromKeeper::Started { id: starting.id.clone(), pid: pid.as_raw_nonzero().get(), steps };
+        self.outbox.push_back((message, vec![pidfd, stdout, stderr]));
+        self.running.insert(pid, Running { id: starting.id, group: starting.group, _held: starting.held });
+    }
+
+    /// Collects ended processes. While a start is under way, only processes that are known are
+    /// collected: another may be an init whose report has not come yet.
+    fn reap(&mut self) {
+        for starting in self.starting.iter_mut().filter(|s| !s.child_gone) {
+            starting.child_gone = matches!(waitpid(Some(starting.child), WaitOptions::NOHANG), Ok(Some(_)));
+        }
+        let known: Vec<Pid> = self.running.keys().copied().collect();
+        for pid in known {
+            if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
+                self.ended(pid, status);
+            }
+        }
+        while self.starting.is_empty() {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.ended(pid, status),
+                _ => break,
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus) {
+        let Some(running) = self.running.remove(&pid) else { return };
+        let exit = Exit {
+            code: status.exit_status(),
+            signal: status.terminating_signal(),
+            oom_killed: running.group.oom_kills() > 0,
+        };
+        let stats = running.group.stats();
+        self.retire(running.group);
+        self.outbox.push_back((FromKeeper::Exited { id: running.id, exit, stats }, Vec::new()));
+    }
+
+    /// Ends starts whose deadline has passed.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for starting in self.starting.iter_mut().filter(|s| s.deadline <= now) {
+            starting.timed_out = true;
+            // Looked at again soon, in case a process was just being forked.
+            starting.deadline = now + Duration::from_millis(10);
+            let _ = kill_process(starting.child, Signal::KILL);
+            starting.group.kill_once();
+        }
+    }
+
+    /// Removes a group now, or as soon as its last process has left.
+    fn retire(&mut self, group: Group) {
+        group.kill_once();
+        if !matches!(group.try_remove(), Ok(true)) {
+            self.removing.push((group, Instant::now() + REMOVE_PATIENCE));
+        }
+    }
+
+    fn remove(&mut self) {
+        let now = Instant::now();
+        self.removing.retain(|(group, until)| {
+            group.kill_once();
+            // Past its time it is left to the removal of the whole run.
+            !matches!(group.try_remove(), Ok(true)) && now < *until
+        });
+    }
+
+    fn flush(&mut self, socket: &OwnedFd) {
+        while let Some((message, fds)) = self.outbox.front() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            match send(socket, message, &borrowed) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // A daemon that is gone is seen by the next read.
+                _ => self.outbox.pop_front(),
+            };
+        }
+    }
+
+    /// Kills what still runs and removes everything of the run.
+    fn clean(mut self) -> Result<()> {
+        for starting in &self.starting {
+            let _ = kill_process(starting.child, Signal::KILL);
+        }
+        let killed = self.group.kill(REMOVE_PATIENCE);
+        self.starting.clear();
+        self.reap();
+        self.running.clear();
+        let removed = self.run.remove();
+        killed.and(removed)
+    }
+}
+
+/// The child's side of a fork: never returns.
+fn start_process(inputs: Inputs) -> ! {
+    let mut keep: Vec<i32> = inputs.disks.iter().map(AsRawFd::as_raw_fd).collect();
+    for fd in [&inputs.request, &inputs.network, &inputs.stdout, &inputs.stderr, &inputs.report] {
+        keep.push(fd.as_raw_fd());
+    }
+    let code = match close_all_except(&keep) {
+        Ok(()) => {
+            spawn::run(inputs);
+            0
+        }
+        Err(_) => 1,
+    };
+    exit_now(code)
+}
+
+fn timed_out(starting: &Starting) -> Error {
+    Error::new(
+        ErrorKind::StartTimedOut,
+        format!("container {} was not running within {} ms", starting.id, starting.limit.as_millis()),
+    )
+    .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
+}
+
+/// Reads what is there; true at the end (or past the bound).
+fn read_to_end(pipe: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
+    let mut chunk = [0; 4096];
+    loop {
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(0) => return true,
+            Ok(read) => {
+                bytes.extend_from_slice(&chunk[..read]);
+                if bytes.len() > MAX_REPORT {
+                    return true;
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn drain(signals: &OwnedFd) {
+    let mut buffer = [0; 1024];
+    while matches!(rustix::io::read(signals, &mut buffer), Ok(read) if read > 0) {}
+}

@@ -1,0 +1,216 @@
+//! One start, in a process of its own: mounts, specification, libcontainer, exec. Whatever
+//! libcontainer does to its caller (working directory, dumpable flag, leaked descriptors) ends
+//! with this process; the container's init is the keeper's child.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
+use crate::cgroup::Group;
+use crate::rootfs::mount::{Scratch, Space};
+use crate::rootfs::path::Root;
+use crate::sandbox::{CommandExecutor, SpecInput, User, build_spec, resolve_user};
+use crate::{Error, ErrorKind, Result};
+
+/// Longest failure that the executor writes.
+const MAX_FAILURE: u64 = 64 << 10;
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a start needs besides its request.
+pub(super) struct Inputs {
+    pub(super) group: Group,
+    /// An empty directory of the host to mount on.
+    pub(super) mount_point: PathBuf,
+    pub(super) filter: Vec<u8>,
+    pub(super) request: OwnedFd,
+    pub(super) network: OwnedFd,
+    pub(super) disks: Vec<OwnedFd>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) report: OwnedFd,
+}
+
+/// Runs the start and tells how it came out.
+pub(super) fn run(inputs: Inputs) {
+    let report = inputs.report.try_clone();
+    let result = match start(inputs) {
+        Ok((pid, steps)) => Report::Started { pid, steps },
+        Err(e) => Report::Failed(Failure::from(&e)),
+    };
+    if let (Ok(report), Ok(bytes)) = (report, serde_json::to_vec(&result)) {
+        // If it cannot be written, the keeper is gone and kills by the cgroup.
+        let _ = File::from(report).write_all(&bytes);
+    }
+}
+
+fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| Error::host("cannot tie a start to its keeper", e))?;
+    let began = Instant::now();
+    inputs.group.join()?;
+    let request = StartRequest::from_memfd(inputs.request)?;
+    let scratch = Scratch::enter(&inputs.mount_point)?;
+    let mut disks = inputs.disks.into_iter();
+    let rootfs = scratch.mount_overlay(&request.layers, space(request.writable, &mut disks)?.as_ref())?;
+    let tmp = match space(request.tmp, &mut disks)? {
+        Some(space) => scratch.mount_tmp(&space)?,
+        None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),
+    };
+    let root = Root::open(&rootfs)?;
+    root.check_runtime_dirs()?;
+    root.ensure_dir(&request.working_dir)?;
+    let user = resolve_user(&request.user, &root)?;
+    drop(root);
+    give_output_to(&user, &inputs.stdout, &inputs.stderr)?;
+    let env = complete_env(&request.env, &user);
+    let etc = write_etc(&scratch, &request)?;
+    let spec = build_spec(&SpecInput {
+        rootfs: &rootfs,
+        read_only: request.read_only,
+        hostname: &request.hostname,
+        argv: &request.argv,
+        env: &env,
+        working_dir: &request.working_dir,
+        user: &user,
+        limits: request.limits,
+        swap_limit: inputs.group.has_swap_limit(),
+        cgroup: inputs.group.spec_path(),
+        cgroup_v1: inputs.group.v1_dirs(),
+        network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
+        tmp: &tmp,
+        etc: &etc,
+    })
+    .map_err(|e| Error::new(ErrorKind::Internal, "cannot build the runtime specification").because(e))?;
+    let bundle = scratch.path("bundle");
+    spec.save(bundle.join("config.json"))
+        .map_err(|e| Error::new(ErrorKind::Internal, "cannot write the runtime specification").because(e))?;
+    let mounts_us = micros(began);
+
+    let (exec_failed, report) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
+    let executor = CommandExecutor::new(&request.argv, &env, inputs.filter, report)?;
+    let create = Instant::now();
+    let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
+        .with_executor(executor)
+        .with_root_path(scratch.path("state"))
+        .map_err(create_error)?
+        .with_stdin(open_null()?)
+        .with_stdout(inputs.stdout)
+        .with_stderr(inputs.stderr)
+        .as_init(&bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build()
+        .map_err(create_error)?;
+    let create_us = micros(create);
+    let exec = Instant::now();
+    let pid = container
+        .pid()
+        .map(|p| p.as_raw())
+        .ok_or_else(|| Error::new(ErrorKind::Internal, "libcontainer made a container without a process"))?;
+    container.start().map_err(create_error)?;
+    wait_for_exec(exec_failed)?;
+    Ok((pid, SpawnSteps { mounts_us, create_us, exec_us: micros(exec) }))
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
+fn create_error(error: libcontainer::error::LibcontainerError) -> Error {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    Error::new(ErrorKind::Host, "the container could not be set up").because(text)
+}
+
+fn space(kind: SpaceKind, disks: &mut impl Iterator<Item = OwnedFd>) -> Result<Option<Space>> {
+    match kind {
+        SpaceKind::None => Ok(None),
+        SpaceKind::Memory(bytes) => Ok(Some(Space::Memory(bytes))),
+        SpaceKind::Disk => disks
+            .next()
+            .map(|disk| Some(Space::Disk(disk)))
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "a start request came without its disk")),
+    }
+}
+
+/// A program that runs as another user may open `/dev/stdout` again, as many images do.
+fn give_output_to(user: &User, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<()> {
+    for pipe in [stdout, stderr] {
+        rustix::fs::fchown(pipe, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
+            .map_err(|e| Error::host("cannot give the output pipes to the container's user", e))?;
+    }
+    Ok(())
+}
+
+/// Adds `PATH` and `HOME` where the image and the caller set none, as Docker does.
+fn complete_env(given: &[(String, String)], user: &User) -> Vec<(String, String)> {
+    let mut env = given.to_vec();
+    for (key, value) in [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str())] {
+        if !env.iter().any(|(k, _)| k == key) {
+            env.push((key.into(), value.into()));
+        }
+    }
+    env
+}
+
+fn write_etc(scratch: &Scratch, request: &StartRequest) -> Result<Vec<(&'static str, PathBuf)>> {
+    let files = [
+        ("resolv.conf", request.resolv_conf.clone()),
+        ("hostname", format!("{}\n", request.hostname)),
+        ("hosts", hosts(&request.hostname, request.address)),
+    ];
+    let mut written = Vec::new();
+    for (name, text) in files {
+        let path = scratch.path("etc").join(name);
+        fs::write(&path, text).map_err(|e| Error::host(format!("cannot write {}", path.display()), e))?;
+        written.push((name, path));
+    }
+    Ok(written)
+}
+
+fn hosts(hostname: &str, address: Ipv4Addr) -> String {
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n")
+}
+
+fn open_null() -> Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::host("cannot open /dev/null", e))
+}
+
+/// Returns when the command has been executed (or the container died, which its exit tells).
+fn wait_for_exec(pipe: OwnedFd) -> Result<()> {
+    let mut bytes = Vec::new();
+    File::from(pipe)
+        .take(MAX_FAILURE)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::host("cannot read from a starting container", e))?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    match serde_json::from_slice::<Failure>(&bytes) {
+        Ok(failure) => Err(failure.into()),
+        Err(e) => {
+            Err(Error::new(ErrorKind::Internal, "a starting container sent an unreadable failure").because(e))
+        }
+    }
+}

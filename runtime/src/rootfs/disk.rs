@@ -1,0 +1,221 @@
+//! Size-capped disks: a copy of an empty, formatted ext4 image in an unnamed file, on a loop
+//! device that clears itself at its last use. Nothing of it has a name, so a crash leaves nothing.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::sys::{LoopConfig, loop_clear, loop_configure, loop_get_free};
+use crate::{Error, ErrorKind, Result};
+
+/// Smallest disk that ext4 can be made on with room to speak of.
+pub(crate) const MIN_BYTES: u64 = 4 << 20;
+/// Largest: FC's 10 GB disk, with room to grow.
+pub(crate) const MAX_BYTES: u64 = 64 << 30;
+const BLOCK: u64 = 4096;
+/// One inode for this many bytes, as mkfs.ext4's default.
+const BYTES_PER_INODE: u64 = 16384;
+const FREE_DEVICE_ATTEMPTS: usize = 200;
+
+/// Makes disks; keeps one formatted template for each size.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    dir: PathBuf,
+    formatting: Mutex<()>,
+}
+
+impl Disks {
+    /// Templates are kept in `dir`.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, formatting: Mutex::new(()) }
+    }
+
+    /// An empty ext4 filesystem of `bytes` on a loop device. The device is detached when the
+    /// descriptor is closed and no mount uses it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a size out of bounds; `Host`, `DiskFull`.
+    pub(crate) fn create(&self, bytes: u64, name: &str) -> Result<OwnedFd> {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("a disk of {bytes} bytes is out of bounds ({MIN_BYTES} to {MAX_BYTES})"),
+            ));
+        }
+        let template = self.template(bytes / BLOCK * BLOCK)?;
+        let file = unnamed_copy(&template, &self.dir)
+            .map_err(|e| Error::host(format!("cannot copy an empty disk in {}", self.dir.display()), e))?;
+        attach(&file, name).map_err(|e| {
+            Error::host("cannot attach a loop device", e)
+                .advise("load the loop module with `modprobe loop`, or use `--writable tmpfs`")
+        })
+    }
+
+    fn template(&self, bytes: u64) -> Result<File> {
+        let path = self.dir.join(format!("ext4-{bytes}.img"));
+        if let Ok(file) = File::open(&path) {
+            return Ok(file);
+        }
+        let _one_at_a_time = self.formatting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Ok(file) = File::open(&path) {
+            return Ok(file);
+        }
+        let temporary = self.dir.join(format!(".ext4-{bytes}-{}.new", std::process::id()));
+        let made = format(&temporary, bytes).and_then(|()| {
+            fs::rename(&temporary, &path)
+                .map_err(|e| Error::host(format!("cannot rename to {}", path.display()), e))
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        made?;
+        File::open(&path).map_err(|e| Error::host(format!("cannot open {}", path.display()), e))
+    }
+}
+
+fn format(path: &Path, bytes: u64) -> Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|file| file.set_len(bytes).map(|()| file))
+        .map_err(|e| Error::host(format!("cannot make {}", path.display()), e))?;
+    let inodes = (bytes / BYTES_PER_INODE).max(64);
+    let output = Command::new("mkfs.ext4")
+        // No journal: the disk dies with the container. uninit_bg with lazy tables: the inode
+        // tables stay holes, so that a copy is a few hundred KiB.
+        .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg"])
+        .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "-b", "4096"])
+        .args(["-N", &inodes.to_string()])
+        .arg(path)
+        .env("PATH", search_path())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| {
+            Error::host("cannot run mkfs.ext4", e)
+                .advise("install it (package e2fsprogs), or use `--writable tmpfs`")
+        })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::host(
+            format!("mkfs.ext4 failed on {} ({}): {}", path.display(), output.status, said.trim()),
+            Errno::IO,
+        ));
+    }
+    file.sync_all().map_err(|e| Error::host(format!("cannot write {}", path.display()), e))
+}
+
+/// mkfs lives in sbin, which an unprivileged user's `PATH` may lack.
+fn search_path() -> std::ffi::OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
+/// Copies only what is not a hole into a file without a name in `dir`.
+fn unnamed_copy(template: &File, dir: &Path) -> io::Result<File> {
+    let len = template.metadata()?.len();
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let copy = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
+    copy.set_len(len)?;
+    let mut at = 0;
+    while at < len {
+        // The template may be in use by other threads: every copy is by explicit offset, and the
+        // shared file position is only moved by these seeks, whose result is returned.
+        let Some(start) = seek(template, SeekFrom::Data(at))? else { break };
+        let end = seek(template, SeekFrom::Hole(start))?.unwrap_or(len);
+        copy_range(template, &copy, start, end)?;
+        at = end;
+    }
+    Ok(copy)
+}
+
+fn seek(file: &File, to: SeekFrom) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, to) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let (mut read, mut write) = (start, start);
+    while read < end {
+        let wanted = usize::try_from(end - read).unwrap_or(usize::MAX);
+        if rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), wanted)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+fn attach(file: &File, name: &str) -> io::Result<OwnedFd> {
+    let control = rustix::fs::open("/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let config = LoopConfig::autoclear(file.as_fd(), name);
+    let mut last = io::Error::from(Errno::BUSY);
+    for _ in 0..FREE_DEVICE_ATTEMPTS {
+        let number = loop_get_free(&control)?;
+        let device = match rustix::fs::open(
+            format!("/dev/loop{number}"),
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(device) => device,
+            // The node of a new device comes a moment after its number.
+            Err(e @ (Errno::NOENT | Errno::NXIO)) => {
+                last = e.into();
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        };
+        match loop_configure(&device, &config) {
+            Ok(()) => return Ok(device),
+            // Another process took it first.
+            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => last = e,
+            Err(e) => {
+                let _ = loop_clear(&device);
+                return Err(e);
+            }
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_out_of_bounds_are_refused_by_name() {
+        let disks = Disks::new(PathBuf::from("/nonexistent"));
+        for bytes in [0, MIN_BYTES - 1, MAX_BYTES + 1] {
+            let error = disks.create(bytes, "t").expect_err("out of bounds");
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(&bytes.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn copies_are_sparse_and_equal() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let disks = Disks::new(dir.path().to_owned());
+        let template = disks.template(64 << 20).expect("mkfs.ext4 runs");
+        let copy = unnamed_copy(&template, dir.path()).expect("copied");
+        let (a, b) = (template.metadata().expect("stat"), copy.metadata().expect("stat"));
+        assert_eq!(a.len(), b.len());
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        assert!(b.blocks() * 512 < 1 << 20, "{} blocks", b.blocks());
+        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        template.read_exact_at(&mut left, 0).expect("read");
+        copy.read_exact_at(&mut right, 0).expect("read");
+        assert!(left == right);
+    }
+}

@@ -1,0 +1,196 @@
+//! Mounts that only the container's mount namespace sees. Runs in the start process, after it has
+//! left the host's mount namespace; every mount dies with the namespace.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
+    move_mount,
+};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Room for the bundle, the state of libcontainer and the files of `/etc`.
+const SCRATCH_BYTES: u64 = 4 << 20;
+const SCRATCH_INODES: u64 = 512;
+/// Room for the mount points that a read-only root filesystem lacks.
+const MOUNT_POINTS_BYTES: u64 = 1 << 20;
+
+/// What holds the bytes of a mount that can be written.
+#[derive(Debug)]
+pub(crate) enum Space {
+    /// An ext4 filesystem on this loop device.
+    Disk(OwnedFd),
+    /// A tmpfs of this many bytes.
+    Memory(u64),
+}
+
+/// The directories of a start, in a tmpfs of its own.
+pub(crate) struct Scratch {
+    dir: PathBuf,
+}
+
+impl Scratch {
+    /// Leaves the host's mount namespace and mounts an empty tmpfs on `dir`, which is an empty
+    /// directory of the host and stays one.
+    pub(crate) fn enter(dir: &Path) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Error::host("cannot make a mount namespace", e))?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(|e| Error::host("cannot make the mounts private", e))?;
+        mount_tmpfs(dir, SCRATCH_BYTES, SCRATCH_INODES, 0o700)?;
+        let scratch = Self { dir: dir.to_owned() };
+        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "l"] {
+            make_dir(&scratch.path(name))?;
+        }
+        Ok(scratch)
+    }
+
+    /// A path below it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Mounts `space` where `/tmp` will be taken from; mode 1777 as everywhere.
+    pub(crate) fn mount_tmp(&self, space: &Space) -> Result<PathBuf> {
+        let target = self.path("tmp");
+        mount_space(space, &target, 0o1777)?;
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o1777))
+            .map_err(|e| Error::host("cannot set the mode of /tmp", e))?;
+        remove_lost_and_found(&target);
+        Ok(target)
+    }
+
+    /// Mounts the overlay of `layers` (lowest first). Without `space` only mount points can be
+    /// written, for a root filesystem that libcontainer makes read-only afterwards.
+    pub(crate) fn mount_overlay(&self, layers: &[PathBuf], space: Option<&Space>) -> Result<PathBuf> {
+        let holder = self.path("upper");
+        match space {
+            Some(space) => mount_space(space, &holder, 0o700)?,
+            None => mount_tmpfs(&holder, MOUNT_POINTS_BYTES, SCRATCH_INODES, 0o700)?,
+        }
+        let (upper, work) = (holder.join("u"), holder.join("w"));
+        make_dir(&upper)?;
+        make_dir(&work)?;
+        // The root directory of the container is the upper directory: give it the image's.
+        if let Some(top) = layers.last() {
+            copy_ownership(top, &upper)?;
+        }
+        let target = self.path("rootfs");
+        match mount_overlay_new(layers, &upper, &work, &target) {
+            Ok(()) => Ok(target),
+            Err(e) if falls_back(&e) => {
+                self.mount_overlay_old(layers, &upper, &work, &target).map(|()| target)
+            }
+            Err(e) => Err(overlay_error(layers, e)),
+        }
+    }
+
+    /// For kernels before 6.5, without `lowerdir+`: mount(2) takes a page of options, so the
+    /// layers get short names.
+    fn mount_overlay_old(&self, layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
+        let links = self.path("l");
+        for (index, layer) in layers.iter().enumerate() {
+            symlink(layer, links.join(index.to_string()))
+                .map_err(|e| Error::host("cannot link a layer", e))?;
+        }
+        std::env::set_current_dir(&links).map_err(|e| Error::host("cannot enter the links of layers", e))?;
+        let lower: Vec<_> = (0..layers.len()).rev().map(|i| i.to_string()).collect();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},volatile",
+            lower.join(":"),
+            upper.display(),
+            work.display()
+        );
+        let options = std::ffi::CString::new(options)
+            .map_err(|e| Error::new(ErrorKind::Internal, "a layer's path holds NUL").because(e))?;
+        mount("overlay", target, "overlay", MountFlags::NODEV, Some(options.as_c_str()))
+            .map_err(|e| overlay_error(layers, e))?;
+        std::env::set_current_dir("/").map_err(|e| Error::host("cannot enter /", e))
+    }
+}
+
+fn falls_back(error: &Errno) -> bool {
+    matches!(*error, Errno::INVAL | Errno::NOSYS)
+}
+
+fn overlay_error(layers: &[PathBuf], error: Errno) -> Error {
+    Error::host(format!("cannot mount an overlay of {} layers", layers.len()), error)
+}
+
+fn mount_overlay_new(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Errno> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in layers.iter().rev() {
+        fsconfig_set_string(&fs, "lowerdir+", layer)?;
+    }
+    fsconfig_set_string(&fs, "upperdir", upper)?;
+    fsconfig_set_string(&fs, "workdir", work)?;
+    // The upper layer dies with the container: never sync it.
+    fsconfig_set_flag(&fs, "volatile")?;
+    attach(fs.as_fd(), target)
+}
+
+fn attach(fs: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
+    fsconfig_create(fs)?;
+    let mounted = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    move_mount(mounted, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn mount_space(space: &Space, target: &Path, mode: u32) -> Result<()> {
+    match space {
+        Space::Memory(bytes) => mount_tmpfs(target, *bytes, (bytes / 4096).max(1024), mode),
+        Space::Disk(device) => mount_ext4(device.as_fd(), target)
+            .map_err(|e| Error::host(format!("cannot mount the disk for {}", target.display()), e)),
+    }
+}
+
+fn mount_ext4(device: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // The name that the descriptor was opened by, which is what `mount` will show inside.
+    let source =
+        rustix::fs::readlinkat(rustix::fs::CWD, format!("/proc/self/fd/{}", device.as_raw_fd()), Vec::new())?;
+    fsconfig_set_string(&fs, "source", source)?;
+    // The tables of unused inodes are zero already: they are holes.
+    fsconfig_set_flag(&fs, "noinit_itable")?;
+    attach(fs.as_fd(), target)
+}
+
+fn mount_tmpfs(target: &Path, bytes: u64, inodes: u64, mode: u32) -> Result<()> {
+    let mounted = || -> Result<(), Errno> {
+        let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&fs, "size", bytes.to_string())?;
+        fsconfig_set_string(&fs, "nr_inodes", inodes.to_string())?;
+        fsconfig_set_string(&fs, "mode", format!("{mode:o}"))?;
+        attach(fs.as_fd(), target)
+    };
+    mounted().map_err(|e| Error::host(format!("cannot mount a tmpfs on {}", target.display()), e))
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .mode(0o755)
+        .create(path)
+        .map_err(|e| Error::host(format!("cannot make the directory {}", path.display()), e))
+}
+
+fn copy_ownership(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let copied = || -> io::Result<()> {
+        let meta = fs::symlink_metadata(from)?;
+        std::os::unix::fs::lchown(to, Some(meta.uid()), Some(meta.gid()))?;
+        fs::set_permissions(to, fs::Permissions::from_mode(meta.mode() & 0o7777))
+    };
+    copied().map_err(|e| Error::host("cannot copy the root directory's owner and mode", e))
+}
+
+/// mkfs makes it; nobody expects it in `/tmp`.
+fn remove_lost_and_found(dir: &Path) {
+    let _ = fs::remove_dir(dir.join("lost+found"));
+}

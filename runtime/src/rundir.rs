@@ -1,0 +1,247 @@
+//! The directory of one run below the run directory, and everything that belongs to the run
+//! outside of memory: `RUN_DIR/RUN/{lock,mnt,remove}` and the cgroup `/skiff/RUN`.
+//!
+//! Daemon and keeper hold one lock on it together. When nobody holds it, both are dead, and the
+//! next start removes the run.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+
+use crate::cgroup::{Group, Hierarchy};
+use crate::{Error, ErrorKind, Result};
+
+const LOCK: &str = "lock";
+const MOUNT_POINT: &str = "mnt";
+/// Paths of sockets elsewhere that belong to the run, one per line.
+const SOCKETS: &str = "sockets";
+const MAX_SOCKETS_BYTES: u64 = 1 << 20;
+/// How long killed processes may take to leave.
+const PATIENCE: Duration = Duration::from_secs(10);
+const NAME_ATTEMPTS: usize = 16;
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDir {
+    run: String,
+    dir: PathBuf,
+    hierarchy: Hierarchy,
+}
+
+impl RunDir {
+    /// Makes the directory of a new run, locked, and removes what dead runs left beside it.
+    pub(crate) fn create(run_dir: &Path, hierarchy: &Hierarchy) -> Result<(Self, OwnedFd)> {
+        make_private(run_dir)?;
+        // Held while directories appear and disappear, so that nobody takes a directory that is
+        // just being made for a dead one.
+        let gate = lock_dir(run_dir)?;
+        let dead = dead_runs(run_dir, hierarchy)?;
+        let made = Self::make(run_dir, hierarchy)?;
+        drop(gate);
+        for (run, _lock) in dead {
+            // Not being able to clean up after another run is no reason not to start this one; the
+            // next start tries again.
+            if let Err(error) = run.remove() {
+                tracing::warn!(run = run.run, error = error.chain(), "a dead run could not be removed");
+            }
+        }
+        Ok(made)
+    }
+
+    fn make(run_dir: &Path, hierarchy: &Hierarchy) -> Result<(Self, OwnedFd)> {
+        for _ in 0..NAME_ATTEMPTS {
+            let run = random_name()?;
+            let dir = run_dir.join(&run);
+            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(Error::host(format!("cannot make {}", dir.display()), e)),
+            }
+            let this = Self { run, dir, hierarchy: hierarchy.clone() };
+            let lock = this.open_lock()?;
+            flock(&lock, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|e| Error::host(format!("cannot lock {}", this.dir.display()), e))?;
+            let mount_point = this.mount_point();
+            fs::create_dir(&mount_point)
+                .map_err(|e| Error::host(format!("cannot make {}", mount_point.display()), e))?;
+            return Ok((this, lock));
+        }
+        Err(Error::host(format!("no free name for a run in {}", run_dir.display()), Errno::EXIST))
+    }
+
+    /// The run that another process made.
+    pub(crate) fn adopt(run: String, dir: PathBuf, hierarchy: Hierarchy) -> Self {
+        Self { run, dir, hierarchy }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.run
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// The parent of the cgroups of the run's containers.
+    pub(crate) fn group(&self) -> Group {
+        Group::of_run(self.hierarchy.clone(), &self.run)
+    }
+
+    /// An empty directory that starts mount on, each in its own mount namespace.
+    pub(crate) fn mount_point(&self) -> PathBuf {
+        self.dir.join(MOUNT_POINT)
+    }
+
+    /// Has a socket outside of the directory removed with the run.
+    pub(crate) fn owns_socket(&self, socket: &Path) -> Result<()> {
+        let path = self.dir.join(SOCKETS);
+        let absolute = std::path::absolute(socket)
+            .map_err(|e| Error::host(format!("cannot make {} absolute", socket.display()), e))?;
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "{}", absolute.display()))
+            .map_err(|e| Error::host(format!("cannot write {}", path.display()), e))
+    }
+
+    /// Kills what runs in it and removes all of it. Goes on after a failure; tells the first.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let group = self.group();
+        let mut first = group.kill(PATIENCE).and(group.remove(PATIENCE)).err();
+        Group::remove_parent_if_empty(&self.hierarchy);
+        self.remove_sockets();
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                first = first.or(Some(Error::host(format!("cannot remove {}", self.dir.display()), e)));
+            }
+            _ => {}
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn remove_sockets(&self) {
+        use std::io::Read;
+        let mut text = String::new();
+        let read = fs::File::open(self.dir.join(SOCKETS))
+            .and_then(|file| file.take(MAX_SOCKETS_BYTES).read_to_string(&mut text));
+        if read.is_err() {
+            return;
+        }
+        for socket in text.lines().map(Path::new) {
+            // Another run may have replaced it by its own, live one.
+            let dead = fs::symlink_metadata(socket).is_ok_and(|m| m.file_type().is_socket())
+                && std::os::unix::net::UnixStream::connect(socket).is_err();
+            if dead {
+                let _ = fs::remove_file(socket);
+            }
+        }
+    }
+
+    fn open_lock(&self) -> Result<OwnedFd> {
+        let path = self.dir.join(LOCK);
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| Error::host(format!("cannot open {}", path.display()), e))
+    }
+}
+
+/// Makes a directory with mode 0700, or checks that an existing one is root's own.
+pub(crate) fn make_private(dir: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::host(format!("cannot make the directory {}", dir.display()), e))?;
+    let meta =
+        fs::symlink_metadata(dir).map_err(|e| Error::host(format!("cannot look at {}", dir.display()), e))?;
+    let owner = rustix::process::geteuid().as_raw();
+    if !meta.is_dir() || meta.uid() != owner || meta.mode() & 0o022 != 0 {
+        return Err(Error::new(
+            ErrorKind::Host,
+            format!("{} must be a directory that only its owner (uid {owner}) can write", dir.display()),
+        )
+        .advise(format!("chown {owner} and chmod 700 it, or choose another directory")));
+    }
+    Ok(())
+}
+
+fn lock_dir(dir: &Path) -> Result<OwnedFd> {
+    let failed = |e: Errno| Error::host(format!("cannot lock {}", dir.display()), e);
+    let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed)?;
+    flock(&fd, FlockOperation::LockExclusive).map_err(failed)?;
+    Ok(fd)
+}
+
+/// Runs whose lock nobody holds, with their locks taken.
+fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, OwnedFd)>> {
+    let entries =
+        fs::read_dir(run_dir).map_err(|e| Error::host(format!("cannot read {}", run_dir.display()), e))?;
+    let mut dead = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|n| is_run_name(n)) else { continue };
+        let run = RunDir { run: name.to_owned(), dir: entry.path(), hierarchy: hierarchy.clone() };
+        let Ok(lock) = run.open_lock() else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            dead.push((run, lock));
+        }
+    }
+    Ok(dead)
+}
+
+fn is_run_name(name: &str) -> bool {
+    name.len() == 12 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn random_name() -> Result<String> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::host("cannot get random bytes", e))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_runs_are_removed_and_live_ones_stay() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let run_dir = dir.path().join("run");
+        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
+        let (live, _live_lock) = RunDir::create(&run_dir, &hierarchy).expect("first");
+        let (dead, dead_lock) = RunDir::create(&run_dir, &hierarchy).expect("second");
+        let socket = dir.path().join("x.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).expect("bind"));
+        dead.owns_socket(&socket).expect("noted");
+        drop(dead_lock);
+        let (third, _third_lock) = RunDir::create(&run_dir, &hierarchy).expect("third");
+        assert!(live.path().exists() && third.path().exists());
+        assert!(!dead.path().exists(), "the dead run is gone");
+        assert!(!socket.exists(), "and its socket");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let open = dir.path().join("open");
+        fs::create_dir(&open).expect("mkdir");
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("chmod");
+        let error = make_private(&open).expect_err("refused");
+        assert!(error.to_string().contains("open"), "{error}");
+    }
+}

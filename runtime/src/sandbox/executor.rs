@@ -1,0 +1,166 @@
+//! The last step inside a container: load the filter and become the command. Failures are told
+//! through a pipe that a successful `execve` closes, so the other side knows which it was.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::errno::Errno;
+use oci_spec::runtime::Spec;
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::keeper::protocol::Failure;
+use crate::sys::{load_seccomp_filter, reset_signals};
+use crate::{Error, ErrorKind, Result};
+
+/// Executes the command of a container.
+#[derive(Clone)]
+pub(crate) struct CommandExecutor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    search_path: String,
+    filter: Vec<u8>,
+    report: OwnedFd,
+}
+
+impl CommandExecutor {
+    /// `env` is the whole environment; `report` is closed by a successful execution and carries a
+    /// [`Failure`] else.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when an argument or variable holds a NUL byte.
+    pub(crate) fn new(
+        argv: &[String],
+        env: &[(String, String)],
+        filter: Vec<u8>,
+        report: OwnedFd,
+    ) -> Result<Self> {
+        let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
+        let argv = argv.iter().map(|a| c_string("argument", a)).collect::<Result<_>>()?;
+        let env = env
+            .iter()
+            .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
+            .collect::<Result<_>>()?;
+        Ok(Self { inner: Arc::new(Inner { argv, env, search_path, filter, report }) })
+    }
+}
+
+fn c_string(what: &str, text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        // The value may be a secret: name the variable only.
+        let name = text.split('=').next().unwrap_or_default().replace('\0', "\\0");
+        Error::new(ErrorKind::InvalidArgument, format!("{what} '{name}' holds a NUL byte"))
+    })
+}
+
+impl Executor for CommandExecutor {
+    fn exec(&self, _spec: &Spec) -> std::result::Result<(), ExecutorError> {
+        let error = self.inner.run();
+        let failure = serde_json::to_vec(&Failure::from(&error)).unwrap_or_default();
+        if let Ok(pipe) = self.inner.report.try_clone() {
+            // Nobody else could be told.
+            let _ = File::from(pipe).write_all(&failure);
+        }
+        Err(ExecutorError::Other(error.chain()))
+    }
+
+    /// The execution itself tells what is wrong, exactly.
+    fn validate(&self, _spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// The environment is handed to `execve`.
+    fn setup_envs(&self, _envs: HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Returns only the reason why the command could not be executed.
+    fn run(&self) -> Error {
+        if let Err(e) = self.prepare() {
+            return e;
+        }
+        let Some(command) = self.argv.first() else {
+            return Error::new(ErrorKind::NoCommand, "the start command is empty");
+        };
+        let name = command.to_string_lossy().into_owned();
+        if name.contains('/') {
+            return self.explain(&name, execute(command, &self.argv, &self.env));
+        }
+        let mut denied = None;
+        for dir in self.search_path.split(':').map(|d| if d.is_empty() { "." } else { d }) {
+            let Ok(candidate) = CString::new(format!("{dir}/{name}")) else { continue };
+            match execute(&candidate, &self.argv, &self.env) {
+                Errno::ENOENT | Errno::ENOTDIR => {}
+                Errno::EACCES => denied = Some(format!("{dir}/{name}")),
+                errno => return self.explain(&format!("{dir}/{name}"), errno),
+            }
+        }
+        match denied {
+            Some(path) => self.explain(&path, Errno::EACCES),
+            None => Error::new(
+                ErrorKind::CommandNotFound,
+                format!("the start command '{name}' is not in the image's PATH ({})", self.search_path),
+            )
+            .because(std::io::Error::from(Errno::ENOENT))
+            .advise("check ENTRYPOINT and CMD of the image, or give its absolute path"),
+        }
+    }
+
+    fn prepare(&self) -> Result<()> {
+        // Changing credentials cleared it: a container never outlives its keeper.
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|e| Error::host("cannot tie the container to its keeper", e))?;
+        reset_signals().map_err(|e| Error::host("cannot reset signals", e))?;
+        load_seccomp_filter(&self.filter).map_err(|e| Error::host("cannot load the seccomp filter", e))
+    }
+
+    fn explain(&self, path: &str, errno: Errno) -> Error {
+        let exists = std::path::Path::new(path).exists();
+        let (kind, message, advice) = match errno {
+            Errno::ENOENT | Errno::ENOTDIR if exists => (
+                ErrorKind::CommandNotFound,
+                format!("the start command '{path}' is there, its interpreter or loader is not"),
+                "check the '#!' line, or whether a dynamically linked program's libraries are in the image",
+            ),
+            Errno::ENOENT | Errno::ENOTDIR => (
+                ErrorKind::CommandNotFound,
+                format!("the start command '{path}' does not exist in the image"),
+                "check ENTRYPOINT and CMD of the image, or the overrides",
+            ),
+            Errno::EACCES | Errno::EPERM => (
+                ErrorKind::CommandNotExecutable,
+                format!("the start command '{path}' may not be executed"),
+                "it must be a file with execute permission for the image's user: chmod +x it",
+            ),
+            Errno::ENOEXEC => (
+                ErrorKind::CommandNotExecutable,
+                format!("the start command '{path}' is no program for linux/amd64 and has no '#!' line"),
+                "build the image with --platform linux/amd64; start scripts with '#!/bin/sh'",
+            ),
+            _ => (
+                ErrorKind::CommandNotExecutable,
+                format!("the start command '{path}' cannot be executed"),
+                "",
+            ),
+        };
+        let error = Error::new(kind, message).because(std::io::Error::from(errno));
+        if advice.is_empty() { error } else { error.advise(advice) }
+    }
+}
+
+fn execute(path: &CString, argv: &[CString], env: &[CString]) -> Errno {
+    match nix::unistd::execve(path, argv, env) {
+        Ok(never) => match never {},
+        Err(errno) => errno,
+    }
+}

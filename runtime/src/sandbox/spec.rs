@@ -1,0 +1,278 @@
+//! The runtime specification (OCI runtime-spec 1.x) of a container.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
+    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder,
+    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+
+use super::User;
+use crate::keeper::protocol::Limits;
+
+/// Docker's default capabilities without `CAP_MKNOD`: cgroup v2 device rules are not enforced here,
+/// so a container must not make device nodes at all.
+const CAPABILITIES: [Capability; 13] = [
+    Capability::AuditWrite,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::NetBindService,
+    Capability::NetRaw,
+    Capability::Setfcap,
+    Capability::Setgid,
+    Capability::Setpcap,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+/// As Docker masks.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const CGROUP_DIR: &str = "/sys/fs/cgroup";
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What a specification is made of.
+pub(crate) struct SpecInput<'a> {
+    pub(crate) rootfs: &'a Path,
+    pub(crate) read_only: bool,
+    pub(crate) hostname: &'a str,
+    pub(crate) argv: &'a [String],
+    pub(crate) env: &'a [(String, String)],
+    pub(crate) working_dir: &'a str,
+    pub(crate) user: &'a User,
+    pub(crate) limits: Limits,
+    pub(crate) swap_limit: bool,
+    pub(crate) cgroup: PathBuf,
+    /// The container's group in each version 1 hierarchy; none on version 2.
+    pub(crate) cgroup_v1: Vec<PathBuf>,
+    pub(crate) network_namespace: PathBuf,
+    pub(crate) tmp: &'a Path,
+    /// Files of `/etc`: name and where it is.
+    pub(crate) etc: &'a [(&'a str, PathBuf)],
+}
+
+/// Builds the specification.
+pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces(&input.network_namespace)?)
+        .cgroups_path(&input.cgroup)
+        .resources(resources(input)?)
+        .masked_paths(MASKED.map(str::to_owned).to_vec())
+        .readonly_paths(read_only_paths(input))
+        .rootfs_propagation("private")
+        .build()?;
+    SpecBuilder::default()
+        .version("1.0.2")
+        .root(RootBuilder::default().path(input.rootfs).readonly(input.read_only).build()?)
+        .hostname(input.hostname)
+        .process(process(input)?)
+        .mounts(mounts(input)?)
+        .linux(linux)
+        .build()
+}
+
+fn read_only_paths(input: &SpecInput<'_>) -> Vec<String> {
+    let mut paths = READ_ONLY.map(str::to_owned).to_vec();
+    if !input.cgroup_v1.is_empty() {
+        // The tmpfs that holds the mounts of version 1; what is mounted below is read-only already.
+        paths.push(CGROUP_DIR.to_owned());
+    }
+    paths
+}
+
+fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
+    let user = UserBuilder::default()
+        .uid(input.user.uid)
+        .gid(input.user.gid)
+        .additional_gids(input.user.groups.clone())
+        .umask(0o022u32)
+        .build()?;
+    // The environment itself never comes near a file: the executor holds it. HOME and PATH are
+    // here because libcontainer looks for them.
+    let env: Vec<_> = input
+        .env
+        .iter()
+        .filter(|(k, _)| k == "HOME" || k == "PATH")
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    let mut process = ProcessBuilder::default()
+        .terminal(false)
+        .user(user)
+        .args(input.argv.to_vec())
+        .env(env)
+        .cwd(input.working_dir)
+        .no_new_privileges(true)
+        .capabilities(capabilities(input.user)?);
+    if input.limits.nofile > 0 {
+        let limit = PosixRlimitBuilder::default()
+            .typ(PosixRlimitType::RlimitNofile)
+            .soft(input.limits.nofile)
+            .hard(input.limits.nofile)
+            .build()?;
+        process = process.rlimits(vec![limit]);
+    } else {
+        process = process.rlimits(Vec::new());
+    }
+    process.build()
+}
+
+/// Nothing inheritable or ambient (CVE-2022-29162); nothing at all in effect for other users than
+/// root, who could gain them only by a set-user-ID program, which no-new-privileges forbids.
+fn capabilities(user: &User) -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
+    let bounding: HashSet<_> = CAPABILITIES.into();
+    let held = if user.uid == 0 { bounding.clone() } else { HashSet::new() };
+    LinuxCapabilitiesBuilder::default()
+        .bounding(bounding)
+        .effective(held.clone())
+        .permitted(held)
+        .inheritable(HashSet::new())
+        .ambient(HashSet::new())
+        .build()
+}
+
+fn namespaces(network: &Path) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
+    let mut all =
+        vec![LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(network).build()?];
+    for typ in [
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Cgroup,
+    ] {
+        all.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
+    }
+    Ok(all)
+}
+
+fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
+    let limits = input.limits;
+    let mut resources = LinuxResourcesBuilder::default().devices(devices()?);
+    if limits.memory_bytes > 0 {
+        let bytes = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
+        let mut memory = LinuxMemoryBuilder::default().limit(bytes);
+        if input.swap_limit {
+            memory = memory.swap(bytes);
+        }
+        resources = resources.memory(memory.build()?);
+    }
+    if limits.cpu_millis > 0 {
+        let quota = i64::from(limits.cpu_millis) * CPU_PERIOD_US.cast_signed() / 1000;
+        resources = resources.cpu(LinuxCpuBuilder::default().period(CPU_PERIOD_US).quota(quota).build()?);
+    }
+    if limits.pids > 0 {
+        resources = resources.pids(LinuxPidsBuilder::default().limit(i64::from(limits.pids)).build()?);
+    }
+    resources.build()
+}
+
+/// Deny all, then what `/dev` of any container has (enforced on cgroup v1).
+fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let rule = |allow: bool, typ, major: Option<i64>, minor: Option<i64>, access: &str| {
+        let mut rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
+        if let Some(major) = major {
+            rule = rule.major(major);
+        }
+        if let Some(minor) = minor {
+            rule = rule.minor(minor);
+        }
+        rule.build()
+    };
+    let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")?];
+    // null, zero, full, tty, random, urandom, ptmx, pts
+    for (major, minor) in [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (5, Some(0)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(2)),
+        (136, None),
+    ] {
+        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rw")?);
+    }
+    Ok(rules)
+}
+
+fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
+    let mut all = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        bind("/tmp", input.tmp)?,
+    ];
+    all.extend(cgroup_mounts(&input.cgroup_v1)?);
+    for (name, file) in input.etc {
+        all.push(bind(&format!("/etc/{name}"), file)?);
+    }
+    Ok(all)
+}
+
+/// Version 2 is mounted by libcontainer. Version 1 is bound here, because libcontainer mounts it
+/// writable whatever the options say (CVE-2022-0492).
+fn cgroup_mounts(v1: &[PathBuf]) -> Result<Vec<Mount>, OciSpecError> {
+    if v1.is_empty() {
+        return Ok(vec![mount(
+            CGROUP_DIR,
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        )?]);
+    }
+    let mut all =
+        vec![mount(CGROUP_DIR, "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=4k"])?];
+    for group in v1 {
+        // `/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` is seen as `/sys/fs/cgroup/memory`.
+        let Some(name) = group.ancestors().nth(3).and_then(Path::file_name) else { continue };
+        let options: Vec<String> = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
+        let destination = Path::new(CGROUP_DIR).join(name);
+        all.push(
+            MountBuilder::default()
+                .destination(destination)
+                .typ("bind")
+                .source(group)
+                .options(options)
+                .build()?,
+        );
+    }
+    Ok(all)
+}
+
+fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
+    let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+    MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
+}
+
+fn bind(destination: &str, source: &Path) -> Result<Mount, OciSpecError> {
+    let options: Vec<String> = ["bind", "nosuid", "nodev"].map(str::to_owned).to_vec();
+    MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()
+}

@@ -1,0 +1,307 @@
+//! What a caller asks of a container, and its reconciliation with the image.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::image::ImageConfig;
+use crate::keeper::protocol::{Limits, SpaceKind, StartRequest};
+use crate::network::DEFAULT_ADDRESS;
+use crate::{Error, ErrorKind, Result};
+
+/// Longest name of a container.
+const MAX_ID: usize = 64;
+/// The kernel's limit of one argument or variable (`MAX_ARG_STRLEN`: 32 pages).
+const MAX_STRING: usize = 128 << 10;
+/// The kernel's usual limit of all arguments and variables together.
+const MAX_STRINGS: usize = 2 << 20;
+/// Longest host name (`HOST_NAME_MAX`).
+const MAX_HOSTNAME: usize = 64;
+/// Until when a container must have executed its command, unless told.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What holds the bytes that a container writes to its root filesystem and to `/tmp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Writable {
+    /// A sparse ext4 file on a loop device; costs disk.
+    #[default]
+    Loop,
+    /// A tmpfs; costs memory, which is charged to the container.
+    Tmpfs,
+}
+
+/// One container to start. Everything not given is the image's.
+#[derive(Clone, Default)]
+pub struct ContainerSpec {
+    /// Unique name on this node: 1 to 64 of `[a-zA-Z0-9._-]`, starting with a letter or digit.
+    pub id: String,
+    /// Host name inside.
+    pub hostname: String,
+    /// Replaces the image's entrypoint. When given, the image's cmd is not used (as Docker and
+    /// Kubernetes do).
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's cmd.
+    pub cmd: Option<Vec<String>>,
+    /// Added to the image's environment; wins over it.
+    pub env: Vec<(String, String)>,
+    /// Replaces the image's user: `name|uid[:group|gid]`.
+    pub user: Option<String>,
+    /// Replaces the image's working directory; absolute.
+    pub working_dir: Option<String>,
+    /// Memory limit in bytes, swap off; 0 is no limit.
+    pub memory_bytes: u64,
+    /// CPU limit in thousandths of a core; 0 is no limit.
+    pub cpu_millis: u32,
+    /// Limit of processes and threads; 0 is no limit.
+    pub pids: u32,
+    /// RLIMIT_NOFILE, soft and hard; 0 keeps the host's.
+    pub nofile: u64,
+    /// What holds written bytes.
+    pub writable: Writable,
+    /// Cap of the writable layer in bytes.
+    pub writable_bytes: u64,
+    /// Cap of `/tmp` in bytes.
+    pub tmp_bytes: u64,
+    /// Mounts the root filesystem read-only (`/tmp` stays writable).
+    pub read_only: bool,
+    /// The container's own address, by which the host reaches it. A server bound to 127.0.0.1 is
+    /// not reached, as in the clouds.
+    pub address: Option<Ipv4Addr>,
+    /// The container must have executed its command within this time; zero is 30 s.
+    pub deadline: Duration,
+}
+
+impl std::fmt::Debug for ContainerSpec {
+    /// Names of variables only: values may be secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("ContainerSpec").field("id", &self.id).field("env", &names).finish_non_exhaustive()
+    }
+}
+
+impl ContainerSpec {
+    pub(crate) fn deadline(&self) -> Duration {
+        if self.deadline.is_zero() { DEFAULT_DEADLINE } else { self.deadline }
+    }
+
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address.unwrap_or(DEFAULT_ADDRESS)
+    }
+
+    /// The request to the keeper: this, completed by the image.
+    pub(crate) fn request(&self, image: &ImageConfig, layers: &[std::path::PathBuf]) -> Result<StartRequest> {
+        check_id(&self.id)?;
+        check_hostname(&self.hostname)?;
+        let argv = self.argv(image)?;
+        let env = self.environment(image);
+        check_strings(&argv, &env)?;
+        let space = |bytes| match self.writable {
+            Writable::Loop => SpaceKind::Disk,
+            Writable::Tmpfs => SpaceKind::Memory(bytes),
+        };
+        Ok(StartRequest {
+            id: self.id.clone(),
+            hostname: self.hostname.clone(),
+            layers: layers.to_vec(),
+            writable: if self.read_only { SpaceKind::None } else { space(self.writable_bytes) },
+            tmp: space(self.tmp_bytes),
+            read_only: self.read_only,
+            argv,
+            env,
+            user: self.user.clone().unwrap_or_else(|| image.user.clone()),
+            working_dir: absolute(self.working_dir.as_deref().unwrap_or(&image.working_dir)),
+            limits: Limits {
+                memory_bytes: self.memory_bytes,
+                cpu_millis: self.cpu_millis,
+                pids: self.pids,
+                nofile: reachable_nofile(self.nofile),
+            },
+            address: self.address(),
+            resolv_conf: resolv_conf(),
+        })
+    }
+
+    /// Entrypoint and cmd by the rules of Docker and Kubernetes: a given entrypoint drops the
+    /// image's cmd.
+    fn argv(&self, image: &ImageConfig) -> Result<Vec<String>> {
+        let image_cmd = if self.entrypoint.is_some() { &[][..] } else { &image.cmd };
+        let entrypoint = self.entrypoint.as_ref().unwrap_or(&image.entrypoint);
+        let cmd = self.cmd.as_deref().unwrap_or(image_cmd);
+        let argv: Vec<String> = entrypoint.iter().chain(cmd).cloned().collect();
+        match argv.first() {
+            Some(command) if !command.is_empty() => Ok(argv),
+            Some(_) => Err(Error::new(ErrorKind::NoCommand, "the start command is an empty string")
+                .advise("set ENTRYPOINT or CMD in the image, or give a command")),
+            None => Err(Error::new(
+                ErrorKind::NoCommand,
+                "the image has neither ENTRYPOINT nor CMD, and no command was given",
+            )
+            .advise("set ENTRYPOINT or CMD in the image, or give a command")),
+        }
+    }
+
+    /// The image's variables, replaced and completed by the given ones; each name once.
+    fn environment(&self, image: &ImageConfig) -> Vec<(String, String)> {
+        let mut all: Vec<(String, String)> = Vec::new();
+        let from_image = image
+            .env
+            .iter()
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
+        for (name, value) in from_image.chain(self.env.iter().cloned()) {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => all.push((name, value)),
+            }
+        }
+        all
+    }
+}
+
+fn check_id(id: &str) -> Result<()> {
+    let first = id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if first && rest && id.len() <= MAX_ID {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("'{}' is no name for a container", id.escape_default()),
+    )
+    .advise("use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"))
+}
+
+fn check_hostname(name: &str) -> Result<()> {
+    let allowed = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if !name.is_empty() && allowed && name.len() <= MAX_HOSTNAME {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, format!("'{}' is no host name", name.escape_default()))
+        .advise("use 1 to 64 letters, digits, '.' and '-'"))
+}
+
+fn check_strings(argv: &[String], env: &[(String, String)]) -> Result<()> {
+    let over = |what: String, limit: usize| {
+        Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("{what} is over the kernel's limit of {limit} bytes"),
+        ))
+    };
+    let mut total = 0;
+    for argument in argv {
+        total += argument.len() + 1;
+        if argument.len() >= MAX_STRING {
+            return over(format!("an argument of {} bytes", argument.len()), MAX_STRING);
+        }
+    }
+    for (name, value) in env {
+        let len = name.len() + value.len() + 2;
+        total += len;
+        if len > MAX_STRING {
+            return over(format!("the environment variable '{name}' of {len} bytes"), MAX_STRING);
+        }
+    }
+    if total > MAX_STRINGS {
+        return over(format!("the sum of arguments and environment, {total} bytes,"), MAX_STRINGS);
+    }
+    Ok(())
+}
+
+/// The limit of descriptors that this process may give: without CAP_SYS_RESOURCE not more than its
+/// own hard limit. A container with fewer is better than none.
+fn reachable_nofile(wanted: u64) -> u64 {
+    let may_raise =
+        caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false);
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    match own {
+        Some(own) if !may_raise && wanted > own => {
+            tracing::warn!(
+                wanted,
+                given = own,
+                "the limit of open files is lowered: CAP_SYS_RESOURCE is missing"
+            );
+            own
+        }
+        _ => wanted,
+    }
+}
+
+fn absolute(dir: &str) -> String {
+    if dir.starts_with('/') { dir.to_owned() } else { format!("/{dir}") }
+}
+
+/// The host's resolvers, without those that only the host itself reaches.
+fn resolv_conf() -> String {
+    use std::io::Read;
+    const MAX_BYTES: u64 = 64 << 10;
+    let mut text = String::new();
+    let read =
+        std::fs::File::open("/etc/resolv.conf").and_then(|f| f.take(MAX_BYTES).read_to_string(&mut text));
+    if read.is_err() {
+        return String::new();
+    }
+    let local = |line: &&str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some("nameserver")
+            && words.next().is_some_and(|a| a.starts_with("127.") || a == "::1")
+    };
+    text.lines().filter(|line| !local(line)).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/bin/app".into()],
+            cmd: vec!["serve".into()],
+            env: vec!["A=1".into(), "B=2=3".into(), "broken".into()],
+            ..ImageConfig::default()
+        }
+    }
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec { id: "c-1".into(), hostname: "c-1".into(), ..ContainerSpec::default() }
+    }
+
+    #[test]
+    fn entrypoint_and_cmd_follow_docker() {
+        let words = |e: Option<&[&str]>, c: Option<&[&str]>| {
+            let own = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+            let spec = ContainerSpec { entrypoint: e.map(own), cmd: c.map(own), ..spec() };
+            spec.request(&image(), &[]).map(|r| r.argv.join(" "))
+        };
+        assert_eq!(words(None, None).expect("image's"), "/bin/app serve");
+        assert_eq!(words(None, Some(&["x", "y"])).expect("cmd"), "/bin/app x y");
+        assert_eq!(words(Some(&["sh"]), None).expect("entrypoint"), "sh");
+        assert_eq!(words(Some(&["sh"]), Some(&["-c"])).expect("both"), "sh -c");
+        assert_eq!(words(Some(&[]), None).expect_err("none").kind(), ErrorKind::NoCommand);
+        assert_eq!(words(Some(&[""]), None).expect_err("empty").kind(), ErrorKind::NoCommand);
+    }
+
+    #[test]
+    fn environment_is_merged_by_name() {
+        let spec = ContainerSpec { env: vec![("A".into(), "9".into()), ("C".into(), "4".into())], ..spec() };
+        let request = spec.request(&image(), &[]).expect("valid");
+        let pairs: Vec<_> = request.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(pairs, ["A=9", "B=2=3", "C=4"]);
+    }
+
+    #[test]
+    fn names_and_sizes_out_of_bounds_are_refused() {
+        for id in ["", "-a", "a/b", "..", "a b", &"x".repeat(65), "ü"] {
+            let error = ContainerSpec { id: id.into(), ..spec() }.request(&image(), &[]).err().expect(id);
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+        let long = ContainerSpec { env: vec![("BIG".into(), "x".repeat(MAX_STRING))], ..spec() };
+        let error = long.request(&image(), &[]).err().expect("too long");
+        assert!(error.to_string().contains("'BIG'"), "{error}");
+    }
+
+    #[test]
+    fn debug_shows_no_values_of_variables() {
+        let spec = ContainerSpec { env: vec![("KEY".into(), "hunter2".into())], ..spec() };
+        assert!(!format!("{spec:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,101 @@
+//! Processes: fork, signals, seccomp.
+
+use std::io;
+
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use rustix::process::Pid;
+
+/// Which side of a fork this is.
+pub(crate) enum ForkResult {
+    /// The parent, with the child's process id.
+    Parent(Pid),
+    /// The child.
+    Child,
+}
+
+/// Forks this process, which must have one thread.
+///
+/// # Errors
+/// As `fork(2)`; `EBUSY` when the process has more than one thread.
+pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
+    if thread_count()? != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: with one thread, no lock can be held by another thread at the time of the fork, so
+    // the child may allocate and run any code.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Child => Ok(ForkResult::Child),
+        nix::unistd::ForkResult::Parent { child } => Pid::from_raw(child.as_raw())
+            .map(ForkResult::Parent)
+            .ok_or_else(|| io::Error::other("fork returned pid 0")),
+    }
+}
+
+fn thread_count() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Ends the process at once: no destructors, no `atexit` handlers. For a forked child, whose
+/// copies of its parent's objects are not its own to tear down.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` takes any integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Gives every signal its default action and unblocks all: what a program expects at its start.
+/// (Rust ignores SIGPIPE, and the keeper blocks SIGCHLD; both would be inherited through `execve`.)
+pub(crate) fn reset_signals() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator() {
+        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            continue;
+        }
+        // SAFETY: the default action installs no handler, so no code can run in signal context.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// Loads a compiled classic BPF program as seccomp filter of this process. `no_new_privs` must be
+/// set. `program` is an array of `struct sock_filter` as bytes, as libseccomp exports it.
+pub(crate) fn load_seccomp_filter(program: &[u8]) -> io::Result<()> {
+    const INSTRUCTION: usize = size_of::<libc::sock_filter>();
+    const SECCOMP_SET_MODE_FILTER: libc::c_long = 1;
+    if program.is_empty() || !program.len().is_multiple_of(INSTRUCTION) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let filter: Vec<libc::sock_filter> = program
+        .chunks_exact(INSTRUCTION)
+        .map(|b| libc::sock_filter {
+            code: u16::from_ne_bytes([b[0], b[1]]),
+            jt: b[2],
+            jf: b[3],
+            k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let fprog = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: `fprog` points to `len` instructions that live until after the call; the kernel
+    // copies and verifies them and writes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const fprog) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from 3 on that is not in `keep`. For a forked child, which must not
+/// hold what belongs to its parent and never touches those objects again.
+pub(crate) fn close_all_except(keep: &[i32]) -> io::Result<()> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        open.extend(name.to_str().and_then(|n| n.parse::<i32>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
+        // SAFETY: the caller gave up every owner of these descriptors: it ends by `exit_now`,
+        // without running their destructors. One that is closed already (the directory that was
+        // just read) only answers EBADF.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! The arguments as they are written.
+
+mod function;
+mod help;
+mod source;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+pub(crate) use function::FunctionArgs;
+pub(crate) use source::SourceArgs;
+
+use super::values::{EventSource, Listen};
+
+/// Runs custom-container functions on this host as Alibaba FC and Tencent SCF run them.
+#[derive(Debug, Parser)]
+#[command(name = "skiff", version, after_help = help::SKIFF, after_long_help = help::SKIFF_LONG)]
+#[command(max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// The arguments of this process. A variable that is empty is not set.
+    ///
+    /// # Errors
+    /// Help and version, and what cannot be parsed.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let mut matches = without_empty(Self::command()).try_get_matches()?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// Takes the variables that are empty from the options that they stand for.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&str>) } else { arg })
+        .mut_subcommands(without_empty)
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a function from an image and serve invocations, or answer one event.
+    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
+    Run(Box<RunArgs>),
+    /// Bring an image into the store and exit.
+    #[command(after_help = help::PULL, after_long_help = help::PULL_LONG)]
+    Pull(PullArgs),
+    /// Tell what this host has and lacks of what Skiff needs.
+    #[command(after_help = help::DOCTOR, after_long_help = help::DOCTOR_LONG)]
+    Doctor,
+    /// Write a completion script for a shell to the standard output.
+    #[command(after_help = help::COMPLETIONS)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages of all commands into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory; made if missing.
+        dir: PathBuf,
+    },
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where images are kept.
+    #[arg(long, global = true, value_name = "DIR", env = "SKIFF_STATE_DIR", hide_env_values = true)]
+    #[arg(default_value = "/var/lib/skiff")]
+    pub(crate) state_dir: PathBuf,
+    /// Where sockets and locks of what runs are kept.
+    #[arg(long, global = true, value_name = "DIR", env = "SKIFF_RUN_DIR", hide_env_values = true)]
+    #[arg(default_value = "/run/skiff")]
+    pub(crate) run_dir: PathBuf,
+    /// The skiff-keeper program [default: beside skiff, then in PATH].
+    #[arg(long, global = true, value_name = "PATH", env = "SKIFF_KEEPER", hide_env_values = true)]
+    pub(crate) keeper: Option<PathBuf>,
+    /// How much Skiff tells of its own work on the standard error.
+    #[arg(long, global = true, value_name = "LEVEL", env = "SKIFF_LOG_LEVEL", hide_env_values = true)]
+    #[arg(value_enum, default_value_t = LogLevel::Warn)]
+    pub(crate) log_level: LogLevel,
+    /// Text for people, or JSON lines for programs.
+    #[arg(long, global = true, value_name = "FORMAT", env = "SKIFF_OUTPUT", hide_env_values = true)]
+    #[arg(value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+    /// No progress and no timeline; results, errors and the function's own output only.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Colours; `auto` is on a terminal, unless NO_COLOR is set.
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = Color::Auto)]
+    pub(crate) color: Color,
+}
+
+/// Options of `skiff run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+    #[command(flatten)]
+    pub(crate) function: FunctionArgs,
+    /// Serve on this Unix socket instead of one below the run directory.
+    #[arg(long, value_name = "PATH", help_heading = "Invocation")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Serve on a TCP address too: IP:PORT, or PORT on 127.0.0.1.
+    #[arg(long, value_name = "ADDR", help_heading = "Invocation")]
+    pub(crate) listen: Option<Listen>,
+    /// Answer this one event and exit: a text, - for the standard input, or @FILE.
+    #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) event: Option<EventSource>,
+    /// Arguments that replace the image's cmd.
+    #[arg(last = true, value_name = "ARGS", help_heading = None)]
+    pub(crate) args: Vec<String>,
+}
+
+/// Options of `skiff pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
+/// The form of what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+impl Output {
+    /// The value that asks for JSON.
+    pub(crate) const JSON: &'static str = "json";
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("skiff").chain(args.split_whitespace()))
+    }
+
+    fn run(args: &str) -> RunArgs {
+        match parse(&format!("run {args}")).expect("arguments").command {
+            Command::Run(args) => *args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_tells_of_exit_codes() {
+        for name in ["run", "pull", "doctor"] {
+            let mut command = Cli::command();
+            let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
+            assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{name}");
+        }
+    }
+
+    #[test]
+    fn global_options_go_before_or_after_the_command() {
+        for args in ["--output json doctor", "doctor --output json", "doctor --output=json"] {
+            assert_eq!(parse(args).map(|cli| cli.global.output).ok(), Some(Output::Json), "{args}");
+        }
+    }
+
+    #[test]
+    fn words_after_two_dashes_are_arguments() {
+        let args = run("image --platform scf -- --event -x y");
+        assert_eq!(args.args, ["--event", "-x", "y"]);
+        assert_eq!(args.event, None);
+        assert_eq!(args.function.platform.name(), "scf");
+    }
+
+    #[test]
+    fn fc_is_the_platform_unless_told() {
+        if std::env::var_os("SKIFF_PLATFORM").is_none() {
+            assert_eq!(run("image").function.platform.name(), "fc");
+        }
+    }
+
+    #[test]
+    fn an_event_may_start_with_a_dash() {
+        assert_eq!(run("image --event -").event, Some(EventSource::Stdin));
+        assert_eq!(run("image --event -1").event, Some(EventSource::Text("-1".into())));
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_refused() {
+        for args in [
+            "run",
+            "run image --event x --socket /s",
+            "run image --event x --listen 80",
+            "run image --command x -- y",
+            "run image --platform aws",
+            "run image --memory 512",
+            "run image --port 0",
+            "run image --pids 0",
+            "run image extra",
+            "pull image --memory 512MiB",
+            "doctor image",
+            "--output yaml doctor",
+            "",
+        ] {
+            assert!(parse(args).is_err_and(|e| e.exit_code() == 2), "{args}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_size_says_what_is_wrong() {
+        let error = parse("run image --memory 512").expect_err("no unit").to_string();
+        assert!(error.contains("invalid value '512' for '--memory <SIZE>': the unit is missing"), "{error}");
+    }
+}

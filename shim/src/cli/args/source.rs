@@ -1,0 +1,115 @@
+//! Where the image comes from, and with which credentials.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use skiff::{CredentialSources, PullOptions, Source};
+
+use crate::cli::failure::Failure;
+
+/// User name for the registry.
+const USERNAME: &str = "SKIFF_REGISTRY_USERNAME";
+
+/// Password or token for the registry.
+const PASSWORD: &str = "SKIFF_REGISTRY_PASSWORD";
+
+/// The image and the way to it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Image")]
+pub(crate) struct SourceArgs {
+    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE.
+    #[arg(help_heading = None)]
+    pub(crate) image: String,
+    /// Talk to the registry over HTTP instead of HTTPS.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// Trust these certificate authorities too (a PEM file; may be given again).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Vec<PathBuf>,
+    /// A JSON file with username, password and, if they expire, expiry.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) credentials_file: Option<PathBuf>,
+}
+
+impl SourceArgs {
+    /// Where the image comes from.
+    pub(crate) fn source(&self) -> Result<Source, Failure> {
+        self.image.parse::<Source>().map_err(|error| skiff::Error::from(error).into())
+    }
+
+    /// How it is pulled. User name and password come from the environment alone: arguments can be
+    /// seen by every user of the host.
+    pub(crate) fn pull_options(
+        &self,
+        lookup: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<PullOptions, Failure> {
+        let credentials = CredentialSources {
+            file: self.credentials_file.clone(),
+            pair: credentials_pair(lookup)?,
+            docker_config: true,
+        };
+        let (plain_http, ca_files) = (self.plain_http, self.ca_file.clone());
+        Ok(PullOptions { plain_http, ca_files, credentials, ..PullOptions::default() })
+    }
+}
+
+/// User name and password, when both are set. An empty variable is not set.
+fn credentials_pair(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Option<(String, String)>, Failure> {
+    let username = variable(&lookup, USERNAME)?;
+    let password = variable(&lookup, PASSWORD)?;
+    match (username, password) {
+        (Some(username), Some(password)) => Ok(Some((username, password))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(half(USERNAME, PASSWORD)),
+        (None, Some(_)) => Err(half(PASSWORD, USERNAME)),
+    }
+}
+
+/// The text of a variable that is set and not empty; its value is never part of an error.
+pub(super) fn variable(
+    lookup: impl Fn(&str) -> Option<OsString>,
+    name: &str,
+) -> Result<Option<String>, Failure> {
+    let Some(value) = lookup(name).filter(|value| !value.is_empty()) else { return Ok(None) };
+    value.into_string().map(Some).map_err(|_| Failure::usage(format!("the value of {name} is not UTF-8")))
+}
+
+fn half(set: &str, missing: &str) -> Failure {
+    Failure::usage(format!("{set} is set, but {missing} is not"))
+        .advise(format!("set {missing} too, or unset {set}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn pair(username: Option<&str>, password: Option<&str>) -> Result<Option<(String, String)>, Failure> {
+        credentials_pair(|name| if name == USERNAME { username } else { password }.map(OsString::from))
+    }
+
+    #[test]
+    fn both_halves_are_a_pair_and_none_is_none() {
+        assert_eq!(pair(Some("u"), Some("p")).ok(), Some(Some(("u".into(), "p".into()))));
+        assert_eq!(pair(None, None).ok(), Some(None));
+        assert_eq!(pair(Some(""), Some("")).ok(), Some(None));
+    }
+
+    #[test]
+    fn half_a_pair_names_the_missing_half_and_no_value() {
+        let failure = pair(None, Some("hunter2")).expect_err("half");
+        assert_eq!(failure.message, "SKIFF_REGISTRY_PASSWORD is set, but SKIFF_REGISTRY_USERNAME is not");
+        assert_eq!(failure.exit, 2);
+        assert!(!format!("{failure:?}").contains("hunter2"));
+        let failure = pair(Some("bob"), Some("")).expect_err("half");
+        assert_eq!(failure.message, "SKIFF_REGISTRY_USERNAME is set, but SKIFF_REGISTRY_PASSWORD is not");
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_is_refused() {
+        let lookup = |_: &str| Some(OsString::from_vec(vec![0xff]));
+        assert!(credentials_pair(lookup).is_err_and(|f| f.message.contains("is not UTF-8")));
+    }
+}

@@ -1,0 +1,140 @@
+//! `skiff run`: from an image to answered invocations, and to nothing left behind.
+
+mod event;
+mod serve;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skiff::{FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
+
+use super::{absolute, require_root, variable};
+use crate::cli::args::{Global, RunArgs};
+use crate::cli::console::{Console, Logs, Progress, timeline};
+use crate::cli::failure::Failure;
+use crate::cli::interrupt::Interrupts;
+use serve::Listeners;
+
+/// All that the arguments say, read and checked before anything is done.
+struct Plan {
+    source: Source,
+    options: PullOptions,
+    config: Arc<FunctionConfig>,
+    /// The event to answer; `None` serves.
+    event: Option<Bytes>,
+}
+
+/// What every step of a run needs.
+struct Run<'a> {
+    args: &'a RunArgs,
+    console: Console,
+    interrupts: Interrupts,
+    runtime: Arc<Runtime>,
+}
+
+/// Runs the function as the arguments say. However it ends, the runtime is shut down.
+pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let plan = Plan::new(args)?;
+    let options = RuntimeOptions {
+        state_dir: absolute(&global.state_dir)?,
+        run_dir: absolute(&global.run_dir)?,
+        keeper: global.keeper.as_deref().map(absolute).transpose()?,
+    };
+    let interrupts = Interrupts::install()?;
+    let runtime = interrupts.or(Runtime::open(options)).await?.map_err(skiff::Error::from)?;
+    let run = Run { args, console, interrupts, runtime };
+    let result = Box::pin(run.to_the_end(plan)).await;
+    let cleaned = run.runtime.shutdown().await.map_err(|e| Failure::from(skiff::Error::from(e)));
+    match (result, cleaned) {
+        (Err(failure), Err(left)) => {
+            // Two failures: the first is the one that is told last and decides.
+            console.fail(&left);
+            Err(failure)
+        }
+        (Err(failure), Ok(())) => Err(failure),
+        (Ok(_), Err(left)) => Err(left),
+        (Ok(code), Ok(())) => Ok(code),
+    }
+}
+
+impl Plan {
+    fn new(args: &RunArgs) -> Result<Self, Failure> {
+        let source = args.source.source()?;
+        let options = args.source.pull_options(variable)?;
+        let config = args.function.resolve(&args.source.image, &args.args, variable)?;
+        let limit = config.platform.limits().event_bytes;
+        let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
+        Ok(Self { source, options, config: Arc::new(config), event })
+    }
+
+    fn kind(&self) -> InvocationKind {
+        if self.event.is_some() { InvocationKind::Event } else { InvocationKind::Http }
+    }
+}
+
+impl Run<'_> {
+    async fn to_the_end(&self, mut plan: Plan) -> Result<ExitCode, Failure> {
+        // Before the pull: an address in use is told at once.
+        let listeners = match plan.event {
+            Some(_) => None,
+            None => Some(Listeners::open(self.args, &self.runtime).await?),
+        };
+        let image = self.pull(&mut plan).await?;
+        let instance = self.start(&plan, &image).await?;
+        let result = match (&plan.event, listeners) {
+            (Some(event), _) => self.answer(&instance, event.clone()).await,
+            (None, Some(listeners)) => self.serve(&instance, listeners).await,
+            (None, None) => Ok(ExitCode::SUCCESS),
+        };
+        self.stop(&instance, result).await
+    }
+
+    async fn pull(&self, plan: &mut Plan) -> Result<Image, Failure> {
+        let progress = Progress::new(self.console);
+        plan.options.observer = Some(progress.observer());
+        let pulled = self.interrupts.or(self.runtime.store().pull(&plan.source, &plan.options)).await?;
+        pulled.map_err(|error| {
+            let error = Instance::pull_failed(&plan.config, error);
+            Failure::of_start(&error, plan.config.platform.name(), plan.kind())
+        })
+    }
+
+    async fn start(&self, plan: &Plan, image: &Image) -> Result<Arc<Instance>, Failure> {
+        let logs = Arc::new(Logs(self.console));
+        let start = Box::pin(Instance::start(&self.runtime, image, &plan.config, logs));
+        let instance = self
+            .interrupts
+            .or(start)
+            .await?
+            .map_err(|error| Failure::of_start(&error, plan.config.platform.name(), plan.kind()))?;
+        let line = instance.timeline();
+        self.console.note(
+            "timeline",
+            || timeline(&line),
+            || {
+                let mut fields = serde_json::to_value(line).unwrap_or_default();
+                fields["instance"] = instance.id().into();
+                fields
+            },
+        );
+        Ok(Arc::new(instance))
+    }
+
+    /// Stops the instance with its grace, or at once when a second signal comes: the runtime's
+    /// shutdown kills what still runs. The run's own failure goes before one to stop.
+    async fn stop(
+        &self,
+        instance: &Instance,
+        result: Result<ExitCode, Failure>,
+    ) -> Result<ExitCode, Failure> {
+        let stopped = tokio::select! {
+            stopped = instance.stop() => stopped.map(drop),
+            _ = self.interrupts.second() => Ok(()),
+        };
+        let code = result?;
+        stopped?;
+        Ok(code)
+    }
+}

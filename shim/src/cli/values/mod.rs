@@ -1,0 +1,37 @@
+//! What option values mean: sizes, times, environment variables, events, names.
+
+mod command;
+mod cpus;
+pub(crate) mod env;
+mod event;
+mod listen;
+pub(crate) mod name;
+mod size;
+mod time;
+
+use std::fmt;
+
+pub(crate) use command::Words;
+pub(crate) use cpus::Cpus;
+pub(crate) use event::EventSource;
+pub(crate) use listen::Listen;
+pub(crate) use size::{DiskSize, Memory};
+pub(crate) use time::Time;
+
+/// A value that cannot be taken, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Invalid(String);
+
+impl Invalid {
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}

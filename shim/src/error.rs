@@ -1,0 +1,237 @@
+//! The one error type of this crate: an error of the runtime, or a kind of its own.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use skiff_runtime::Fault;
+
+use crate::platform::{InvocationKind, Platform, PlatformAnswer, StartFailure};
+
+/// Result of a fallible operation of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type Cause = Box<dyn StdError + Send + Sync + 'static>;
+
+/// What failed, why, whose fault it is and what to do about it.
+///
+/// Callers decide by [`ErrorKind`]; people read the message, the causes (`source()`) and the advice.
+/// It never holds a secret.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    advice: Option<Cow<'static, str>>,
+    cause: Option<Cause>,
+    faults: Vec<String>,
+    start: Option<FailedStart>,
+}
+
+/// A start that failed, with all that the platform needs to word its answer.
+struct FailedStart {
+    platform: &'static dyn Platform,
+    failure: StartFailure,
+}
+
+/// What sort of thing failed. New kinds may be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A function configuration that breaks rules of its platform; [`Error::faults`] lists them all.
+    InvalidFunction,
+    /// An instance did not come up; [`Error::answer`] is what the platform tells its caller.
+    StartFailed,
+    /// A socket path or TCP port that is in use.
+    AddressInUse,
+    /// A socket path or address that cannot be listened on.
+    Listen,
+    /// An error of the runtime.
+    Runtime(skiff_runtime::ErrorKind),
+}
+
+impl ErrorKind {
+    /// Who has to act.
+    #[must_use]
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::InvalidFunction | Self::AddressInUse | Self::Listen => Fault::Caller,
+            Self::StartFailed => Fault::Image,
+            Self::Runtime(kind) => kind.fault(),
+        }
+    }
+
+    /// Whether the same call may succeed later without anything being changed.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        match self {
+            Self::AddressInUse => true,
+            Self::InvalidFunction | Self::StartFailed | Self::Listen => false,
+            Self::Runtime(kind) => kind.is_retryable(),
+        }
+    }
+
+    /// A stable name for machines, in snake case.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidFunction => "invalid_function",
+            Self::StartFailed => "start_failed",
+            Self::AddressInUse => "address_in_use",
+            Self::Listen => "listen_failed",
+            Self::Runtime(kind) => kind.as_str(),
+        }
+    }
+
+    /// How a program that fails with it should exit.
+    #[must_use]
+    pub fn exit_code(self) -> ExitCode {
+        use skiff_runtime::ErrorKind as R;
+        match self {
+            Self::InvalidFunction
+            | Self::Runtime(R::InvalidReference | R::InvalidArgument | R::InvalidCredentials) => {
+                ExitCode::Usage
+            }
+            _ => ExitCode::Platform,
+        }
+    }
+}
+
+/// Exit codes of a program that runs a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// The function answered and reported success.
+    Success = 0,
+    /// The function answered and reported an error, or ended while it served.
+    FunctionError = 1,
+    /// The caller asked for something that cannot be.
+    Usage = 2,
+    /// Pull, start or host failed, or the function's time was up.
+    Platform = 3,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            advice: None,
+            cause: None,
+            faults: Vec::new(),
+            start: None,
+        }))
+    }
+
+    pub(crate) fn advise(mut self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.0.advice = Some(advice.into());
+        self
+    }
+
+    pub(crate) fn because(mut self, cause: impl Into<Cause>) -> Self {
+        self.0.cause = Some(cause.into());
+        self
+    }
+
+    pub(crate) fn with_faults(mut self, faults: Vec<String>) -> Self {
+        self.0.faults = faults;
+        self
+    }
+
+    pub(crate) fn with_start(mut self, platform: &'static dyn Platform, failure: StartFailure) -> Self {
+        self.0.start = Some(FailedStart { platform, failure });
+        self
+    }
+
+    /// What sort of thing failed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Who has to act.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        self.0.kind.fault()
+    }
+
+    /// Whether the same call may succeed later without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.0.kind.is_retryable()
+    }
+
+    /// What to do about it, where there is something to say.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.0.advice.as_deref()
+    }
+
+    /// All faults of a function configuration, one text each; empty for other kinds.
+    #[must_use]
+    pub fn faults(&self) -> &[String] {
+        &self.0.faults
+    }
+
+    /// How a program that fails with this should exit.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        self.0.kind.exit_code()
+    }
+
+    /// What the platform tells the caller of the invocation for which the instance was started;
+    /// `None` when this is not a failed start.
+    #[must_use]
+    pub fn answer(&self, kind: InvocationKind) -> Option<PlatformAnswer> {
+        self.0.start.as_ref().map(|start| start.platform.start_failure(&start.failure, kind))
+    }
+
+    /// The message and all its causes on one line, for logs and single-line outputs.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            let cause_text = cause.to_string();
+            if !text.ends_with(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            next = cause.source();
+        }
+        text
+    }
+}
+
+/// Keeps the runtime's kind, message, advice and causes.
+impl From<skiff_runtime::Error> for Error {
+    fn from(error: skiff_runtime::Error) -> Self {
+        let mut wrapped = Self::new(ErrorKind::Runtime(error.kind()), error.to_string());
+        wrapped.0.advice = error.advice().map(|advice| Cow::Owned(advice.to_owned()));
+        wrapped.0.cause = Some(Box::new(error));
+        wrapped
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.0.kind, self.chain())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        let cause = self.0.cause.as_deref()?;
+        // A wrapped runtime error says the same as this one: its causes are ours.
+        match cause.downcast_ref::<skiff_runtime::Error>() {
+            Some(error) if self.0.kind == ErrorKind::Runtime(error.kind()) => error.source(),
+            _ => Some(cause),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A function: what to run, under which platform, within which limits.
+
+mod secret;
+mod validate;
+
+use std::time::Duration;
+
+pub use secret::{Credentials, Secret};
+use skiff_runtime::Writable;
+
+use crate::Result;
+use crate::platform::Platform;
+
+/// Size of the writable layer and of `/tmp` unless told otherwise: both platforms' 512 MB.
+pub const DEFAULT_DISK_BYTES: u64 = 512 * 1024 * 1024;
+
+/// How long a stopping instance may take after SIGTERM before it is killed. Neither platform
+/// documents a grace in web-server mode, and a server that is process 1 without a handler never
+/// sees the signal, so the default is short.
+pub const DEFAULT_STOP_GRACE: Duration = Duration::from_millis(300);
+
+/// A function as its owner configures it. [`FunctionConfig::new`] fills in the platform's defaults;
+/// [`FunctionConfig::validate`] reports all faults together.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FunctionConfig {
+    /// Its name.
+    pub name: String,
+    /// Whose contract it runs under.
+    pub platform: &'static dyn Platform,
+    /// Replaces the image's entrypoint; the image's cmd is not used then.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's cmd.
+    pub cmd: Option<Vec<String>>,
+    /// The user's own environment variables.
+    pub env: Vec<(String, String)>,
+    /// Replaces the image's user: `name|uid[:group|gid]`.
+    pub user: Option<String>,
+    /// Replaces the image's working directory; absolute.
+    pub working_dir: Option<String>,
+    /// The port where its server listens; the platform's (9000) when `None`.
+    pub port: Option<u16>,
+    /// Memory limit in MiB (the platforms write MB and count 1024 × 1024).
+    pub memory_mib: u32,
+    /// CPU limit in thousandths of a core; 0 is no limit, the default.
+    pub cpu_millis: u32,
+    /// Limit of processes and threads; the platform's (1024) when `None`.
+    pub pids: Option<u32>,
+    /// What holds the bytes it writes.
+    pub writable: Writable,
+    /// Cap of the writable layer in bytes.
+    pub writable_bytes: u64,
+    /// Cap of `/tmp` in bytes.
+    pub tmp_bytes: u64,
+    /// Mounts its root filesystem read-only; `/tmp` stays writable.
+    pub read_only: bool,
+    /// How long one invocation may take; whole seconds are what the platforms know.
+    pub timeout: Duration,
+    /// How long it may take until its server listens; the platform's (fc 120 s, scf 30 s) when `None`.
+    pub start_deadline: Option<Duration>,
+    /// How long a stop may take after SIGTERM before the kill.
+    pub stop_grace: Duration,
+    /// Region name, as the function sees it.
+    pub region: String,
+    /// The owner's account: fc account id (UID), scf UIN.
+    pub account_id: String,
+    /// The owner's application id: scf APPID; not used by fc.
+    pub app_id: String,
+    /// What the function belongs to: scf namespace, fc 2.0 service; not used by fc 3.0.
+    pub namespace: String,
+    /// Requested version or alias: fc qualifier (`LATEST`), scf version (`$LATEST`).
+    pub version: String,
+    /// The handler name that fc shows and a container has no use for.
+    pub handler: String,
+    /// Temporary credentials of the function's role; `None` when it has no role.
+    pub credentials: Option<Credentials>,
+}
+
+impl FunctionConfig {
+    /// A function with the platform's defaults.
+    #[must_use]
+    pub fn new(name: impl Into<String>, platform: &'static dyn Platform) -> Self {
+        let defaults = platform.defaults();
+        Self {
+            name: name.into(),
+            platform,
+            entrypoint: None,
+            cmd: None,
+            env: Vec::new(),
+            user: None,
+            working_dir: None,
+            port: None,
+            memory_mib: defaults.memory_mib,
+            cpu_millis: 0,
+            pids: None,
+            writable: Writable::default(),
+            writable_bytes: DEFAULT_DISK_BYTES,
+            tmp_bytes: DEFAULT_DISK_BYTES,
+            read_only: false,
+            timeout: defaults.timeout,
+            start_deadline: None,
+            stop_grace: DEFAULT_STOP_GRACE,
+            region: defaults.region.to_owned(),
+            account_id: defaults.account_id.to_owned(),
+            app_id: defaults.app_id.to_owned(),
+            namespace: defaults.namespace.to_owned(),
+            version: defaults.version.to_owned(),
+            handler: defaults.handler.to_owned(),
+            credentials: None,
+        }
+    }
+
+    /// The port where its server listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(self.platform.defaults().port)
+    }
+
+    /// How long it may take until its server listens.
+    #[must_use]
+    pub fn start_deadline(&self) -> Duration {
+        self.start_deadline.unwrap_or(self.platform.defaults().start_deadline)
+    }
+
+    /// Checks it against its platform's rules.
+    ///
+    /// # Errors
+    /// `InvalidFunction` with every fault found.
+    pub fn validate(&self) -> Result<()> {
+        validate::validate(self)
+    }
+}

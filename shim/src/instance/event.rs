@@ -1,0 +1,118 @@
+//! The platform's event call.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::timeout_at;
+
+use super::invocation::Invocation;
+use super::shared::Shared;
+use super::{EventOutcome, EventResult};
+use crate::platform::{InvocationFailure, InvocationKind};
+use crate::proxy::body;
+
+/// Invokes the instance; every failure is an outcome.
+pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes) -> EventOutcome {
+    let path = shared.config.platform.event_path();
+    let mut invocation = Invocation::begin(shared, InvocationKind::Event, path, None);
+    let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
+    match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
+        Ok((status, headers, answer)) => answered(&mut invocation, status, &headers, answer),
+        Err(failure) => failed(&mut invocation, &failure),
+    }
+}
+
+async fn exchange(
+    invocation: &Invocation,
+    event: Bytes,
+) -> Result<(StatusCode, HeaderMap, Bytes), InvocationFailure> {
+    let shared = &invocation.shared;
+    let limits = shared.config.platform.limits();
+    if event.len() > limits.event_bytes {
+        let text = format!("payload size exceeds maximum allowed size ({} bytes)", limits.event_bytes);
+        return Err(InvocationFailure::RequestTooLarge(text));
+    }
+    let response = match shared.pool.send(request(invocation, event)).await {
+        Ok(response) => response,
+        Err(error) => return Err(shared.explain(error).await),
+    };
+    read(shared, response, limits.answer_bytes).await
+}
+
+fn request(invocation: &Invocation, event: Bytes) -> Request<body::Body> {
+    let shared = &invocation.shared;
+    let platform = shared.config.platform;
+    let mut request = Request::new(body::full(event));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static(platform.event_path());
+    let headers = request.headers_mut();
+    let address = shared.guest.address(shared.config.port()).to_string();
+    headers.insert(HOST, HeaderValue::from_str(&address).unwrap_or(HeaderValue::from_static("localhost")));
+    platform.event_headers(headers);
+    platform.prepare_request(&invocation.context(), headers);
+    request
+}
+
+async fn read(
+    shared: &Shared,
+    response: Response<Incoming>,
+    limit: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), InvocationFailure> {
+    let (parts, body) = response.into_parts();
+    match Limited::new(body, limit).collect().await {
+        Ok(answer) => Ok((parts.status, parts.headers, answer.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(InvocationFailure::AnswerTooLarge(limit)),
+        Err(error) => match error.downcast::<hyper::Error>() {
+            Ok(error) => Err(shared.explain((*error).into()).await),
+            Err(error) => Err(InvocationFailure::BadResponse(error.to_string())),
+        },
+    }
+}
+
+fn answered(
+    invocation: &mut Invocation,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> EventOutcome {
+    let platform = invocation.shared.config.platform;
+    let verdict = platform.event_verdict(&invocation.context(), status, headers);
+    let duration = invocation.elapsed();
+    invocation.succeed(Some(&body), verdict.error.as_deref());
+    EventOutcome {
+        request_id: invocation.context().request_id.to_owned(),
+        result: verdict.error.map_or(EventResult::Success, EventResult::FunctionError),
+        status: verdict.status,
+        headers: verdict.headers,
+        body,
+        duration,
+    }
+}
+
+fn failed(invocation: &mut Invocation, failure: &InvocationFailure) -> EventOutcome {
+    let duration = invocation.elapsed();
+    let answer = invocation.fail(failure);
+    let of_function = matches!(
+        failure,
+        InvocationFailure::ProcessExited(_)
+            | InvocationFailure::OutOfMemory
+            | InvocationFailure::ConnectionBroken(_)
+            | InvocationFailure::BadResponse(_)
+    );
+    EventOutcome {
+        request_id: invocation.context().request_id.to_owned(),
+        result: if of_function {
+            EventResult::FunctionError(answer.message)
+        } else {
+            EventResult::PlatformError(answer.message)
+        },
+        status: answer.status,
+        headers: answer.headers,
+        body: answer.body,
+        duration,
+    }
+}

@@ -1,0 +1,50 @@
+//! The container as an instance needs it; a seam, so that everything above can be tested against
+//! real servers without a container.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use skiff_runtime::{Container, Exit, Stats};
+use tokio::net::TcpStream;
+
+/// A running container. Dropping it kills it.
+pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
+    /// As [`Container::address`].
+    fn address(&self, port: u16) -> SocketAddr;
+    /// As [`Container::connect`].
+    fn connect(&self, port: u16) -> BoxFuture<'_, io::Result<TcpStream>>;
+    /// As [`Container::wait`].
+    fn wait(&self) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
+    /// As [`Container::stop`].
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
+    /// As [`Container::stats`].
+    fn stats(&self) -> Stats;
+}
+
+impl Guest for Container {
+    fn address(&self, port: u16) -> SocketAddr {
+        Self::address(self, port)
+    }
+
+    fn connect(&self, port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Self::connect(self, port).boxed()
+    }
+
+    fn wait(&self) -> BoxFuture<'_, skiff_runtime::Result<Exit>> {
+        Self::wait(self).boxed()
+    }
+
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>> {
+        Self::stop(self, grace).boxed()
+    }
+
+    fn stats(&self) -> Stats {
+        Self::stats(self)
+    }
+}
+
+/// What is said of a container whose keeper died: the kernel has killed it.
+pub(crate) const KILLED: Exit = Exit { code: None, signal: Some(9), oom_killed: false };

@@ -1,0 +1,263 @@
+//! A container's output, line by line: stream → [`split`] → [`queue`] → [`LogSink`].
+//!
+//! Nothing here grows with what a container writes or with how slow a sink is: lines are split at
+//! the platform's limit, the queue is bounded, and a sink that stands still for a second loses lines
+//! (counted, and told in a platform line) instead of stopping the container.
+
+mod queue;
+mod split;
+mod tail;
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use self::queue::{Member, Queue};
+use self::split::Splitter;
+use self::tail::Tail;
+use crate::platform::TailLine;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Where a log line comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogStream {
+    /// The container's standard output.
+    Stdout,
+    /// The container's standard error.
+    Stderr,
+    /// The platform: `FC Invoke Start …`, `START RequestId:…` and the like.
+    Platform,
+}
+
+impl LogStream {
+    /// A stable name for machines.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Platform => "platform",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct LogLine {
+    /// The instance's id.
+    pub instance_id: Arc<str>,
+    /// Where it comes from.
+    pub stream: LogStream,
+    /// When it was read.
+    pub time: SystemTime,
+    /// The line without its line feed, as it was written; not necessarily UTF-8.
+    pub bytes: Bytes,
+}
+
+impl LogLine {
+    /// The line as text; what is not UTF-8 becomes U+FFFD. Control characters are kept: a sink that
+    /// writes to a terminal must escape them.
+    #[must_use]
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
+}
+
+/// Takes the log lines of instances.
+///
+/// Lines come in order, one at a time per instance, on a thread that may block. A sink that is too
+/// slow does not stop the container: lines over the queue's bound are dropped and counted, and a
+/// platform line says how many.
+pub trait LogSink: Send + Sync + 'static {
+    /// Takes one line.
+    fn line(&self, line: &LogLine);
+}
+
+impl<F: Fn(&LogLine) + Send + Sync + 'static> LogSink for F {
+    fn line(&self, line: &LogLine) {
+        self(line);
+    }
+}
+
+/// The logs of one instance. What is queued when it is dropped is passed on still.
+pub(crate) struct Logs {
+    instance_id: Arc<str>,
+    line_bytes: usize,
+    queue: Arc<Queue>,
+    tail: Arc<Mutex<Tail>>,
+    /// Keeps the queue open.
+    _member: Member,
+}
+
+impl Logs {
+    /// Starts to pass lines on to `sink`. Must be called in a tokio runtime.
+    pub(crate) fn new(instance_id: Arc<str>, line_bytes: usize, sink: Arc<dyn LogSink>) -> Self {
+        let queue = Arc::new(Queue::default());
+        let member = Queue::join(&queue);
+        tokio::spawn(queue::pump(Arc::clone(&queue), Arc::clone(&instance_id), sink));
+        Self { instance_id, line_bytes, queue, tail: Arc::default(), _member: member }
+    }
+
+    /// Reads a stream of the container until it ends.
+    pub(crate) fn follow(&self, stream: LogStream, mut output: impl AsyncRead + Send + Unpin + 'static) {
+        let member = Queue::join(&self.queue);
+        let mut splitter = Splitter::new(self.line_bytes);
+        let tail = Arc::clone(&self.tail);
+        let instance_id = Arc::clone(&self.instance_id);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; READ_BYTES];
+            loop {
+                // A broken pipe is the end of the output as well.
+                let count = output.read(&mut buffer).await.unwrap_or(0);
+                let lines = if count == 0 { splitter.finish() } else { splitter.push(&buffer[..count]) };
+                for bytes in lines {
+                    let time = SystemTime::now();
+                    locked(&tail).push(TailLine { time, bytes: bytes.clone() });
+                    let line = LogLine { instance_id: Arc::clone(&instance_id), stream, time, bytes };
+                    member.push(line).await;
+                }
+                if count == 0 {
+                    break;
+                }
+            }
+        });
+    }
+
+    /// Adds lines of the platform.
+    pub(crate) fn platform(&self, lines: Vec<String>) {
+        for line in lines {
+            self.queue.push_now(LogLine {
+                instance_id: Arc::clone(&self.instance_id),
+                stream: LogStream::Platform,
+                time: SystemTime::now(),
+                bytes: line.into(),
+            });
+        }
+    }
+
+    /// The last lines of the container's output.
+    pub(crate) fn tail(&self) -> Vec<TailLine> {
+        locked(&self.tail).lines()
+    }
+
+    /// Waits until the output has ended and every line has been passed on, for `limit` at most.
+    pub(crate) async fn drained(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.queue.drained(1)).await;
+    }
+}
+
+/// The data behind a lock; nothing here panics while it holds one.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    type Lines = Arc<Mutex<Vec<(LogStream, String)>>>;
+
+    fn collecting() -> (Arc<dyn LogSink>, Lines) {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&lines);
+        let sink = move |line: &LogLine| locked(&kept).push((line.stream, line.text().into_owned()));
+        (Arc::new(sink), lines)
+    }
+
+    #[tokio::test]
+    async fn lines_of_both_streams_and_the_platform_arrive() {
+        let (sink, lines) = collecting();
+        let logs = Logs::new("i".into(), 64, sink);
+        let (mut out, out_end) = tokio::io::duplex(64);
+        let (mut err, err_end) = tokio::io::duplex(64);
+        logs.follow(LogStream::Stdout, out_end);
+        logs.follow(LogStream::Stderr, err_end);
+        logs.platform(vec!["START".to_owned()]);
+        out.write_all(b"one\ntwo").await.expect("written");
+        err.write_all(b"\xff\n").await.expect("written");
+        drop((out, err));
+        logs.drained(SOON).await;
+        let lines = locked(&lines).clone();
+        let of = |stream| -> Vec<&str> {
+            lines.iter().filter(|(s, _)| *s == stream).map(|(_, text)| text.as_str()).collect()
+        };
+        assert_eq!(of(LogStream::Stdout), ["one", "two"]);
+        assert_eq!(of(LogStream::Stderr), ["\u{fffd}"]);
+        assert_eq!(of(LogStream::Platform), ["START"]);
+        assert_eq!(logs.tail().len(), 3, "the platform's lines are not the container's");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_sink_that_stands_still_does_not_stop_the_container() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let (sink, lines) = collecting();
+        let blocking = move |line: &LogLine| {
+            let _ = locked(&gate).recv();
+            sink.line(line);
+        };
+        let logs = Logs::new("i".into(), 1024, Arc::new(blocking));
+        let (mut out, out_end) = tokio::io::duplex(1024);
+        logs.follow(LogStream::Stdout, out_end);
+        let line = format!("{}\n", "x".repeat(999));
+        let writes = async {
+            for _ in 0..3 * queue::MAX_BYTES / 1000 {
+                out.write_all(line.as_bytes()).await.expect("written");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), writes).await.expect("not blocked for good");
+        drop(out);
+        drop(release);
+        logs.drained(SOON).await;
+        let lines = locked(&lines);
+        assert!(lines.len() * 1000 < 2 * queue::MAX_BYTES, "{} lines kept", lines.len());
+        let told: Vec<&String> =
+            lines.iter().filter(|(s, _)| *s == LogStream::Platform).map(|(_, t)| t).collect();
+        assert!(told.iter().any(|text| text.contains("dropped")), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_slow_sink_loses_nothing() {
+        let (sink, lines) = collecting();
+        let slow = move |line: &LogLine| {
+            std::thread::sleep(Duration::from_micros(200));
+            sink.line(line);
+        };
+        let logs = Logs::new("i".into(), 8192, Arc::new(slow));
+        let (mut out, out_end) = tokio::io::duplex(1024 * 1024);
+        logs.follow(LogStream::Stdout, out_end);
+        let line = format!("{}\n", "x".repeat(4999));
+        for _ in 0..1000 {
+            out.write_all(line.as_bytes()).await.expect("written");
+        }
+        drop(out);
+        logs.drained(SOON).await;
+        assert_eq!(locked(&lines).len(), 1000);
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_panics_does_not_end_the_logs() {
+        let (sink, lines) = collecting();
+        let moody = move |line: &LogLine| {
+            assert!(line.text() != "bad", "as the test wants it");
+            sink.line(line);
+        };
+        let logs = Logs::new("i".into(), 64, Arc::new(moody));
+        logs.platform(vec!["bad".to_owned()]);
+        logs.drained(SOON).await;
+        logs.platform(vec!["good".to_owned()]);
+        logs.drained(SOON).await;
+        assert_eq!(locked(&lines).len(), 1);
+    }
+}

@@ -1,0 +1,206 @@
+//! An instance: one running container of a function.
+//!
+//! ```text
+//!              server listens             stop
+//!   Starting ───────────────▶ Ready ─────────────▶ Stopping
+//!      │                        │                     │
+//!      │ exit, deadline         │ exit                │ exit
+//!      ▼                        ▼                     ▼
+//!    Failed                   Ended ◀─────────────────┘
+//! ```
+
+mod event;
+pub(crate) mod guest;
+pub(crate) mod invocation;
+mod logs;
+mod readiness;
+pub(crate) mod shared;
+mod start;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+pub use logs::{LogLine, LogSink, LogStream};
+use shared::Shared;
+use skiff_runtime::{Exit, Runtime, Stats};
+pub use timeline::Timeline;
+use tokio::task::JoinHandle;
+
+use crate::{Error, FunctionConfig, Image, Result};
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The container starts, or runs and does not listen yet.
+    Starting,
+    /// Its server listens; it takes invocations.
+    Ready,
+    /// It has been told to stop.
+    Stopping,
+    /// It has ended after it had been ready.
+    Ended(Exit),
+    /// It never became ready.
+    Failed,
+}
+
+/// How an event call went.
+#[derive(Clone, Debug)]
+pub struct EventOutcome {
+    /// The request's id.
+    pub request_id: String,
+    /// How it went.
+    pub result: EventResult,
+    /// The status that the caller of the platform's invoke call sees.
+    pub status: StatusCode,
+    /// The headers that the caller sees.
+    pub headers: HeaderMap,
+    /// The function's answer, or the platform's error body.
+    pub body: Bytes,
+    /// From the call to the answer's last byte.
+    pub duration: Duration,
+}
+
+/// Who says what about an event call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventResult {
+    /// The function answered and reported success.
+    Success,
+    /// The function answered and reported an error, or ended while it served; the text.
+    FunctionError(String),
+    /// The platform could not get an answer (time limit, broken connection, size limit); the text.
+    PlatformError(String),
+}
+
+impl EventOutcome {
+    /// How a program that made only this call should exit.
+    #[must_use]
+    pub fn exit_code(&self) -> crate::ExitCode {
+        match self.result {
+            EventResult::Success => crate::ExitCode::Success,
+            EventResult::FunctionError(_) => crate::ExitCode::FunctionError,
+            EventResult::PlatformError(_) => crate::ExitCode::Platform,
+        }
+    }
+}
+
+/// How long a stop waits for the last lines to be passed on.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// One running container of a function. Dropping it kills the container.
+pub struct Instance {
+    pub(crate) shared: Arc<Shared>,
+    driver: JoinHandle<()>,
+}
+
+impl Instance {
+    /// Starts a container of `image` for the function and waits until its server listens. What it
+    /// writes to stdout and stderr, and the platform's log lines, go to `logs`.
+    ///
+    /// # Errors
+    /// `InvalidFunction`; `StartFailed` when the server does not come up; `Runtime` for what the
+    /// image, the host or the keeper does not allow. [`Error::answer`] is what the platform tells
+    /// its caller.
+    pub async fn start(
+        runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+    ) -> Result<Self> {
+        // Boxed: the future of a whole start is large.
+        Box::pin(start::start(runtime, image, config, logs)).await
+    }
+
+    /// The error for an image that could not be pulled, with the platform's answer to the caller.
+    #[must_use]
+    pub fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+        start::pull_failed(config, error)
+    }
+
+    /// Its id, which is its host name too.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// Its function.
+    #[must_use]
+    pub fn config(&self) -> &Arc<FunctionConfig> {
+        &self.shared.config
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn state(&self) -> State {
+        *self.shared.state.borrow()
+    }
+
+    /// How long each step of its start took, the pull of its image included.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.shared.timeline
+    }
+
+    /// What it uses now, or what it used last.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.guest.stats()
+    }
+
+    /// Waits until it has ended, by itself or by [`Instance::stop`]. Cancel safe.
+    pub async fn wait(&self) -> State {
+        let mut state = self.shared.state.subscribe();
+        let ended = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+        // The sender lives as long as `self`.
+        ended.map_or(State::Ended(guest::KILLED), |state| *state)
+    }
+
+    /// Invokes it as the platform's event call does. Never fails: every failure is an answer.
+    pub async fn invoke_event(&self, event: Bytes) -> EventOutcome {
+        Box::pin(event::invoke(&self.shared, event)).await
+    }
+
+    /// Stops it (SIGTERM, the function's grace, kill) and waits until its output has been passed
+    /// on, for 2 s at most. May be called again; every call returns when it has ended.
+    ///
+    /// # Errors
+    /// `Runtime(KeeperLost)`.
+    pub async fn stop(&self) -> Result<State> {
+        self.shared.enter(State::Stopping);
+        let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
+        self.shared.enter(State::Ended(*stopped.as_ref().unwrap_or(&guest::KILLED)));
+        self.shared.logs.drained(LAST_LINES).await;
+        stopped?;
+        Ok(self.state())
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance")
+            .field("id", &self.shared.id)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Invocations that still run hold the container: it is killed under them.
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.driver.abort();
+        if matches!(self.state(), State::Ended(_)) {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let guest = Arc::clone(&self.shared.guest);
+            runtime.spawn(async move { guest.stop(Duration::ZERO).await });
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What an instance's invocations share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::guest::{Guest, KILLED};
+use super::logs::Logs;
+use super::{State, Timeline};
+use crate::FunctionConfig;
+use crate::platform::InvocationFailure;
+use crate::proxy::pool::{Pool, SendError};
+
+/// How long the news of a container's end may lag behind the break of its connections.
+const EXIT_NEWS: Duration = Duration::from_millis(300);
+
+pub(crate) struct Shared {
+    pub(crate) id: Arc<str>,
+    pub(crate) config: Arc<FunctionConfig>,
+    pub(crate) guest: Arc<dyn Guest>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) logs: Logs,
+    pub(super) state: watch::Sender<State>,
+    pub(super) timeline: Timeline,
+    /// No invocation has come yet.
+    pub(super) cold: AtomicBool,
+}
+
+impl Shared {
+    /// The timeline, for the first that asks: its invocation is the cold start's.
+    pub(super) fn cold_start(&self) -> Option<&Timeline> {
+        self.cold.swap(false, Ordering::Relaxed).then_some(&self.timeline)
+    }
+
+    /// Highest memory use so far in bytes.
+    pub(super) fn memory_peak_bytes(&self) -> u64 {
+        self.guest.stats().memory_peak_bytes
+    }
+
+    /// Why a request got no answer: the container's end explains a broken connection.
+    pub(crate) async fn explain(&self, error: SendError) -> InvocationFailure {
+        let reason = match error {
+            SendError::Invalid(error) => return InvocationFailure::BadResponse(error.to_string()),
+            SendError::Broken(error) => error.to_string(),
+            SendError::Connect(error) => error.to_string(),
+        };
+        match tokio::time::timeout(EXIT_NEWS, self.guest.wait()).await {
+            Ok(Ok(exit)) if exit.oom_killed => InvocationFailure::OutOfMemory,
+            Ok(exit) => InvocationFailure::ProcessExited(exit.ok()),
+            Err(_) => InvocationFailure::ConnectionBroken(reason),
+        }
+    }
+
+    /// Enters a state unless it has ended already.
+    pub(super) fn enter(&self, next: State) {
+        self.state.send_if_modified(|state| {
+            let changes = !matches!(state, State::Ended(_)) && *state != next;
+            if changes {
+                *state = next;
+            }
+            changes
+        });
+    }
+}
+
+/// Waits for the container's end; the only one that turns it into a state, besides a stop.
+pub(super) async fn drive(guest: Arc<dyn Guest>, state: watch::Sender<State>) {
+    let exit = guest.wait().await.unwrap_or(KILLED);
+    state.send_if_modified(|state| {
+        let changes = !matches!(state, State::Ended(_));
+        *state = State::Ended(exit);
+        changes
+    });
+}

@@ -1,0 +1,210 @@
+//! From a configuration to a server that listens.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use skiff_runtime::{ContainerSpec, Exit, Runtime};
+use tokio::io::AsyncRead;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::guest::Guest;
+use super::logs::{LogSink, LogStream, Logs};
+use super::readiness::{NotReady, first_connection};
+use super::shared::{Shared, drive};
+use super::{Instance, State, Timeline};
+use crate::platform::{StartCause, StartFailure};
+use crate::proxy::pool::Pool;
+use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
+
+/// How long the last output of a container that failed may take to arrive.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// A container that is to become an instance.
+pub(super) struct Launch {
+    pub(super) id: Arc<str>,
+    pub(super) config: Arc<FunctionConfig>,
+    /// The start command with its arguments, for error texts.
+    pub(super) command: Vec<String>,
+    pub(super) started: Instant,
+}
+
+/// Starts the container, then waits for its server.
+pub(super) async fn start(
+    runtime: &Runtime,
+    image: &Image,
+    config: &Arc<FunctionConfig>,
+    sink: Arc<dyn LogSink>,
+) -> Result<Instance> {
+    config.validate()?;
+    let id: Arc<str> = config.platform.new_instance_id().into();
+    let launch =
+        Launch { command: command(config, image), config: Arc::clone(config), started: Instant::now(), id };
+    let container = match runtime.start(image, spec(config, &launch.id)).await {
+        Ok(container) => container,
+        Err(error) => {
+            let cause = cause(&error, &launch.command);
+            return Err(
+                Error::from(error).with_start(config.platform, launch.failure(cause, Vec::new(), None))
+            );
+        }
+    };
+    let timeline = Timeline::new(&image.timings, &container.timings());
+    let output = container.take_output();
+    launch.bring_up(Arc::new(container), output, timeline, sink).await
+}
+
+impl Launch {
+    /// Follows the output and waits for the server.
+    pub(super) async fn bring_up<R: AsyncRead + Send + Unpin + 'static>(
+        self,
+        guest: Arc<dyn Guest>,
+        output: Option<(R, R)>,
+        mut timeline: Timeline,
+        sink: Arc<dyn LogSink>,
+    ) -> Result<Instance> {
+        let config = Arc::clone(&self.config);
+        let logs = Logs::new(Arc::clone(&self.id), config.platform.limits().log_line_bytes, sink);
+        if let Some((stdout, stderr)) = output {
+            logs.follow(LogStream::Stdout, stdout);
+            logs.follow(LogStream::Stderr, stderr);
+        }
+        let begun = Instant::now();
+        let deadline = self.started + config.start_deadline();
+        let stream = match first_connection(&*guest, config.port(), deadline).await {
+            Ok(stream) => stream,
+            Err(reason) => return Err(self.give_up(&*guest, &logs, reason).await),
+        };
+        timeline.listen = begun.elapsed();
+        let pool = Pool::new(Arc::clone(&guest), config.port());
+        pool.keep(stream).await;
+        let state = watch::Sender::new(State::Ready);
+        let driver = tokio::spawn(drive(Arc::clone(&guest), state.clone()));
+        let id = self.id;
+        let shared = Shared { id, config, guest, pool, logs, state, timeline, cold: AtomicBool::new(true) };
+        Ok(Instance { shared: Arc::new(shared), driver })
+    }
+
+    /// Kills what is left and words the error.
+    async fn give_up(&self, guest: &dyn Guest, logs: &Logs, reason: NotReady) -> Error {
+        // The error at hand is the one to tell; the runtime cleans up what it could not kill here.
+        let _ = guest.stop(Duration::ZERO).await;
+        logs.drained(LAST_OUTPUT).await;
+        let port = self.config.port();
+        let (error, cause) = match reason {
+            NotReady::Deadline(last) => (self.not_listening(&last), StartCause::NotListening(last)),
+            NotReady::Exited(exit) => (self.exited(exit), StartCause::Exited(exit)),
+        };
+        let failure = self.failure(cause, logs.tail(), Some(guest.address(port)));
+        error.with_start(self.config.platform, failure)
+    }
+
+    fn not_listening(&self, last: &str) -> Error {
+        let port = self.config.port();
+        let message = format!(
+            "the server of instance {} did not listen on port {port} within {:?} (last try: {last})",
+            self.id,
+            self.config.start_deadline()
+        );
+        Error::new(ErrorKind::StartFailed, message).advise(format!(
+            "let it listen on 0.0.0.0:{port} (a server on 127.0.0.1 is not reached), name its port, \
+             or give it more time to start"
+        ))
+    }
+
+    fn exited(&self, exit: Exit) -> Error {
+        let how = match (exit.code, exit.signal) {
+            (Some(code), _) => format!("exited with code {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        let port = self.config.port();
+        let message = format!("the command of instance {} {how} before it listened on port {port}", self.id);
+        let error = Error::new(ErrorKind::StartFailed, message);
+        if exit.oom_killed {
+            return error.advise(format!("give it more than {} MiB of memory", self.config.memory_mib));
+        }
+        error.advise("see what it wrote last; the command must stay in the foreground and serve HTTP")
+    }
+
+    fn failure(
+        &self,
+        cause: StartCause,
+        logs: Vec<crate::platform::TailLine>,
+        address: Option<std::net::SocketAddr>,
+    ) -> StartFailure {
+        StartFailure {
+            request_id: self.config.platform.new_request_id(),
+            cause,
+            command: self.command.clone(),
+            address,
+            port: self.config.port(),
+            deadline: self.config.start_deadline(),
+            elapsed: self.started.elapsed(),
+            logs,
+        }
+    }
+}
+
+/// The error for an image that could not be pulled.
+pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+    let failure = StartFailure {
+        request_id: config.platform.new_request_id(),
+        cause: StartCause::PullFailed(error.to_string()),
+        command: Vec::new(),
+        address: None,
+        port: config.port(),
+        deadline: config.start_deadline(),
+        elapsed: Duration::ZERO,
+        logs: Vec::new(),
+    };
+    Error::from(error).with_start(config.platform, failure)
+}
+
+/// What the platform says about a container that did not start.
+fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
+    use skiff_runtime::ErrorKind as Kind;
+    let program = || command.first().cloned().unwrap_or_default();
+    match error.kind() {
+        Kind::CommandNotFound => StartCause::CommandNotFound(program()),
+        Kind::CommandNotExecutable => StartCause::CommandNotExecutable(program()),
+        Kind::StartTimedOut => StartCause::TimedOut,
+        _ => StartCause::Other(error.to_string()),
+    }
+}
+
+fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
+    let limits = config.platform.limits();
+    let mut env = config.env.clone();
+    env.extend(config.platform.environment(config, id));
+    ContainerSpec {
+        id: id.to_owned(),
+        hostname: id.to_owned(),
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        env,
+        user: config.user.clone(),
+        working_dir: config.working_dir.clone(),
+        memory_bytes: u64::from(config.memory_mib) * 1024 * 1024,
+        cpu_millis: config.cpu_millis,
+        pids: config.pids.unwrap_or(limits.pids),
+        nofile: limits.nofile,
+        writable: config.writable,
+        writable_bytes: config.writable_bytes,
+        tmp_bytes: config.tmp_bytes,
+        read_only: config.read_only,
+        address: config.platform.new_address(),
+        deadline: config.start_deadline(),
+    }
+}
+
+/// The command that will run: an own entrypoint makes the image's cmd unused.
+fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
+    let (entrypoint, of_image) = match &config.entrypoint {
+        Some(entrypoint) => (entrypoint, [].as_slice()),
+        None => (&image.config.entrypoint, image.config.cmd.as_slice()),
+    };
+    let cmd = config.cmd.as_deref().unwrap_or(of_image);
+    entrypoint.iter().chain(cmd).cloned().collect()
+}

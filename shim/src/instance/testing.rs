@@ -1,0 +1,82 @@
+//! A stand-in for the container only: the servers behind it are real TCP servers on loopback.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use skiff_runtime::{Exit, Stats};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::guest::{Guest, KILLED};
+use super::start::Launch;
+use super::{Instance, LogLine, Timeline};
+use crate::FunctionConfig;
+
+/// Reaches one loopback address, whatever the port; ends when told.
+#[derive(Clone, Debug)]
+pub(crate) struct TestGuest {
+    address: SocketAddr,
+    exit: Arc<watch::Sender<Option<Exit>>>,
+}
+
+impl TestGuest {
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address, exit: Arc::new(watch::Sender::new(None)) }
+    }
+
+    /// Nothing listens there.
+    pub(crate) async fn refusing() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        Self::at(listener.local_addr().expect("address"))
+    }
+
+    pub(crate) fn end(&self, exit: Exit) {
+        self.exit.send_replace(Some(exit));
+    }
+}
+
+impl Guest for TestGuest {
+    fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), port)
+    }
+
+    fn connect(&self, _port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        TcpStream::connect(self.address).boxed()
+    }
+
+    fn wait(&self) -> BoxFuture<'_, skiff_runtime::Result<Exit>> {
+        let mut exit = self.exit.subscribe();
+        async move { Ok(exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit).unwrap_or(KILLED)) }
+            .boxed()
+    }
+
+    fn stop(&self, _grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>> {
+        self.exit.send_if_modified(|exit| {
+            let alive = exit.is_none();
+            exit.get_or_insert(KILLED);
+            alive
+        });
+        self.wait()
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { memory_peak_bytes: 10 * 1024 * 1024, ..Stats::default() }
+    }
+}
+
+/// An instance in front of a server that listens already.
+pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Instance {
+    let launch = Launch {
+        id: "the-instance".into(),
+        config: Arc::new(config),
+        command: vec!["serve".to_owned()],
+        started: Instant::now(),
+    };
+    let output: Option<(tokio::io::Empty, tokio::io::Empty)> = None;
+    let sink = Arc::new(|_: &LogLine| ());
+    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), sink).await.expect("up")
+}

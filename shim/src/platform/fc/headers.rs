@@ -1,0 +1,236 @@
+//! Headers between FC, the container and the caller.
+//!
+//! Request: the documented common headers (`公共请求头`) and the others that a dump of a 3.0 function
+//! shows; empty ones are sent. Clients may not send `x-fc-*`. Response: the headers that FC replaces
+//! are dropped, the ids are added.
+
+use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, SERVER};
+
+use super::Api;
+use crate::platform::types::exposed;
+use crate::platform::{InvocationContext, InvocationKind, header_value, remove_prefixed};
+
+const PREFIX: &str = "x-fc-";
+
+/// Sent empty where the feature behind them is off.
+const EMPTY: [&str; 8] = [
+    "x-fc-client-ip",
+    "x-fc-api-server-ip",
+    "x-fc-eagleeye-traceid",
+    "x-fc-eagleeye-rpcid",
+    "x-fc-eagleeye-userdata",
+    "x-fc-tracing-opentracing-span-context",
+    "x-fc-tracing-opentracing-span-baggages",
+    "x-fc-tracing-jaeger-endpoint",
+];
+
+/// 2.0's headers about callbacks that a function has not configured.
+const EMPTY_IN_2: [&str; 4] = [
+    "x-fc-function-initializer",
+    "x-fc-initialization-timeout",
+    "x-fc-instance-lifecycle-pre-stop-handler",
+    "x-fc-instance-lifecycle-pre-freeze-handler",
+];
+
+/// Path of the event call, and its control path.
+pub(super) const EVENT_PATH: &str = "/invoke";
+
+/// What FC itself sends with an event.
+pub(super) fn event(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+}
+
+/// Prepares a request's headers for the container.
+pub(super) fn request(api: Api, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    remove_prefixed(headers, PREFIX);
+    let config = context.config;
+    let service = if api == Api::V2 { config.namespace.as_str() } else { "" };
+    let mut set = |name: &'static str, value: &str| {
+        headers.insert(HeaderName::from_static(name), header_value(value));
+    };
+    set("x-fc-request-id", context.request_id);
+    set("x-fc-function-name", &config.name);
+    set("x-fc-function-handler", &config.handler);
+    set("x-fc-function-memory", &config.memory_mib.to_string());
+    set("x-fc-function-timeout", &config.timeout.as_secs_f64().ceil().to_string());
+    set("x-fc-service-name", service);
+    set("x-fc-region", &config.region);
+    set("x-fc-account-id", &config.account_id);
+    set("x-fc-qualifier", &config.version);
+    set("x-fc-version-id", if config.version == "LATEST" { "" } else { &config.version });
+    set("x-fc-service-logproject", "");
+    set("x-fc-service-logstore", "");
+    set("x-fc-retry-count", "0");
+    EMPTY.iter().for_each(|name| set(name, ""));
+    if api == Api::V2 {
+        EMPTY_IN_2.iter().for_each(|name| set(name, ""));
+    }
+    set("x-fc-control-path", if context.kind == InvocationKind::Event { EVENT_PATH } else { "/http-invoke" });
+    if context.kind == InvocationKind::Http {
+        set("x-fc-base-path", context.path);
+    }
+    credentials(context, headers);
+    if context.kind == InvocationKind::Http {
+        forwarded(context, headers);
+    }
+}
+
+/// Empty for a function without a role.
+fn credentials(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    let (id, key, token) = context.config.credentials.as_ref().map_or_else(Default::default, |role| {
+        (exposed(&role.access_key_id), exposed(&role.access_key_secret), exposed(&role.security_token))
+    });
+    for (name, value) in
+        [("x-fc-access-key-id", id), ("x-fc-access-key-secret", key), ("x-fc-security-token", token)]
+    {
+        let mut value = header_value(&value);
+        value.set_sensitive(true);
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// `X-Forwarded-For` and `X-Forwarded-Proto`, unless a proxy in front has said them.
+fn forwarded(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    if let Some(client) = context.client {
+        headers.entry("x-forwarded-for").or_insert_with(|| header_value(&client.ip().to_string()));
+    }
+    headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+}
+
+/// Prepares a response's headers for the caller. The framing ones are the proxy's.
+pub(super) fn response(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    remove_prefixed(headers, PREFIX);
+    for name in [DATE, SERVER, CONTENT_DISPOSITION] {
+        headers.remove(name);
+    }
+    ids(context.request_id, Some(context.instance_id), headers);
+}
+
+/// The ids that every answer has.
+pub(super) fn ids(request_id: &str, instance_id: Option<&str>, headers: &mut HeaderMap) {
+    headers.insert(HeaderName::from_static("x-fc-request-id"), header_value(request_id));
+    if let Some(instance_id) = instance_id {
+        headers.insert(HeaderName::from_static("x-fc-instance-id"), header_value(instance_id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FunctionConfig;
+    use crate::platform::testing::{context, role};
+    use crate::platform::{fc, fc2};
+
+    fn names_and_values(headers: &HeaderMap) -> Vec<(String, String)> {
+        let mut all: Vec<(String, String)> = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned()))
+            .collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn an_event_has_exactly_the_common_headers() {
+        let config = FunctionConfig::new("resize", fc());
+        let mut headers = HeaderMap::new();
+        event(&mut headers);
+        request(Api::V3, &context(&config, InvocationKind::Event), &mut headers);
+        let expected = [
+            ("content-type", "application/octet-stream"),
+            ("x-fc-access-key-id", ""),
+            ("x-fc-access-key-secret", ""),
+            ("x-fc-account-id", "1234567890123456"),
+            ("x-fc-api-server-ip", ""),
+            ("x-fc-client-ip", ""),
+            ("x-fc-control-path", "/invoke"),
+            ("x-fc-eagleeye-rpcid", ""),
+            ("x-fc-eagleeye-traceid", ""),
+            ("x-fc-eagleeye-userdata", ""),
+            ("x-fc-function-handler", "index.handler"),
+            ("x-fc-function-memory", "512"),
+            ("x-fc-function-name", "resize"),
+            ("x-fc-function-timeout", "60"),
+            ("x-fc-qualifier", "LATEST"),
+            ("x-fc-region", "cn-hangzhou"),
+            ("x-fc-request-id", "the-request"),
+            ("x-fc-retry-count", "0"),
+            ("x-fc-security-token", ""),
+            ("x-fc-service-logproject", ""),
+            ("x-fc-service-logstore", ""),
+            ("x-fc-service-name", ""),
+            ("x-fc-tracing-jaeger-endpoint", ""),
+            ("x-fc-tracing-opentracing-span-baggages", ""),
+            ("x-fc-tracing-opentracing-span-context", ""),
+            ("x-fc-version-id", ""),
+        ];
+        let expected: Vec<(String, String)> =
+            expected.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        assert_eq!(names_and_values(&headers), expected);
+    }
+
+    #[test]
+    fn what_clients_say_about_the_platform_is_dropped() {
+        let config = FunctionConfig::new("resize", fc());
+        let mut headers = HeaderMap::new();
+        headers.append("x-fc-account-id", HeaderValue::from_static("999"));
+        headers.append("x-fc-account-id", HeaderValue::from_static("998"));
+        headers.append("X-Fc-Invented", HeaderValue::from_static("1"));
+        headers.append("x-own", HeaderValue::from_static("kept"));
+        headers.append("x-forwarded-for", HeaderValue::from_static("203.0.113.7"));
+        request(Api::V3, &context(&config, InvocationKind::Http), &mut headers);
+        assert_eq!(headers.get_all("x-fc-account-id").iter().collect::<Vec<_>>(), ["1234567890123456"]);
+        assert!(!headers.contains_key("x-fc-invented"));
+        assert_eq!(headers["x-own"], "kept");
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.7");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-fc-control-path"], "/http-invoke");
+        assert_eq!(headers["x-fc-base-path"], "/a/b");
+    }
+
+    #[test]
+    fn a_role_is_sent_and_not_shown() {
+        let mut config = FunctionConfig::new("resize", fc());
+        config.credentials = Some(role());
+        let mut headers = HeaderMap::new();
+        request(Api::V3, &context(&config, InvocationKind::Event), &mut headers);
+        assert_eq!(headers["x-fc-access-key-id"], "the-id");
+        assert_eq!(headers["x-fc-access-key-secret"], "the-key");
+        assert_eq!(headers["x-fc-security-token"], "the-token");
+        let shown = format!("{headers:?}");
+        assert!(!shown.contains("the-key") && !shown.contains("the-token"), "{shown}");
+    }
+
+    #[test]
+    fn api_two_has_service_and_callback_headers() {
+        let mut config = FunctionConfig::new("resize", fc2());
+        config.version = "3".to_owned();
+        let mut headers = HeaderMap::new();
+        request(Api::V2, &context(&config, InvocationKind::Event), &mut headers);
+        assert_eq!(headers["x-fc-service-name"], "default");
+        assert_eq!(headers["x-fc-version-id"], "3");
+        assert!(EMPTY_IN_2.iter().all(|name| headers[*name].is_empty()));
+    }
+
+    #[test]
+    fn a_value_that_is_no_header_does_no_harm() {
+        let mut config = FunctionConfig::new("resize", fc());
+        config.handler = "a\r\nx-evil: 1".to_owned();
+        let mut headers = HeaderMap::new();
+        request(Api::V3, &context(&config, InvocationKind::Event), &mut headers);
+        assert_eq!(headers["x-fc-function-handler"], "");
+    }
+
+    #[test]
+    fn replaced_response_headers_are_dropped() {
+        let config = FunctionConfig::new("resize", fc());
+        let mut headers = HeaderMap::new();
+        for name in ["x-fc-status", "date", "server", "content-disposition", "content-type", "set-cookie"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("v"));
+        }
+        response(&context(&config, InvocationKind::Http), &mut headers);
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "set-cookie", "x-fc-instance-id", "x-fc-request-id"]);
+    }
+}

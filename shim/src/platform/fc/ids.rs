@@ -1,0 +1,35 @@
+//! Ids as FC 3.0 shows them in its documentation and in a header dump.
+
+use crate::platform::id::{epoch_seconds, hex, random};
+
+/// `1-<epoch, 8 hex>-<8 hex>-<12 hex>`.
+pub(super) fn request() -> String {
+    with_prefix('1')
+}
+
+/// `c-<epoch, 8 hex>-<8 hex>-<12 hex>`, the host name too.
+pub(super) fn instance() -> String {
+    with_prefix('c')
+}
+
+fn with_prefix(prefix: char) -> String {
+    format!("{prefix}-{:08x}-{}-{}", epoch_seconds(), hex(&random::<4>()), hex(&random::<6>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_the_documented_form() {
+        for (id, prefix) in [(request(), "1"), (instance(), "c")] {
+            let parts: Vec<&str> = id.split('-').collect();
+            assert_eq!(parts[0], prefix);
+            assert_eq!(parts[1..].iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 8, 12], "{id}");
+            assert!(parts[1..].iter().all(|p| p.bytes().all(|b| b.is_ascii_hexdigit())), "{id}");
+            let time = u64::from_str_radix(parts[1], 16).expect("hex");
+            assert!(epoch_seconds().abs_diff(time) <= 2, "{id}");
+        }
+        assert_ne!(instance(), instance());
+    }
+}

@@ -1,0 +1,186 @@
+//! Alibaba Cloud Function Compute, custom container in web-server mode.
+//!
+//! 3.0 (API 2023-03-30) is the default; 2.0 (the service and function model) differs in the shape
+//! and texts of start errors and has a service besides.
+
+mod env;
+mod errno;
+mod errors;
+mod headers;
+mod ids;
+mod logs;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
+    Platform, PlatformAnswer, StartFailure, id,
+};
+use crate::FunctionConfig;
+
+/// Which of FC's two models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Api {
+    V2,
+    V3,
+}
+
+/// Alibaba Cloud Function Compute.
+#[derive(Debug)]
+pub(super) struct Fc {
+    name: &'static str,
+    api: Api,
+}
+
+pub(super) static FC_3: Fc = Fc { name: "fc", api: Api::V3 };
+pub(super) static FC_2: Fc = Fc { name: "fc2", api: Api::V2 };
+
+static DEFAULTS: Defaults = Defaults {
+    port: 9000,
+    start_deadline: Duration::from_secs(120),
+    // The console's; the API's is 3 s, which few servers' first request keeps.
+    timeout: Duration::from_secs(60),
+    memory_mib: 512,
+    region: "cn-hangzhou",
+    account_id: "1234567890123456",
+    app_id: "",
+    namespace: "default",
+    version: "LATEST",
+    handler: "index.handler",
+};
+
+static LIMITS: Limits = Limits {
+    memory_mib: 128..=32_768,
+    memory_step_mib: 64,
+    memory_also_mib: &[],
+    timeout_s: 1..=86_400,
+    start_deadline_s: 1..=300,
+    name_chars: 64,
+    env_key_bytes: 1..=256,
+    env_total_bytes: 4096,
+    request_header_bytes: 8 * 1024,
+    event_bytes: 32 * 1024 * 1024,
+    // Documented for requests only.
+    answer_bytes: 32 * 1024 * 1024,
+    log_line_bytes: 32 * 1024,
+    nofile: 100_000,
+    pids: 1024,
+};
+
+impl Platform for Fc {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn defaults(&self) -> &'static Defaults {
+        &DEFAULTS
+    }
+
+    fn limits(&self) -> &'static Limits {
+        &LIMITS
+    }
+
+    fn reserved_env_prefixes(&self) -> &'static [&'static str] {
+        &["FC_"]
+    }
+
+    fn new_request_id(&self) -> String {
+        ids::request()
+    }
+
+    fn new_instance_id(&self) -> String {
+        ids::instance()
+    }
+
+    /// As in FC's own error texts: 21.0.x.x.
+    fn new_address(&self) -> Option<Ipv4Addr> {
+        Some(id::address(21, 0))
+    }
+
+    fn environment(&self, config: &FunctionConfig, instance_id: &str) -> Vec<(String, String)> {
+        env::variables(self.api, config, instance_id)
+    }
+
+    fn event_path(&self) -> &'static str {
+        headers::EVENT_PATH
+    }
+
+    fn event_headers(&self, headers: &mut HeaderMap) {
+        headers::event(headers);
+    }
+
+    fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        headers::request(self.api, context, headers);
+    }
+
+    fn finish_response(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        headers::response(context, headers);
+    }
+
+    /// The container's own status and headers do not reach the caller; `x-fc-status: 404` alone
+    /// reports an error.
+    fn event_verdict(
+        &self,
+        context: &InvocationContext<'_>,
+        _status: StatusCode,
+        headers: &HeaderMap,
+    ) -> EventVerdict {
+        let failed = headers.get("x-fc-status").is_some_and(|status| status.as_bytes() == b"404");
+        let mut answer = HeaderMap::new();
+        headers::ids(context.request_id, Some(context.instance_id), &mut answer);
+        if failed {
+            errors::mark_handled(&mut answer);
+        }
+        EventVerdict {
+            status: StatusCode::OK,
+            headers: answer,
+            error: failed.then(|| "Unhandled function error".to_owned()),
+        }
+    }
+
+    fn start_failure(&self, failure: &StartFailure, _kind: InvocationKind) -> PlatformAnswer {
+        errors::start(self.api, failure)
+    }
+
+    fn invocation_failure(
+        &self,
+        context: &InvocationContext<'_>,
+        failure: &InvocationFailure,
+        report: &InvocationReport<'_>,
+    ) -> PlatformAnswer {
+        errors::invocation(self.api, context, failure, report)
+    }
+
+    fn log_start(&self, context: &InvocationContext<'_>) -> Vec<String> {
+        logs::start(context)
+    }
+
+    fn log_end(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
+        logs::end(context, report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::testing::context;
+
+    #[test]
+    fn only_the_status_header_reports_a_function_error() {
+        let config = FunctionConfig::new("resize", &FC_3);
+        let context = context(&config, InvocationKind::Event);
+        let mut headers = HeaderMap::new();
+        let fine = FC_3.event_verdict(&context, StatusCode::BAD_REQUEST, &headers);
+        assert_eq!((fine.status, fine.error), (StatusCode::OK, None));
+        headers.insert("x-fc-status", http::HeaderValue::from_static("404"));
+        let failed = FC_3.event_verdict(&context, StatusCode::OK, &headers);
+        assert_eq!(failed.status, StatusCode::OK);
+        assert_eq!(failed.headers["x-fc-error-type"], "HandledInvocationError");
+        assert!(failed.error.is_some());
+        headers.insert("x-fc-status", http::HeaderValue::from_static("200"));
+        assert_eq!(FC_3.event_verdict(&context, StatusCode::OK, &headers).error, None);
+    }
+}

@@ -1,0 +1,132 @@
+//! The log lines that SCF writes around an invocation's own.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::platform::{InvocationContext, InvocationReport, LOG_ANSWER_BYTES, megabytes};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorResult<'a> {
+    error_code: i32,
+    error_message: &'a str,
+    status_code: u16,
+}
+
+pub(super) fn start(context: &InvocationContext<'_>) -> Vec<String> {
+    vec![format!("START RequestId:{}", context.request_id)]
+}
+
+pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
+    let id = context.request_id;
+    let memory = context.config.memory_mib;
+    let used = megabytes(report.memory_peak_bytes);
+    let mut lines = Vec::with_capacity(5);
+    if let Some(start) = report.cold_start {
+        let pull = start.resolve + start.pull + start.unpack;
+        lines.push(format!(
+            "Init Report RequestId: {id} Coldstart: {}ms (PullCode: {}ms InitRuntime: {}ms InitFunction: {}ms) \
+             Memory: {memory}MB MemUsage: {used:.2}MB",
+            ms(start.total()),
+            ms(pull),
+            ms(start.rootfs + start.network + start.spawn),
+            ms(start.listen),
+        ));
+    }
+    if let Some(failure) = report.failure {
+        let result = ErrorResult {
+            error_code: -1,
+            error_message: &failure.message,
+            status_code: failure.status.as_u16(),
+        };
+        let result = serde_json::to_string(&result).unwrap_or_default();
+        lines.push(format!("ERROR RequestId:{id} Result:{result}"));
+    } else if let Some(answer) = report.answer {
+        let shown = answer.get(..LOG_ANSWER_BYTES).unwrap_or(answer);
+        lines.push(format!("Response RequestId:{id} RetMsg:{}", String::from_utf8_lossy(shown)));
+    }
+    lines.push(format!("END RequestId:{id}"));
+    lines.push(format!(
+        "Report RequestId:{id} Duration:{}ms Memory:{memory}MB MemUsage:{used}MB",
+        ms(report.duration)
+    ));
+    lines
+}
+
+fn ms(time: Duration) -> u128 {
+    time.as_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::{InvocationFailure, InvocationKind, scf, testing};
+    use crate::{FunctionConfig, Timeline};
+
+    fn millis(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn lines_are_those_of_the_documentation() {
+        let config = FunctionConfig::new("resize", scf());
+        let context = testing::context(&config, InvocationKind::Event);
+        assert_eq!(start(&context), ["START RequestId:the-request"]);
+        let report = InvocationReport {
+            duration: millis(1),
+            memory_peak_bytes: 31_178_752,
+            answer: Some(b"\"Hello World\""),
+            ..InvocationReport::default()
+        };
+        assert_eq!(
+            end(&context, &report),
+            [
+                "Response RequestId:the-request RetMsg:\"Hello World\"",
+                "END RequestId:the-request",
+                "Report RequestId:the-request Duration:1ms Memory:128MB MemUsage:29.734375MB",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cold_start_is_reported() {
+        let config = FunctionConfig::new("resize", scf());
+        let timeline =
+            Timeline { pull: millis(70), spawn: millis(8), listen: millis(158), ..Timeline::default() };
+        let report = InvocationReport {
+            memory_peak_bytes: 60_670_607,
+            cold_start: Some(&timeline),
+            ..InvocationReport::default()
+        };
+        assert_eq!(
+            end(&testing::context(&config, InvocationKind::Event), &report)[0],
+            "Init Report RequestId: the-request Coldstart: 236ms (PullCode: 70ms InitRuntime: 8ms \
+             InitFunction: 158ms) Memory: 128MB MemUsage: 57.86MB"
+        );
+    }
+
+    #[test]
+    fn a_failure_has_its_error_line_and_no_response() {
+        let config = FunctionConfig::new("resize", scf());
+        let context = testing::context(&config, InvocationKind::Event);
+        let answer = super::super::errors::invocation(&context, &InvocationFailure::TimedOut);
+        let report = InvocationReport { failure: Some(&answer), ..InvocationReport::default() };
+        assert_eq!(
+            end(&context, &report)[..2],
+            [
+                r#"ERROR RequestId:the-request Result:{"errorCode":-1,"errorMessage":"Invoking task timed out after 3 seconds","statusCode":433}"#,
+                "END RequestId:the-request",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_large_answer_is_cut_in_the_log() {
+        let config = FunctionConfig::new("resize", scf());
+        let large = vec![b'x'; LOG_ANSWER_BYTES + 10];
+        let report = InvocationReport { answer: Some(&large), ..InvocationReport::default() };
+        let line = &end(&testing::context(&config, InvocationKind::Event), &report)[0];
+        assert_eq!(line.len(), "Response RequestId:the-request RetMsg:".len() + LOG_ANSWER_BYTES);
+    }
+}

@@ -1,0 +1,166 @@
+//! Tencent Cloud Serverless Cloud Function, WebServer image function.
+
+mod env;
+mod errors;
+mod headers;
+mod logs;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
+    Platform, PlatformAnswer, StartFailure, id,
+};
+use crate::FunctionConfig;
+
+/// Tencent Cloud Serverless Cloud Function.
+#[derive(Debug)]
+pub(super) struct Scf;
+
+pub(super) static SCF: Scf = Scf;
+
+static DEFAULTS: Defaults = Defaults {
+    port: 9000,
+    // The WebServer image page; newer pages speak of an initialisation timeout of 3 to 300 s.
+    start_deadline: Duration::from_secs(30),
+    timeout: Duration::from_secs(3),
+    memory_mib: 128,
+    region: "ap-guangzhou",
+    account_id: "100000000001",
+    app_id: "1250000000",
+    namespace: "default",
+    version: "$LATEST",
+    handler: "",
+};
+
+static LIMITS: Limits = Limits {
+    // Large specifications, up to 120 GB, are granted on request.
+    memory_mib: 64..=122_880,
+    memory_step_mib: 128,
+    memory_also_mib: &[64],
+    // 900 s, and 24 h for asynchronous execution.
+    timeout_s: 1..=86_400,
+    start_deadline_s: 1..=300,
+    name_chars: 60,
+    env_key_bytes: 2..=64,
+    env_total_bytes: 4096,
+    // 4 KB stand on the old page of HTTP functions only; not documented for image functions.
+    request_header_bytes: 64 * 1024,
+    event_bytes: 6 * 1024 * 1024,
+    answer_bytes: 6 * 1024 * 1024,
+    // Not documented; as fc.
+    log_line_bytes: 32 * 1024,
+    nofile: 1024,
+    pids: 1024,
+};
+
+impl Platform for Scf {
+    fn name(&self) -> &'static str {
+        "scf"
+    }
+
+    fn defaults(&self) -> &'static Defaults {
+        &DEFAULTS
+    }
+
+    fn limits(&self) -> &'static Limits {
+        &LIMITS
+    }
+
+    fn reserved_env_prefixes(&self) -> &'static [&'static str] {
+        &["SCF_", "QCLOUD_", "TENCENTCLOUD_"]
+    }
+
+    fn new_request_id(&self) -> String {
+        id::time_uuid()
+    }
+
+    fn new_instance_id(&self) -> String {
+        id::time_uuid()
+    }
+
+    fn new_address(&self) -> Option<Ipv4Addr> {
+        None
+    }
+
+    fn environment(&self, config: &FunctionConfig, _instance_id: &str) -> Vec<(String, String)> {
+        env::variables(config)
+    }
+
+    fn event_path(&self) -> &'static str {
+        "/event-invoke"
+    }
+
+    fn event_headers(&self, headers: &mut HeaderMap) {
+        headers::event(headers);
+    }
+
+    fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        headers::request(context, headers);
+    }
+
+    fn finish_response(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        headers::response(context, headers);
+    }
+
+    /// What a status outside 2xx means is not documented: here it is a function error (443,
+    /// `UserCodeError`) whose caller gets the server's body unchanged.
+    fn event_verdict(
+        &self,
+        context: &InvocationContext<'_>,
+        status: StatusCode,
+        _headers: &HeaderMap,
+    ) -> EventVerdict {
+        let mut answer = HeaderMap::new();
+        headers::id(context.request_id, &mut answer);
+        let error = (!status.is_success()).then(|| format!("the server answered {}", status.as_u16()));
+        let seen = match &error {
+            Some(_) => StatusCode::from_u16(443).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            None => StatusCode::OK,
+        };
+        EventVerdict { status: seen, headers: answer, error }
+    }
+
+    fn start_failure(&self, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer {
+        errors::start(failure, kind)
+    }
+
+    fn invocation_failure(
+        &self,
+        context: &InvocationContext<'_>,
+        failure: &InvocationFailure,
+        _report: &InvocationReport<'_>,
+    ) -> PlatformAnswer {
+        errors::invocation(context, failure)
+    }
+
+    fn log_start(&self, context: &InvocationContext<'_>) -> Vec<String> {
+        logs::start(context)
+    }
+
+    fn log_end(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
+        logs::end(context, report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::testing::context;
+
+    #[test]
+    fn a_status_outside_2xx_is_a_function_error() {
+        let config = FunctionConfig::new("resize", &SCF);
+        let context = context(&config, InvocationKind::Event);
+        for (status, seen, failed) in
+            [(200, 200, false), (204, 200, false), (302, 443, true), (500, 443, true)]
+        {
+            let status = StatusCode::from_u16(status).expect("valid");
+            let verdict = SCF.event_verdict(&context, status, &HeaderMap::new());
+            assert_eq!((verdict.status.as_u16(), verdict.error.is_some()), (seen, failed));
+        }
+    }
+}

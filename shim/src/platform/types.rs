@@ -1,0 +1,209 @@
+//! The facts that platforms put into their words.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use skiff_runtime::Exit;
+
+use crate::instance::Timeline;
+use crate::{FunctionConfig, Secret};
+
+/// What a function has unless it says otherwise.
+#[derive(Debug)]
+pub struct Defaults {
+    /// Port of the function's server.
+    pub port: u16,
+    /// How long the server may take until it listens.
+    pub start_deadline: Duration,
+    /// How long an invocation may take.
+    pub timeout: Duration,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Region name.
+    pub region: &'static str,
+    /// Account id or UIN, made up.
+    pub account_id: &'static str,
+    /// APPID, made up.
+    pub app_id: &'static str,
+    /// Namespace or service.
+    pub namespace: &'static str,
+    /// Version or alias.
+    pub version: &'static str,
+    /// Handler name.
+    pub handler: &'static str,
+}
+
+/// The bounds of what a function may ask for and may do.
+#[derive(Debug)]
+pub struct Limits {
+    /// Memory in MiB.
+    pub memory_mib: RangeInclusive<u32>,
+    /// Memory is a multiple of this many MiB.
+    pub memory_step_mib: u32,
+    /// Memory in MiB that is allowed although it is outside the steps.
+    pub memory_also_mib: &'static [u32],
+    /// Time of one invocation, in seconds.
+    pub timeout_s: RangeInclusive<u64>,
+    /// Time until the server listens, in seconds.
+    pub start_deadline_s: RangeInclusive<u64>,
+    /// Characters of a function's name.
+    pub name_chars: usize,
+    /// Bytes of a user variable's name.
+    pub env_key_bytes: RangeInclusive<usize>,
+    /// Bytes of all user variables together, names and values.
+    pub env_total_bytes: usize,
+    /// Bytes of a request's header names and values.
+    pub request_header_bytes: usize,
+    /// Bytes of a synchronous event.
+    pub event_bytes: usize,
+    /// Bytes of a synchronous event's answer.
+    pub answer_bytes: usize,
+    /// Bytes of one log line; a longer one is split.
+    pub log_line_bytes: usize,
+    /// Open files of one process.
+    pub nofile: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// What sort of invocation it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvocationKind {
+    /// The platform's own invoke call with an event.
+    Event,
+    /// An HTTP request passed through.
+    Http,
+}
+
+/// One invocation on its way to an instance.
+#[derive(Clone, Copy, Debug)]
+pub struct InvocationContext<'a> {
+    /// The function.
+    pub config: &'a FunctionConfig,
+    /// The instance's id.
+    pub instance_id: &'a str,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// Event or HTTP.
+    pub kind: InvocationKind,
+    /// The request's path, without the query.
+    pub path: &'a str,
+    /// The client's address, when it came over TCP.
+    pub client: Option<SocketAddr>,
+}
+
+/// A line of the container's output, kept for error texts.
+#[derive(Clone, Debug)]
+pub struct TailLine {
+    /// When it was read.
+    pub time: SystemTime,
+    /// The line without its line feed; not necessarily UTF-8.
+    pub bytes: Bytes,
+}
+
+/// An instance that did not come up.
+#[derive(Clone, Debug)]
+pub struct StartFailure {
+    /// The request for which it was started.
+    pub request_id: String,
+    /// Why.
+    pub cause: StartCause,
+    /// The start command with its arguments, as configured or from the image.
+    pub command: Vec<String>,
+    /// Where its server was expected.
+    pub address: Option<SocketAddr>,
+    /// Port of its server.
+    pub port: u16,
+    /// How long it was allowed to take.
+    pub deadline: Duration,
+    /// How long it did take.
+    pub elapsed: Duration,
+    /// The last lines of its output.
+    pub logs: Vec<TailLine>,
+}
+
+/// Why an instance did not come up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartCause {
+    /// Nothing listened on the port by the deadline; the last error of connecting.
+    NotListening(String),
+    /// The container ended before its server listened.
+    Exited(Exit),
+    /// The start command does not exist in the image.
+    CommandNotFound(String),
+    /// The start command exists and cannot be executed.
+    CommandNotExecutable(String),
+    /// The container was not running by the deadline.
+    TimedOut,
+    /// The image could not be pulled.
+    PullFailed(String),
+    /// The image's bytes did not come in time.
+    PullTimedOut,
+    /// Anything else; the message.
+    Other(String),
+}
+
+/// What the platform tells a caller instead of, or around, a function's own answer.
+#[derive(Clone, Debug)]
+pub struct PlatformAnswer {
+    /// HTTP status (scf has its own between 400 and 500).
+    pub status: StatusCode,
+    /// Headers, the content type among them.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Bytes,
+    /// The error's code or name in the platform's documentation.
+    pub code: &'static str,
+    /// The error's text alone.
+    pub message: String,
+}
+
+/// An invocation that failed on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvocationFailure {
+    /// The function's time was up.
+    TimedOut,
+    /// The container ended before it had answered.
+    ProcessExited(Option<Exit>),
+    /// The container was killed for want of memory.
+    OutOfMemory,
+    /// The connection broke before the answer's headers had come, or could not be made.
+    ConnectionBroken(String),
+    /// The container's server does not speak HTTP as it should; why.
+    BadResponse(String),
+    /// The answer to an event is larger than the limit, in bytes.
+    AnswerTooLarge(usize),
+    /// The request is larger than the limit; which limit.
+    RequestTooLarge(String),
+    /// The client went away before it had the whole answer.
+    Canceled,
+}
+
+/// What is known at the end of an invocation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InvocationReport<'a> {
+    /// From the request's arrival to the answer's last byte.
+    pub duration: Duration,
+    /// Highest memory use of the instance so far, in bytes.
+    pub memory_peak_bytes: u64,
+    /// The answer's body, for an event.
+    pub answer: Option<&'a [u8]>,
+    /// The error's text, when it failed; `function_error` tells whose.
+    pub error: Option<&'a str>,
+    /// The platform's whole answer, when it failed on the way.
+    pub failure: Option<&'a PlatformAnswer>,
+    /// The function reported an error.
+    pub function_error: bool,
+    /// How long the start took, for the first invocation of an instance.
+    pub cold_start: Option<&'a Timeline>,
+}
+
+/// The value of a credential header or variable.
+pub(crate) fn exposed(secret: &Secret) -> String {
+    secret.expose().to_owned()
+}

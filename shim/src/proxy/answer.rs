@@ -1,0 +1,82 @@
+//! An answer's body on its way to the caller, with the invocation that it belongs to: the time
+//! limit holds until the last byte, and the invocation ends with the body.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Sleep, sleep_until};
+
+use super::body::BodyError;
+use crate::instance::invocation::Invocation;
+use crate::platform::InvocationFailure;
+
+/// A streamed answer.
+pub(super) struct Answer {
+    body: Incoming,
+    deadline: Pin<Box<Sleep>>,
+    invocation: Option<Invocation>,
+}
+
+impl Answer {
+    pub(super) fn new(body: Incoming, invocation: Invocation) -> Self {
+        let deadline = Box::pin(sleep_until(invocation.deadline()));
+        Self { body, deadline, invocation: Some(invocation) }
+    }
+
+    fn fail(&mut self, failure: &InvocationFailure) -> BodyError {
+        let message = self.invocation.take().map(|mut invocation| invocation.fail(failure).message);
+        message.unwrap_or_default().into()
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Err(error))) => {
+                let failure = InvocationFailure::ConnectionBroken(error.to_string());
+                Poll::Ready(Some(Err(self.fail(&failure))))
+            }
+            Poll::Ready(None) => {
+                if let Some(mut invocation) = self.invocation.take() {
+                    invocation.succeed(None, None);
+                }
+                Poll::Ready(None)
+            }
+            Poll::Pending => match self.deadline.as_mut().poll(cx) {
+                Poll::Ready(()) if self.invocation.is_some() => {
+                    Poll::Ready(Some(Err(self.fail(&InvocationFailure::TimedOut))))
+                }
+                _ => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    /// A body of known length is not asked for its end: one that was read to it has succeeded, and
+    /// dropping the invocation says that any other was cancelled.
+    fn drop(&mut self) {
+        if self.body.is_end_stream()
+            && let Some(mut invocation) = self.invocation.take()
+        {
+            invocation.succeed(None, None);
+        }
+    }
+}

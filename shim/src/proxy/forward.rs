@@ -1,0 +1,111 @@
+//! One request through to the instance and its answer back: method, path, query, headers and bodies
+//! as they are, but for what belongs to the connections and to the platform.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::HOST;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout_at;
+
+use super::answer::Answer;
+use super::body::{self, Body};
+use super::{headers, tunnel};
+use crate::instance::invocation::Invocation;
+use crate::instance::shared::Shared;
+use crate::platform::{InvocationFailure, InvocationKind, PlatformAnswer};
+
+/// Both ends of an upgrade that a client asks for.
+struct Upgrade {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+}
+
+/// Passes a request on. Every failure is an answer.
+pub(super) async fn forward(
+    shared: Arc<Shared>,
+    client: Option<SocketAddr>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    if request.method() == Method::CONNECT {
+        return refused(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let mut invocation = Invocation::begin(&shared, InvocationKind::Http, request.uri().path(), client);
+    let limit = shared.config.platform.limits().request_header_bytes;
+    if headers::size(request.headers()) > limit {
+        let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
+        return of_platform(invocation.fail(&InvocationFailure::RequestTooLarge(text)));
+    }
+    let (request, upgrade) = prepare(&invocation, request);
+    let sent = match timeout_at(invocation.deadline(), shared.pool.send(request)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(shared.explain(error).await),
+        Err(_) => Err(InvocationFailure::TimedOut),
+    };
+    match sent {
+        Ok(response) => finish(invocation, response, upgrade),
+        Err(failure) => of_platform(invocation.fail(&failure)),
+    }
+}
+
+fn prepare(invocation: &Invocation, mut request: Request<Incoming>) -> (Request<Body>, Option<Upgrade>) {
+    let upgrade = headers::upgrade(request.headers())
+        .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
+    let (mut parts, body) = request.into_parts();
+    headers::strip(&mut parts.headers);
+    if let Some(upgrade) = &upgrade {
+        headers::set_upgrade(&mut parts.headers, upgrade.protocol.clone());
+    }
+    let shared = &invocation.shared;
+    if !parts.headers.contains_key(HOST) {
+        let address = shared.guest.address(shared.config.port()).to_string();
+        parts.headers.insert(HOST, HeaderValue::from_str(&address).unwrap_or(HeaderValue::from_static("")));
+    }
+    shared.config.platform.prepare_request(&invocation.context(), &mut parts.headers);
+    // A client of a proxy names scheme and host in the request line; the container gets the rest.
+    let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    parts.uri = Uri::from(target);
+    parts.version = Version::HTTP_11;
+    (Request::from_parts(parts, body::incoming(body)), upgrade)
+}
+
+fn finish(
+    mut invocation: Invocation,
+    mut response: Response<Incoming>,
+    upgrade: Option<Upgrade>,
+) -> Response<Body> {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let protocol = headers::upgrade(response.headers());
+    let server = switched.then(|| hyper::upgrade::on(&mut response));
+    let (mut parts, body) = response.into_parts();
+    headers::strip(&mut parts.headers);
+    invocation.shared.config.platform.finish_response(&invocation.context(), &mut parts.headers);
+    parts.version = Version::HTTP_11;
+    let Some(server) = server else {
+        return Response::from_parts(parts, Answer::new(body, invocation).boxed_unsync());
+    };
+    let (Some(upgrade), Some(protocol)) = (upgrade, protocol) else {
+        let reason = "it switched protocols unasked".to_owned();
+        return of_platform(invocation.fail(&InvocationFailure::BadResponse(reason)));
+    };
+    headers::set_upgrade(&mut parts.headers, protocol);
+    tokio::spawn(tunnel::run(invocation, upgrade.client, server));
+    Response::from_parts(parts, body::empty())
+}
+
+fn of_platform(answer: PlatformAnswer) -> Response<Body> {
+    let mut response = Response::new(body::full(answer.body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
+fn refused(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = status;
+    response
+}

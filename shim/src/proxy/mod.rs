@@ -1,0 +1,21 @@
+//! HTTP from host sockets to an instance: both bodies stream, nothing is retried that a server may
+//! have seen.
+//!
+//! ```text
+//! socket ─ server ─ forward ─ (headers) ─ pool ─ the container's server
+//!             answer ◀──────────────────────┘        (tunnel, after an upgrade)
+//! ```
+
+mod answer;
+pub(crate) mod body;
+mod forward;
+mod headers;
+pub(crate) mod pool;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+pub use server::serve;
+pub use socket::Listener;

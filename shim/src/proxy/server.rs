@@ -1,0 +1,143 @@
+//! The accept loop: HTTP/1.1 on a Unix or TCP socket, with every count and time bounded.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::forward::forward;
+use super::socket::{Acceptor, Listener, Stream};
+use crate::instance::shared::Shared;
+use crate::{Error, ErrorKind, Instance, Result};
+
+/// Connections at once; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// How long a client may take for its request's headers.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Header fields of a request at most.
+const MAX_HEADERS: usize = 256;
+
+/// Bytes buffered of a connection, which bounds a request's headers too.
+const MAX_BUFFER: usize = 128 * 1024;
+
+/// How long requests that run may take to end at a shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Pause after an accept that failed (descriptors may be free again then).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Failures of accept in a row, after which the listener counts as broken.
+const ACCEPT_FAILURES: u32 = 600;
+
+/// Serves HTTP/1.1 on `listener` and passes every request to the instance until `shutdown`
+/// resolves; then takes no more connections and lets running requests end within a grace of 10 s.
+/// Removes the socket file at the end. Must be called in a tokio runtime.
+///
+/// # Errors
+/// `Listen` when the listener itself fails; broken connections and requests are not errors.
+pub async fn serve(
+    listener: Listener,
+    instance: Arc<Instance>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let address = listener.address();
+    let (acceptor, _file) = listener.into_acceptor()?;
+    let (stop, _) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let served = {
+        let accepting = accept(&acceptor, &instance.shared, &stop, &mut connections);
+        tokio::select! {
+            error = accepting => Err(error),
+            () = shutdown => Ok(()),
+        }
+    };
+    drop(acceptor);
+    stop.send_replace(());
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(SHUTDOWN_GRACE, ended).await;
+    connections.shutdown().await;
+    served.map_err(|error: io::Error| {
+        Error::new(ErrorKind::Listen, format!("cannot accept connections on {address}")).because(error)
+    })
+}
+
+/// Accepts until it cannot.
+async fn accept(
+    acceptor: &Acceptor,
+    shared: &Arc<Shared>,
+    stop: &watch::Sender<()>,
+    connections: &mut JoinSet<()>,
+) -> io::Error {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut failures = 0;
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return io::Error::other("closed");
+        };
+        // Tasks that have ended are forgotten.
+        while connections.try_join_next().is_some() {}
+        match acceptor.accept().await {
+            Ok(stream) => {
+                failures = 0;
+                connections.spawn(connection(stream, Arc::clone(shared), stop.subscribe(), place));
+            }
+            Err(error) if failures >= ACCEPT_FAILURES => return error,
+            Err(_) => {
+                failures += 1;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: Stream,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<()>,
+    place: OwnedSemaphorePermit,
+) {
+    match stream {
+        Stream::Unix(stream) => http(stream, None, shared, stop).await,
+        Stream::Tcp(stream, client) => {
+            // A streamed chunk must not wait for the next.
+            let _ = stream.set_nodelay(true);
+            http(stream, Some(client), shared, stop).await;
+        }
+    }
+    drop(place);
+}
+
+async fn http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Option<SocketAddr>,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<()>,
+) {
+    let service = service_fn(move |request| {
+        let answer = forward(Arc::clone(&shared), client, request);
+        async move { Ok::<_, std::convert::Infallible>(Box::pin(answer).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    tokio::select! {
+        // How a client's connection ends concerns the client alone.
+        _ = connection.as_mut() => return,
+        _ = stop.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}

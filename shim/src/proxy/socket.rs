@@ -1,0 +1,260 @@
+//! The sockets that invocations come from.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, flock, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Longest path that fits into a socket address.
+const MAX_ADDRESS_BYTES: usize = 107;
+
+/// How often, and after which pause, the lock of a directory is tried.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// A listening socket that the caller owns until it is served.
+#[derive(Debug)]
+pub struct Listener(Socket);
+
+#[derive(Debug)]
+enum Socket {
+    Unix(std::os::unix::net::UnixListener, SocketFile),
+    Tcp(std::net::TcpListener, SocketAddr),
+}
+
+/// A listening socket that is being served.
+pub(super) enum Acceptor {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// An accepted connection.
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+}
+
+impl Acceptor {
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => {
+                listener.accept().await.map(|(stream, client)| Stream::Tcp(stream, client))
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// Listens on a Unix socket with mode 0600; its directory must exist. A dead socket in its place
+    /// is replaced; a live one and any other file are not. The file is removed when this is dropped.
+    ///
+    /// # Errors
+    /// `AddressInUse`, `Listen`.
+    pub fn unix(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (socket, file) = open_unix(path)?;
+        Ok(Self(Socket::Unix(socket.into(), file)))
+    }
+
+    /// Listens on a TCP address; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// `AddressInUse`, `Listen`.
+    pub async fn tcp(address: SocketAddr) -> Result<Self> {
+        let open = || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let local = listener.local_addr()?;
+            Ok((listener, local))
+        };
+        match open() {
+            Ok((listener, local)) => Ok(Self(Socket::Tcp(listener, local))),
+            Err(error) => Err(tcp_error(address, error)),
+        }
+    }
+
+    /// Where it listens: `unix:/path` or `http://127.0.0.1:8080`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.0 {
+            Socket::Unix(_, file) => format!("unix:{}", file.path.display()),
+            Socket::Tcp(_, address) => format!("http://{address}"),
+        }
+    }
+
+    /// Registers it with the runtime; the file is removed when the second value is dropped.
+    pub(super) fn into_acceptor(self) -> Result<(Acceptor, Option<SocketFile>)> {
+        let address = self.address();
+        let made = match self.0 {
+            Socket::Unix(listener, file) => {
+                UnixListener::from_std(listener).map(|l| (Acceptor::Unix(l), Some(file)))
+            }
+            Socket::Tcp(listener, _) => TcpListener::from_std(listener).map(|l| (Acceptor::Tcp(l), None)),
+        };
+        made.map_err(|error| {
+            Error::new(ErrorKind::Listen, format!("cannot listen on {address}")).because(error)
+        })
+    }
+}
+
+fn tcp_error(address: SocketAddr, error: io::Error) -> Error {
+    let (kind, message, advice) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            ErrorKind::AddressInUse,
+            format!("address {address} is in use"),
+            format!(
+                "end the program that listens there (`ss -ltnp 'sport = :{}'` shows it) or choose another port",
+                address.port()
+            ),
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            ErrorKind::Listen,
+            format!("address {address} is not one of this host's"),
+            "choose an address of this host, such as 127.0.0.1".to_owned(),
+        ),
+        _ => (ErrorKind::Listen, format!("cannot listen on {address}"), "choose another address".to_owned()),
+    };
+    Error::new(kind, message).advise(advice).because(error)
+}
+
+/// A socket's file, removed when dropped if it is still the same.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    name: std::ffi::OsString,
+    dir: File,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _lock = lock(&self.dir);
+        if let Ok(found) = statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+            && (found.st_dev, found.st_ino) == self.identity
+        {
+            let _ = unlinkat(&self.dir, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile)> {
+    let failed = |what: &str, cause: io::Error| {
+        Error::new(ErrorKind::Listen, format!("cannot listen on unix:{}: {what}", path.display()))
+            .because(cause)
+    };
+    let name = path.file_name().map(ToOwned::to_owned).ok_or_else(|| {
+        failed("the path names no file", io::ErrorKind::InvalidInput.into())
+            .advise("give the path of a file in a directory that exists")
+    })?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = File::open(parent).map_err(|error| {
+        failed("its directory cannot be opened", error)
+            .advise(format!("make the directory {}", parent.display()))
+    })?;
+    // Two that start at once must not each remove the other's socket.
+    let _lock = lock(&dir);
+    remove_dead(path, &dir, &name)?;
+    let socket = bound(path, &dir, &name).map_err(|error| failed("bind", error.into()))?;
+    let identity = std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+    let identity = identity.map_err(|error| failed("stat", error))?;
+    let file = SocketFile { path: path.to_owned(), name, dir, identity };
+    listen(&socket, BACKLOG).map_err(|error| failed("listen", error.into()))?;
+    Ok((socket, file))
+}
+
+/// A bound socket on which nobody can connect yet. Its mode is set before it has a name.
+fn bound(path: &Path, dir: &File, name: &std::ffi::OsStr) -> rustix::io::Result<OwnedFd> {
+    let socket = stream_socket()?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &address(path, dir, name)?)?;
+    Ok(socket)
+}
+
+fn stream_socket() -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// The socket's address; a path that is too long goes by way of its directory's descriptor.
+fn address(path: &Path, dir: &File, name: &std::ffi::OsStr) -> rustix::io::Result<SocketAddrUnix> {
+    if path.as_os_str().as_bytes().len() <= MAX_ADDRESS_BYTES {
+        return SocketAddrUnix::new(path);
+    }
+    SocketAddrUnix::new(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name))
+}
+
+/// Removes a socket that nobody listens on; anything else in the way is an error.
+fn remove_dead(path: &Path, dir: &File, name: &std::ffi::OsStr) -> Result<()> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if found.file_type().is_socket() => {}
+        found => {
+            let error = Error::new(ErrorKind::Listen, format!("{shown} exists and is not a socket"))
+                .advise("remove it or choose another path");
+            return Err(match found {
+                Ok(_) => error,
+                Err(cause) => error.because(cause),
+            });
+        }
+    }
+    let tried = stream_socket().and_then(|probe| connect(&probe, &address(path, dir, name)?));
+    match tried {
+        Err(Errno::CONNREFUSED) => match unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Listen, format!("cannot remove the dead socket {shown}"))
+                    .because(io::Error::from(error)))
+            }
+        },
+        // EAGAIN: somebody listens and has a full backlog.
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(Error::new(ErrorKind::AddressInUse, format!("socket {shown} is in use"))
+                .advise("end the program that listens there or choose another path"))
+        }
+        Err(error) => {
+            Err(Error::new(ErrorKind::Listen, format!("cannot tell whether socket {shown} is in use"))
+                .because(io::Error::from(error))
+                .advise("remove it or choose another path"))
+        }
+    }
+}
+
+/// Locks a directory against others that make sockets in it, until dropped. One that holds the lock
+/// for longer than a socket needs is not waited for.
+fn lock(dir: &File) -> Option<DirLock> {
+    let held = dir.try_clone().ok()?;
+    for _ in 0..LOCK_TRIES {
+        match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(DirLock(held)),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}

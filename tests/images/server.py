@@ -1,0 +1,75 @@
+"""A function in Python's standard library, for the images that the tests make from Debian."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_any(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.split("?")[0]
+        if path in ("/invoke", "/event-invoke"):
+            self.answer({"server": "python", "path": path, "event": json.loads(body or b"null")})
+        elif path == "/python":
+            self.answer(run_python(body.decode()))
+        elif path == "/sh":
+            self.answer(run_shell(body.decode()))
+        else:
+            self.answer(
+                {
+                    "server": "python",
+                    "method": self.command,
+                    "uri": self.path,
+                    "headers": [list(pair) for pair in self.headers.items()],
+                    "body": body.decode("utf-8", "replace"),
+                }
+            )
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_any
+
+    def answer(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format, *args):
+        print("request", format % args, flush=True)
+
+
+def run_python(code):
+    """Runs code and gives what it printed; the tests look at the sandbox by it, from inside."""
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(code, {})
+        return {"stdout": out.getvalue(), "error": None}
+    except BaseException:
+        return {"stdout": out.getvalue(), "error": traceback.format_exc(limit=1)}
+
+
+def run_shell(script):
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, timeout=60)
+    return {
+        "status": done.returncode,
+        "stdout": done.stdout.decode("utf-8", "replace"),
+        "stderr": done.stderr.decode("utf-8", "replace"),
+    }
+
+
+if __name__ == "__main__":
+    port = int(os.environ.get("FC_CUSTOM_LISTEN_PORT") or 9000)
+    server = ThreadingHTTPServer(("0.0.0.0", port), Handler)
+    server.daemon_threads = True
+    print("python", sys.version.split()[0], "listens on", port, flush=True)
+    server.serve_forever()

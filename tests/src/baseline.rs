@@ -1,0 +1,173 @@
+//! What there was before, to be compared with what there is after.
+//!
+//! Other tests run at the same time, so counts alone tell nothing. What is compared is what is new:
+//! every mount, cgroup, network namespace, loop device, process and file that is there after a run
+//! and was not before must vanish soon. What belongs to other tests vanishes with them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process::Process;
+use crate::{Sandbox, wait_for};
+
+/// How long other tests' containers may live on after this one has ended.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// A snapshot of everything that a run could leave behind.
+#[derive(Debug)]
+pub struct Baseline {
+    seen: BTreeSet<String>,
+    roots: Vec<PathBuf>,
+}
+
+impl Baseline {
+    /// Takes the snapshot; `sandbox`'s directories are looked through, images aside.
+    #[must_use]
+    pub fn take(sandbox: &Sandbox) -> Self {
+        let roots = vec![sandbox.state_dir().to_owned(), sandbox.run_dir().to_owned()];
+        Self { seen: everything(&roots), roots }
+    }
+
+    /// What is there now and was not then.
+    #[must_use]
+    pub fn news(&self) -> BTreeSet<String> {
+        everything(&self.roots).difference(&self.seen).cloned().collect()
+    }
+
+    /// How many of the new things are of one kind: `mount`, `cgroup`, `netns`, `loop`, `process`,
+    /// `file` or `directory`.
+    #[must_use]
+    pub fn count(&self, kind: &str) -> usize {
+        let prefix = format!("{kind} ");
+        self.news().iter().filter(|line| line.starts_with(&prefix)).count()
+    }
+
+    /// Waits until nothing of what is new now is left.
+    ///
+    /// # Panics
+    /// With the list of what is left behind.
+    #[track_caller]
+    pub fn assert_restored(&self) {
+        let mut left = self.news();
+        let gone = wait_for(PATIENCE, || {
+            if !left.is_empty() {
+                let now = everything(&self.roots);
+                left.retain(|line| now.contains(line));
+            }
+            left.is_empty().then_some(())
+        });
+        let list: Vec<String> = left.into_iter().collect();
+        assert!(gone.is_some(), "left behind:\n  {}", list.join("\n  "));
+    }
+}
+
+fn everything(roots: &[PathBuf]) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    let processes = Process::all();
+    mounts(&mut lines);
+    cgroups(&mut lines);
+    loop_devices(&mut lines);
+    network_namespaces(&processes, &mut lines);
+    skiff_processes(&processes, &mut lines);
+    for root in roots {
+        files(root, root, &mut lines);
+    }
+    for dir in ["/run", "/tmp", "/var/tmp", "/dev/shm"] {
+        temporary(Path::new(dir), &mut lines);
+    }
+    lines
+}
+
+fn mounts(lines: &mut BTreeSet<String>) {
+    let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    lines.extend(text.lines().map(|line| format!("mount {line}")));
+}
+
+/// Skiff's groups, in every hierarchy. The common parent of all runs counts when it is empty: else
+/// it belongs to whoever runs.
+fn cgroups(lines: &mut BTreeSet<String>) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    for mount in mounts.lines().filter(|line| line.contains(" - cgroup")) {
+        let Some(root) = mount.split(' ').nth(4) else { continue };
+        let parent = Path::new(root).join("skiff");
+        let mut groups = Vec::new();
+        for_each_directory(&parent, &mut |path| groups.push(path.to_owned()));
+        if groups.len() > 1 {
+            groups.retain(|path| *path != parent);
+        }
+        lines.extend(groups.iter().map(|path| format!("cgroup {}", path.display())));
+    }
+}
+
+fn for_each_directory(dir: &Path, call: &mut dyn FnMut(&Path)) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    call(dir);
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for_each_directory(&entry.path(), call);
+        }
+    }
+}
+
+fn loop_devices(lines: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return };
+    for entry in entries.flatten() {
+        if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file")) {
+            lines.insert(format!("loop {} {}", entry.file_name().display(), file.trim()));
+        }
+    }
+}
+
+/// Namespaces that a process is in or that are mounted; others cannot outlive their descriptors,
+/// which are their process's.
+fn network_namespaces(processes: &[Process], lines: &mut BTreeSet<String>) {
+    for process in processes {
+        if let Ok(meta) = fs::metadata(format!("/proc/{}/ns/net", process.pid)) {
+            lines.insert(format!("netns {}", meta.ino()));
+        }
+    }
+}
+
+/// Skiff's own processes and those in its cgroups; zombies too.
+fn skiff_processes(processes: &[Process], lines: &mut BTreeSet<String>) {
+    for process in processes {
+        let own = process.name == "skiff" || process.name.starts_with("skiff-keeper");
+        if own || process.cgroups().contains("/skiff/") {
+            let Process { pid, started, name, .. } = process;
+            lines.insert(format!("process {pid} {name} {started}"));
+        }
+    }
+}
+
+/// Everything below a root, except the images themselves.
+fn files(root: &Path, dir: &Path, lines: &mut BTreeSet<String>) {
+    const IMAGES: [&str; 3] = ["layers", "blobs", "images"];
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if dir == root && IMAGES.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            lines.insert(format!("directory {}", path.display()));
+            files(root, &path, lines);
+        } else {
+            lines.insert(format!("file {}", path.display()));
+        }
+    }
+}
+
+/// Names in directories for temporary files that Skiff or libcontainer could have made.
+fn temporary(dir: &Path, lines: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = ["skiff", "youki", "libcontainer", ".tmp"].iter().any(|part| name.contains(part));
+        if ours && !name.starts_with("skiff-test") {
+            lines.insert(format!("file {}", entry.path().display()));
+        }
+    }
+}

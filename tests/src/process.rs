@@ -1,0 +1,93 @@
+//! Processes, as `/proc` shows them.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// One process. Its start time tells it from another that gets the same number later.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot.
+    pub started: u64,
+    /// Name, at most 15 bytes.
+    pub name: String,
+    /// Parent process id.
+    pub parent: u32,
+    /// State letter; `Z` is a zombie.
+    pub state: char,
+}
+
+impl Process {
+    /// The process of this id, if there is one.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (head, tail) = stat.rsplit_once(')')?;
+        let name = head.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = tail.split_whitespace().collect();
+        Some(Self {
+            pid,
+            name,
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    /// All processes.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::of).collect()
+    }
+
+    /// The children of a process.
+    #[must_use]
+    pub fn children_of(pid: u32) -> Vec<Self> {
+        Self::all().into_iter().filter(|process| process.parent == pid).collect()
+    }
+
+    /// Whether this very process is still there, as more than a zombie.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now.started == self.started && now.state != 'Z')
+    }
+
+    /// Its cgroup paths, one line for each hierarchy.
+    #[must_use]
+    pub fn cgroups(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default()
+    }
+}
+
+/// Sends a signal to a process that the caller started or found as a descendant of one.
+///
+/// # Panics
+/// When the id is none or the signal cannot be sent.
+pub fn send(pid: u32, signal: Signal) {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(raw, signal).unwrap_or_else(|error| panic!("cannot send {signal:?} to {pid}: {error}"));
+}
+
+/// Whether the tests run as root; they cannot do without.
+///
+/// # Panics
+/// When they do not.
+pub fn require_root() {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root, "integration tests start containers: run them as root (sudo scripts/test)");
+}
+
+/// Bytes that are free on the filesystem of a path.
+///
+/// # Panics
+/// When the path cannot be asked.
+#[must_use]
+pub fn free_bytes(path: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(path).expect("statvfs");
+    stat.f_bfree * stat.f_frsize
+}

@@ -1,0 +1,172 @@
+//! What a function of Tencent SCF is given, and what its caller is told when it does not come up.
+
+use serde_json::{Value, json};
+use skiff_tests::{Outcome, Sandbox, images};
+
+#[track_caller]
+fn failed_start(image: &str, options: &[&str]) -> Outcome {
+    let sandbox = Sandbox::new();
+    let scf = ["--platform", "scf", "--start-timeout", "1s"];
+    sandbox.event(&images::oci(image), &[&scf[..], options].concat()).expect_code(3)
+}
+
+/// Status with code, and the body as it stands.
+#[track_caller]
+fn assert_answer(outcome: &Outcome, status: &str, message: &str, code: u16) {
+    let (found, body) = outcome.platform_answer();
+    assert_eq!(found, status);
+    let value: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
+    let id = value["requestId"].as_str().unwrap_or_default();
+    assert_uuid(id);
+    let text =
+        format!(r#"{{"errorCode":-1,"errorMessage":"{message}","requestId":"{id}","statusCode":{code}}}"#);
+    assert_eq!(body, text);
+}
+
+#[track_caller]
+fn assert_uuid(text: &str) {
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    assert_eq!(lengths, [8, 4, 4, 4, 12], "{text}");
+    assert!(text.split('-').nth(2).is_some_and(|part| part.starts_with('1')), "not of version 1: {text}");
+}
+
+#[track_caller]
+fn header<'a>(headers: &'a Value, name: &str) -> Option<&'a str> {
+    let pairs = headers.as_array().expect("headers");
+    let mut values = pairs.iter().filter(|pair| pair[0] == name).filter_map(|pair| pair[1].as_str());
+    let value = values.next();
+    assert!(values.next().is_none(), "{name} twice");
+    value
+}
+
+#[test]
+fn the_environment_is_the_documented_one() {
+    let sandbox = Sandbox::new();
+    let identity =
+        ["--platform", "scf", "--name", "resize", "--region", "ap-beijing", "--app-id", "1252245989"];
+    let served = sandbox.serve_function(&[&identity[..], &["--account-id", "100000090134"]].concat());
+    let environment = served.get("/env").ok().json();
+    for (name, value) in [
+        ("TENCENTCLOUD_RUNENV", "SCF"),
+        ("USER_CODE_ROOT", "/var/user/"),
+        ("USER", "qcloud"),
+        ("SCF_FUNCTIONNAME", "resize"),
+        ("SCF_FUNCTIONVERSION", "$LATEST"),
+        ("TENCENTCLOUD_REGION", "ap-beijing"),
+        ("TENCENTCLOUD_APPID", "1252245989"),
+        ("TENCENTCLOUD_UIN", "100000090134"),
+    ] {
+        assert_eq!(environment[name], value, "{name}");
+    }
+    for name in ["TENCENTCLOUD_SECRETID", "TENCENTCLOUD_SESSIONTOKEN", "_SCF_SERVER_PORT", "SCF_NAMESPACE"] {
+        assert!(environment[name].is_null(), "{name} is not promised for images");
+    }
+}
+
+#[test]
+fn the_context_headers_come_with_every_request() {
+    let sandbox = Sandbox::new();
+    let options = ["--platform", "scf", "--name", "resize", "--memory", "256MiB", "--timeout", "7s"];
+    let served = sandbox.serve_function(&options);
+    let headers = served.get("/headers").ok().json();
+    for (name, value) in [
+        ("x-scf-memory", "256"),
+        ("x-scf-timeout", "7000"),
+        ("x-scf-version", "$LATEST"),
+        ("x-scf-name", "resize"),
+        ("x-scf-namespace", "default"),
+        ("x-scf-region", "ap-guangzhou"),
+        ("x-scf-appid", "1250000000"),
+        ("x-scf-uin", "100000000001"),
+    ] {
+        assert_eq!(header(&headers, name), Some(value), "{name}");
+    }
+    assert_uuid(header(&headers, "x-scf-request-id").expect("a request id"));
+    for name in ["x-scf-session-token", "x-scf-secret-id", "x-scf-secret-key", "x-scf-trigger-src"] {
+        assert_eq!(header(&headers, name), None, "{name} without a role or a timer");
+    }
+}
+
+#[test]
+fn a_role_gives_credentials_in_headers_alone() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.skiff(&["run", &images::oci("function"), "--platform", "scf"]);
+    command.env("SKIFF_FUNCTION_ACCESS_KEY_ID", "the-id");
+    command.env("SKIFF_FUNCTION_ACCESS_KEY_SECRET", "the-key-4f1d");
+    command.env("SKIFF_FUNCTION_SECURITY_TOKEN", "the-token-9c2e");
+    let served = sandbox.start(command);
+    let headers = served.get("/headers").ok().json();
+    assert_eq!(header(&headers, "x-scf-secret-id"), Some("the-id"));
+    assert_eq!(header(&headers, "x-scf-secret-key"), Some("the-key-4f1d"));
+    assert_eq!(header(&headers, "x-scf-session-token"), Some("the-token-9c2e"));
+    let environment = served.get("/env").ok().text();
+    assert!(!environment.contains("the-key-4f1d"), "{environment}");
+}
+
+#[test]
+fn forged_context_headers_are_dropped() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&["--platform", "scf"]);
+    let forged = [("X-Scf-Uin", "forged"), ("x-scf-secret-key", "forged"), ("x-scf-other", "forged")];
+    let headers = served.request("GET", "/headers", &forged, b"").ok().text();
+    assert!(!headers.contains("forged"), "{headers}");
+}
+
+#[test]
+fn an_event_is_posted_to_event_invoke() {
+    let sandbox = Sandbox::new();
+    let options = ["--platform", "scf", "--name", "resize"];
+    let answer = sandbox.event(&images::oci("function"), &options).ok().json();
+    assert_eq!((&answer["method"], &answer["path"]), (&"POST".into(), &"/event-invoke".into()));
+    assert_eq!(answer["headers"]["content-type"], "application/json");
+    assert_eq!(answer["headers"]["x-scf-name"], "resize");
+    assert_eq!(answer["event"], json!({"k": 1}));
+}
+
+#[test]
+fn a_server_that_does_not_listen_in_time() {
+    for image in ["hangs", "local"] {
+        let text = "The request timed out in 1000ms.Please confirm your http server have enabled listening on \
+                    port 9000.";
+        assert_answer(&failed_start(image, &[]), "446 (PortBindingFailed)", text, 446);
+    }
+}
+
+#[test]
+fn a_server_that_exits() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.event(&images::oci("exits"), &["--platform", "scf"]).expect_code(3);
+    let text =
+        "Failed to initialize the container. Please confirm that the container can be started locally.";
+    assert_answer(&outcome, "405 (ContainerStateExited)", text, 405);
+    assert!(outcome.stderr.contains("it is over"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_command_that_is_not_there_or_cannot_be_executed() {
+    let text = "[/no/such/file] no such file or directory";
+    assert_answer(&failed_start("no-such-entrypoint", &[]), "445 (ContainerInitError)", text, 445);
+    let text = "[/data.txt] permission denied";
+    assert_answer(&failed_start("not-executable", &[]), "445 (ContainerInitError)", text, 445);
+}
+
+#[test]
+fn variables_that_scf_reserves_are_refused() {
+    let sandbox = Sandbox::new();
+    for name in ["SCF_MINE", "QCLOUD_MINE", "TENCENTCLOUD_MINE", "a-b"] {
+        let variable = format!("{name}=1");
+        let options = ["--platform", "scf", "--env", &variable];
+        sandbox.event(&images::oci("function"), &options).fails(2, &[name]);
+    }
+}
+
+#[test]
+fn an_event_that_is_too_large_is_refused_before_anything_starts() {
+    let sandbox = Sandbox::new();
+    let event = sandbox.write("event.json", vec![b'1'; (6 << 20) + 1]);
+    let event = format!("@{}", event.display());
+    let args = ["run", &images::oci("function"), "--platform", "scf", "--event", &event];
+    let outcome = sandbox.run(&args);
+    assert_ne!(outcome.code(), 0);
+    assert!(outcome.stderr.contains("6291456"), "{}", outcome.stderr);
+}
