@@ -62,7 +62,8 @@ fn anything_else_in_the_way_is_kept() {
     let dir = dir();
     let real = dir.path().join("real");
     dead(&real);
-    let cases: [(&str, fn(&Path, &Path)); 3] = [
+    type Make = fn(&Path, &Path);
+    let cases: [(&str, Make); 3] = [
         ("file", |path, _| fs::write(path, "precious").expect("written")),
         ("directory", |path, _| fs::create_dir(path).expect("made")),
         ("link", |path, real| symlink(real, path).expect("linked")),
