@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -46,12 +46,15 @@ async fn exchange(
 fn request(invocation: &Invocation, event: Bytes) -> Request<body::Body> {
     let shared = &invocation.shared;
     let platform = shared.config.platform;
+    let length = event.len();
     let mut request = Request::new(body::full(event));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(platform.event_path());
     let headers = request.headers_mut();
     let address = shared.guest.address(shared.config.port()).to_string();
     headers.insert(HOST, HeaderValue::from_str(&address).unwrap_or(HeaderValue::from_static("localhost")));
+    // Said for an empty event too: both platforms send it, and many servers rely on it.
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     platform.event_headers(headers);
     platform.prepare_request(&invocation.context(), headers);
     request
