@@ -235,3 +235,51 @@ impl StdError for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn runtime_error() -> skiff_runtime::Error {
+        skiff_runtime::Error::new(skiff_runtime::ErrorKind::ImageNotFound, "no tag \"x\"")
+            .because(io::Error::other("404"))
+            .advise("name another tag")
+    }
+
+    #[test]
+    fn an_error_of_the_runtime_keeps_all_it_says() {
+        let error = Error::from(runtime_error());
+        assert_eq!(error.kind().as_str(), "image_not_found");
+        assert_eq!((error.fault(), error.is_retryable()), (Fault::Caller, false));
+        assert_eq!(error.advice(), Some("name another tag"));
+        assert_eq!(error.chain(), "no tag \"x\": 404");
+        assert_eq!(error.source().expect("cause").to_string(), "404");
+        assert_eq!(error.exit_code(), ExitCode::Platform);
+        assert!(error.answer(InvocationKind::Event).is_none());
+    }
+
+    #[test]
+    fn a_failed_pull_has_the_platforms_answer() {
+        let config = crate::FunctionConfig::new("resize", crate::platform::scf());
+        let error = crate::Instance::pull_failed(&config, runtime_error());
+        assert_eq!(error.kind().as_str(), "image_not_found");
+        let answer = error.answer(InvocationKind::Event).expect("answer");
+        assert_eq!((answer.status.as_u16(), answer.code), (444, "PullImageFailed"));
+        assert!(answer.message.contains("no tag \"x\""), "{}", answer.message);
+    }
+
+    #[test]
+    fn bad_usage_is_told_from_failure() {
+        use skiff_runtime::ErrorKind as R;
+        for kind in [R::InvalidReference, R::InvalidArgument, R::InvalidCredentials] {
+            assert_eq!(ErrorKind::Runtime(kind).exit_code(), ExitCode::Usage);
+        }
+        assert_eq!(ErrorKind::InvalidFunction.exit_code(), ExitCode::Usage);
+        for kind in [R::Unauthorized, R::ImageNotFound, R::NotRoot, R::StartTimedOut] {
+            assert_eq!(ErrorKind::Runtime(kind).exit_code(), ExitCode::Platform);
+        }
+        assert_eq!(ErrorKind::AddressInUse.exit_code(), ExitCode::Platform);
+    }
+}

@@ -14,8 +14,8 @@ const SYSTEM_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// The host, or a directory that looks like one.
 pub(super) struct Host {
     root: PathBuf,
-    /// Directories in which programs are looked for, in order.
-    programs: Vec<PathBuf>,
+    /// The directories of `PATH`.
+    path_dirs: Vec<PathBuf>,
     /// Directory of the running program.
     pub(super) exe_dir: Option<PathBuf>,
     /// Whether this process is root's.
@@ -26,11 +26,10 @@ impl Host {
     /// This host, its `PATH` and its running program.
     pub(super) fn real() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let programs = std::env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from)).collect();
         let exe = std::env::current_exe().ok();
         Self {
             root: "/".into(),
-            programs,
+            path_dirs: std::env::split_paths(&path).collect(),
             exe_dir: exe.and_then(|exe| exe.parent().map(Path::to_owned)),
             is_root: rustix::process::geteuid().is_root(),
         }
@@ -39,7 +38,7 @@ impl Host {
     /// A host below `root`, whose programs are in `root/bin`.
     #[cfg(test)]
     pub(super) fn below(root: &Path) -> Self {
-        Self { root: root.to_owned(), programs: vec![root.join("bin")], exe_dir: None, is_root: true }
+        Self { root: root.to_owned(), path_dirs: vec![root.join("bin")], exe_dir: None, is_root: true }
     }
 
     /// The place of an absolute path.
@@ -61,9 +60,15 @@ impl Host {
         Ok(text.trim_end().to_owned())
     }
 
-    /// An executable file of that name in the directories of programs.
+    /// The directories of `PATH`, in order.
+    pub(super) fn path_dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.path_dirs.iter().cloned()
+    }
+
+    /// An executable file of that name in `PATH` or the directories of system programs.
     pub(super) fn program(&self, name: &str) -> Option<PathBuf> {
-        self.programs.iter().map(|dir| dir.join(name)).find(|path| is_executable(path))
+        let system = SYSTEM_DIRS.map(|dir| self.path(dir));
+        self.path_dirs().chain(system).map(|dir| dir.join(name)).find(|path| is_executable(path))
     }
 }
 

@@ -1,17 +1,18 @@
 //! The keeper program: where it is, and whether it is of this version.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Check;
 use super::host::{Host, is_executable};
 use super::program::ask;
+use crate::keeper::candidate;
 
 const NAME: &str = "keeper";
 const PROGRAM: &str = "skiff-keeper";
 
 pub(super) fn check(host: &Host, given: Option<&Path>) -> Check {
-    let Some(path) = find(host, given) else {
+    let Some(path) = candidate(given, host.exe_dir.as_deref(), host.path_dirs()) else {
         let found = format!("no {PROGRAM} beside skiff or in PATH");
         return Check::fail(NAME, found, "install it beside skiff, or name it by --keeper");
     };
@@ -30,12 +31,6 @@ pub(super) fn check(host: &Host, given: Option<&Path>) -> Check {
         ),
         Err(e) => Check::fail(NAME, format!("{shown} --version: {e}"), format!("install `{expected}`")),
     }
-}
-
-/// The given one, else the one beside the running program, else the one in `PATH`.
-fn find(host: &Host, given: Option<&Path>) -> Option<PathBuf> {
-    let beside = || host.exe_dir.as_ref().map(|dir| dir.join(PROGRAM)).filter(|path| path.exists());
-    given.map(Path::to_owned).or_else(beside).or_else(|| host.program(PROGRAM))
 }
 
 /// What it says of itself, in one bounded line.

@@ -84,5 +84,6 @@ fn examine_kernel(host: &Host) -> Vec<Check> {
         cgroup::check(host),
         kernel::namespaces(host),
         kernel::seccomp(host),
+        privileges::open_files(host),
     ]
 }

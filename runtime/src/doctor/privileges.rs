@@ -50,6 +50,33 @@ pub(super) fn check(host: &Host) -> Check {
     }
 }
 
+/// Open files of one container that FC promises, the most of any platform.
+const OPEN_FILES: u64 = 100_000;
+
+/// Whether containers can be given as many open files as the platforms promise.
+pub(super) fn open_files(host: &Host) -> Check {
+    const NAME: &str = "open_files";
+    let status = host.read("/proc/self/status").unwrap_or_default();
+    let held = field(&status, "CapEff:").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
+    // CAP_SYS_RESOURCE
+    if held >> 24 & 1 == 1 {
+        return Check::ok(NAME, "any limit can be set");
+    }
+    let limits = host.read("/proc/self/limits").unwrap_or_default();
+    let hard = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    match hard.and_then(|line| line.split_whitespace().nth(1)) {
+        Some("unlimited") => Check::ok(NAME, "no limit"),
+        Some(hard) if hard.parse().is_ok_and(|hard: u64| hard >= OPEN_FILES) => {
+            Check::ok(NAME, format!("at most {hard}"))
+        }
+        hard => Check::warn(
+            NAME,
+            format!("at most {}, and fc promises {OPEN_FILES}", hard.unwrap_or("unknown")),
+            format!("raise the hard limit (ulimit -Hn {OPEN_FILES}) or grant CAP_SYS_RESOURCE"),
+        ),
+    }
+}
+
 /// The value of a `Name:\tvalue` line.
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
@@ -60,6 +87,22 @@ mod tests {
     use super::super::Status;
     use super::super::testing::Fake;
     use super::*;
+
+    #[test]
+    fn open_files_that_cannot_be_raised_warn() {
+        let limits = |hard| {
+            format!(
+                "Limit Soft Hard Units\nMax open files            1024                 {hard}                files\n"
+            )
+        };
+        let host =
+            |caps, hard| Fake::new().file("proc/self/status", caps).file("proc/self/limits", &limits(hard));
+        assert_eq!(open_files(&host("CapEff:\t0000000001000000\n", "20000").host()).status, Status::Ok);
+        assert_eq!(open_files(&host("CapEff:\t0000000000000000\n", "100000").host()).status, Status::Ok);
+        let check = open_files(&host("CapEff:\t0000000000000000\n", "20000").host());
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("20000"), "{check:?}");
+    }
 
     #[test]
     fn root_with_all_capabilities_is_ok() {

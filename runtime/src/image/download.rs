@@ -5,6 +5,7 @@
 //! unbroken stream.
 
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use reqwest::StatusCode;
@@ -19,6 +20,11 @@ use crate::{Error, Result};
 const CHANNEL_PIECES: usize = 16;
 /// Breaks of one layer that are mended, whatever came in between.
 const MAX_BREAKS: u32 = 20;
+/// A connection that brings less than [`SLOW_BYTES`] in this time of waiting for it counts as broken,
+/// so that a server cannot hold a pull for ever with a byte now and then.
+const SLOW_WINDOW: Duration = Duration::from_secs(60);
+/// See [`SLOW_WINDOW`]; a kilobyte each second.
+const SLOW_BYTES: u64 = 60 << 10;
 
 /// One piece of the stream; without the end the stream was cut off.
 enum Piece {
@@ -109,7 +115,15 @@ impl Feeder<'_> {
         }
         let mut response = self.client.blob_from(self.digest, self.done).await?;
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.done };
-        while let Some(mut piece) = self.client.chunk(&mut response).await? {
+        let mut pace = Pace::default();
+        loop {
+            let asked = Instant::now();
+            let Some(mut piece) = self.client.chunk(&mut response).await? else {
+                return Ok(());
+            };
+            if pace.is_slow(piece.len() as u64, asked.elapsed()) {
+                return Err(Failure::again(self.client.too_slow()));
+            }
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
             piece.advance(skipped);
             skip -= skipped as u64;
@@ -122,6 +136,41 @@ impl Feeder<'_> {
                 return Ok(());
             }
         }
-        Ok(())
+    }
+}
+
+/// How fast bytes come; the time that the other end of the channel takes does not count.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn is_slow(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < SLOW_WINDOW {
+            return false;
+        }
+        let slow = self.bytes < SLOW_BYTES;
+        *self = Self::default();
+        slow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_slow_and_a_stream_is_not() {
+        let second = Duration::from_secs(1);
+        let slow_after = |bytes: u64| {
+            let mut pace = Pace::default();
+            (1..=200).find(|_| pace.is_slow(bytes, second))
+        };
+        assert_eq!(slow_after(1023), Some(60));
+        assert_eq!(slow_after(1024), None);
     }
 }

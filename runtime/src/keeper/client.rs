@@ -218,20 +218,28 @@ pub(crate) fn find(given: Option<&Path>) -> Result<PathBuf> {
         Error::new(ErrorKind::KeeperNotFound, text)
             .advise("install skiff-keeper beside skiff, or tell where it is with --keeper or SKIFF_KEEPER")
     };
-    if let Some(path) = given {
-        let is_file = path.metadata().is_ok_and(|m| m.is_file());
-        return is_file
-            .then(|| path.to_owned())
-            .ok_or_else(|| missing(format!("there is no keeper at {}", path.display())));
-    }
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(BINARY)));
+    let exe = std::env::current_exe().ok();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let in_path = std::env::split_paths(&path).map(|dir| dir.join(BINARY));
-    beside
-        .into_iter()
-        .chain(in_path)
-        .find(|candidate| candidate.metadata().is_ok_and(|m| m.is_file()))
-        .ok_or_else(|| missing(format!("{BINARY} is neither beside this program nor in PATH")))
+    let found = candidate(given, exe.as_deref().and_then(Path::parent), std::env::split_paths(&path));
+    match found {
+        Some(path) if path.is_file() => Ok(path),
+        Some(path) => Err(missing(format!("there is no keeper at {}", path.display()))),
+        None => Err(missing(format!("{BINARY} is neither beside this program nor in PATH"))),
+    }
+}
+
+/// Where the keeper is looked for: the given place, whatever is there; else the directory of the
+/// running program, then the directories of programs.
+pub(crate) fn candidate(
+    given: Option<&Path>,
+    exe_dir: Option<&Path>,
+    dirs: impl Iterator<Item = PathBuf>,
+) -> Option<PathBuf> {
+    if let Some(given) = given {
+        return Some(given.to_owned());
+    }
+    let all = exe_dir.map(Path::to_owned).into_iter().chain(dirs);
+    all.map(|dir| dir.join(BINARY)).find(|path| path.is_file())
 }
 
 /// Executes a sealed copy of the binary, so that no container can ever write to the file on disk

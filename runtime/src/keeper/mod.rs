@@ -8,5 +8,5 @@ pub(crate) mod protocol;
 mod server;
 mod spawn;
 
-pub(crate) use client::{Ended, Keeper, Process, Started, find};
+pub(crate) use client::{Ended, Keeper, Process, Started, candidate, find};
 pub use server::main;

@@ -280,6 +280,11 @@ async fn tokens_and_foreign_realms() {
     assert!(liar.requests("/manifests/")[1].contains("authorization: Bearer t0ken"));
 
     let other = Liar::start().await;
+    let away = format!("Location: http://{}/token\r\n", other.address);
+    liar.say("/token", &[answer("307 Temporary Redirect", &away, b"")]);
+    liar.say("/v2/x/manifests/1", &[challenge(&format!("http://{}/token", liar.address)), good.clone()]);
+    let error = Place::new().error(&name, &with_password()).await;
+    assert!(error.to_string().contains("answered 307"), "{error}");
     let foreign = format!("http://{}/token", other.address.replace("127.0.0.1", "localhost"));
     liar.say("/v2/x/manifests/1", &[challenge(&foreign), good]);
     for options in [with_password(), plain()] {

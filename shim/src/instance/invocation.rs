@@ -41,7 +41,8 @@ impl Invocation {
             cold_start: shared.cold_start().copied(),
             ended: false,
         };
-        shared.logs.platform(shared.config.platform.log_start(&invocation.context()));
+        let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
+        shared.logs.platform(lines);
         invocation
     }
 

@@ -77,3 +77,22 @@ impl Serialize for Timeline {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_milliseconds_in_order() {
+        let timeline = Timeline {
+            resolve: Duration::from_micros(1500),
+            listen: Duration::from_millis(20),
+            ..Timeline::default()
+        };
+        assert_eq!(
+            serde_json::to_string(&timeline).expect("serialises"),
+            r#"{"resolve_ms":1.5,"pull_ms":0.0,"unpack_ms":0.0,"rootfs_ms":0.0,"network_ms":0.0,"spawn_ms":0.0,"listen_ms":20.0,"total_ms":21.5}"#
+        );
+        assert_eq!(timeline.steps().last(), Some(&("listen", Duration::from_millis(20))));
+    }
+}

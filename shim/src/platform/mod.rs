@@ -85,8 +85,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         report: &InvocationReport<'_>,
     ) -> PlatformAnswer;
 
-    /// The log lines that come before an invocation's own.
-    fn log_start(&self, context: &InvocationContext<'_>) -> Vec<String>;
+    /// The log lines that come before an invocation's own; `report` holds what is known by then.
+    fn log_start(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String>;
 
     /// The log lines that come after an invocation's own.
     fn log_end(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String>;

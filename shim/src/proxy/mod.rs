@@ -14,6 +14,8 @@ pub(crate) mod pool;
 mod server;
 mod socket;
 #[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
 mod tests;
 mod tunnel;
 

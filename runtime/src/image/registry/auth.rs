@@ -16,7 +16,7 @@ use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 use super::retry::{Failure, transport};
-use super::{PROGRESS_TIMEOUT, Reference};
+use super::{DOCUMENT_TIMEOUT, Reference};
 use crate::image::credentials::{Credentials, Secret};
 use crate::{Error, ErrorKind};
 
@@ -63,7 +63,11 @@ impl Auth {
             .filter_map(|value| value.to_str().ok().and_then(Challenge::parse))
             .collect();
         let header = if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") {
-            let token = self.token(http, bearer).await?;
+            let token = tokio::time::timeout(DOCUMENT_TIMEOUT, self.token(http, bearer)).await;
+            let token = token.map_err(|_| {
+                let message = format!("the token realm of {} answers too slowly", self.host);
+                Failure::again(Error::new(ErrorKind::RegistryUnreachable, message))
+            })??;
             sensitive(&format!("Bearer {}", token.reveal()))
         } else if challenges.iter().any(|c| c.scheme == "basic") {
             match &self.credentials {
@@ -91,18 +95,11 @@ impl Auth {
         let host = realm.host_str().unwrap_or_default().to_owned();
         let request = self.token_request(http, realm, challenge);
         let failed = |kind, why: String| Error::new(kind, format!("the token realm {host} {why}"));
-        let silent =
-            || Failure::again(failed(ErrorKind::RegistryUnreachable, "sent nothing for too long".into()));
-        let mut response = tokio::time::timeout(PROGRESS_TIMEOUT, request.send())
-            .await
-            .map_err(|_| silent())?
-            .map_err(|e| transport(e, &host))?;
+        let mut response = request.send().await.map_err(|e| transport(e, &host))?;
         let status = response.status();
         let mut body = BytesMut::new();
         loop {
-            let chunk =
-                tokio::time::timeout(PROGRESS_TIMEOUT, response.chunk()).await.map_err(|_| silent())?;
-            let Some(chunk) = chunk.map_err(|e| transport(e, &host))? else { break };
+            let Some(chunk) = response.chunk().await.map_err(|e| transport(e, &host))? else { break };
             body.extend_from_slice(&chunk);
             if body.len() > MAX_TOKEN_BYTES {
                 let why = format!("answered more than {MAX_TOKEN_BYTES} bytes");

@@ -11,7 +11,7 @@
 //! - to the token realm of its challenge, under the rule in [`auth`];
 //! - nowhere else. On a redirect to another host, port or scheme `reqwest` 0.13 takes
 //!   `Authorization` off (`redirect.rs`, `remove_sensitive_headers`); a redirect from HTTPS to HTTP
-//!   is refused here. Layer descriptors' `urls` are never read.
+//!   is refused here, and token realms are not followed at all. Layer descriptors' `urls` are never read.
 
 mod auth;
 mod retry;
@@ -37,6 +37,8 @@ pub(crate) use retry::{Backoff, Failure};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time without a byte.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for a manifest, a configuration or a token as a whole.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Redirects that are followed: one to a mirror and one to its storage are usual.
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of an error's body that are read.
@@ -45,6 +47,8 @@ const MAX_ERROR_BYTES: u64 = 16 << 10;
 /// One repository of one registry.
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// For token realms: a redirect could carry a refresh token in a body to another host.
+    straight: reqwest::Client,
     reference: Reference,
     /// `scheme://host/v2/repository`.
     base: String,
@@ -63,10 +67,11 @@ impl Client {
     ) -> Result<Self> {
         install_crypto_provider();
         let scheme = if options.plain_http { "http" } else { "https" };
-        let http = build(options)?;
+        let http = build(options, redirects())?;
+        let straight = build(options, reqwest::redirect::Policy::none())?;
         let base = format!("{scheme}://{}/v2/{}", reference.host(), reference.repository());
         let auth = Auth::new(credentials, reference, options.plain_http);
-        Ok(Self { http, reference: reference.clone(), base, auth })
+        Ok(Self { http, straight, reference: reference.clone(), base, auth })
     }
 
     /// A manifest under a tag or digest, and what the registry calls its type.
@@ -125,7 +130,7 @@ impl Client {
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.check(response, get).await;
         }
-        if !self.auth.answer(&self.http, response.headers()).await? {
+        if !self.auth.answer(&self.straight, response.headers()).await? {
             return self.check(response, get).await;
         }
         let response = self.send(get).await?;
@@ -188,7 +193,14 @@ impl Client {
         }
     }
 
-    async fn bounded(&self, mut response: Response, what: &str, limit: u64) -> Result<Bytes, Failure> {
+    async fn bounded(&self, response: Response, what: &str, limit: u64) -> Result<Bytes, Failure> {
+        match tokio::time::timeout(DOCUMENT_TIMEOUT, self.read(response, what, limit)).await {
+            Ok(read) => read,
+            Err(_) => Err(Failure::again(self.too_slow())),
+        }
+    }
+
+    async fn read(&self, mut response: Response, what: &str, limit: u64) -> Result<Bytes, Failure> {
         let mut body = BytesMut::new();
         while let Some(chunk) = self.chunk(&mut response).await? {
             body.extend_from_slice(&chunk);
@@ -201,6 +213,12 @@ impl Client {
     fn broken_off(&self, error: reqwest::Error) -> Error {
         let message = format!("the connection to the registry {} broke", self.reference.host());
         Error::new(ErrorKind::RegistryUnreachable, message).because(error.without_url())
+    }
+
+    /// The error of a connection that brings next to nothing.
+    pub(crate) fn too_slow(&self) -> Error {
+        let message = format!("the registry {} sends too slowly", self.reference.host());
+        Error::new(ErrorKind::RegistryUnreachable, message)
     }
 
     fn stalled(&self) -> Error {
@@ -228,8 +246,8 @@ fn install_crypto_provider() {
     }
 }
 
-fn build(options: &PullOptions) -> Result<reqwest::Client> {
-    let redirects = reqwest::redirect::Policy::custom(|attempt| {
+fn redirects() -> reqwest::redirect::Policy {
+    reqwest::redirect::Policy::custom(|attempt| {
         let from_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
         if from_https && attempt.url().scheme() != "https" {
             return attempt.error("a redirect from HTTPS to HTTP is refused");
@@ -238,7 +256,10 @@ fn build(options: &PullOptions) -> Result<reqwest::Client> {
             return attempt.error("too many redirects");
         }
         attempt.follow()
-    });
+    })
+}
+
+fn build(options: &PullOptions, redirects: reqwest::redirect::Policy) -> Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("skiff/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)

@@ -124,8 +124,8 @@ impl<R: Read> Entries<R> {
 
     fn entry(&mut self, header: &Header, size: u64, extended: Extended) -> Result<Entry> {
         let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let kind = kind(header.entry_type(), &path)?;
-        let size = if kind == Kind::Regular { extended.size.unwrap_or(size) } else { 0 };
+        let kind = kind(header, &path)?;
+        let size = if has_data(header.entry_type()) { extended.size.unwrap_or(size) } else { 0 };
         let sparse = match header.entry_type() {
             EntryType::GNUSparse => Some(self.sparse(header, size)?),
             _ => None,
@@ -255,9 +255,16 @@ impl<R: Read> Read for Data<'_, R> {
     }
 }
 
-fn kind(entry_type: EntryType, path: &[u8]) -> Result<Kind> {
-    Ok(match entry_type {
-        EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
+/// Whether data follows the header. Two readers that differ here would see two archives in one.
+fn has_data(entry_type: EntryType) -> bool {
+    matches!(entry_type, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse)
+}
+
+fn kind(header: &Header, path: &[u8]) -> Result<Kind> {
+    // Before POSIX.1-1988 a directory was a file of type 0 whose name ends with a slash.
+    let is_old = header.as_old().linkflag[0] == 0;
+    Ok(match header.entry_type() {
+        EntryType::Regular if is_old && path.ends_with(b"/") => Kind::Directory,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::Regular,
         EntryType::Directory => Kind::Directory,
         EntryType::Link => Kind::HardLink,

@@ -5,6 +5,9 @@
 //! containerd would clamp it); directories on the way that the layer itself made into symbolic
 //! links are followed, with `RESOLVE_IN_ROOT`, so that even `..` and absolute targets stay inside.
 //! The last component is never followed.
+//!
+//! Directories that a layer has entries in but no entry for are made with mode 0755 for root, as
+//! Docker's overlay2 driver does it: layers are unpacked without the ones below them.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};

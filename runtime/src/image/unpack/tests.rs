@@ -451,6 +451,79 @@ fn sparse_files_have_their_holes() {
     assert_eq!(backwards.error().kind(), ErrorKind::InvalidImage);
 }
 
+/// Where data follows a header decides what the next header is: as in Go's `archive/tar`.
+#[test]
+fn no_two_archives_in_one() {
+    let inner = Tar::default().file("smuggled", "x").0;
+    let typed = |kind: u8, path: &str, data: &[u8]| {
+        Tar::default().raw(EntryType::Regular, path, "", data, |h| h.as_old_mut().linkflag[0] = kind)
+    };
+    let dir = typed(b'0', "f/", &inner).file("after", "y").ok();
+    assert_eq!(fs::read(dir.path().join("fs/f")).unwrap(), inner, "a file, whatever its name ends with");
+    assert_eq!(text(&dir, "after"), "y");
+    let dir = typed(0, "d/", &inner).file("after", "y").ok();
+    assert!(meta(&dir, "d").is_dir() && !dir.path().join("fs/smuggled").exists());
+    assert_eq!(text(&dir, "after"), "y");
+    // The PAX size counts, not the header's.
+    let size = inner.len().to_string();
+    let mut tar =
+        Tar::default().pax(&[("size", size.as_bytes())]).raw(EntryType::Regular, "f", "", b"", |_| {});
+    tar.0.extend_from_slice(&inner);
+    let dir = tar.file("after", "y").ok();
+    assert_eq!(fs::read(dir.path().join("fs/f")).unwrap(), inner);
+    assert!(!dir.path().join("fs/smuggled").exists());
+    // Links have no data, whatever their size says.
+    let dir =
+        Tar::default().raw(EntryType::Symlink, "l", "x", b"", |h| h.set_size(1024)).file("after", "y").ok();
+    assert_eq!(text(&dir, "after"), "y");
+}
+
+/// Puts right checksums on all blocks that were headers, so that changed ones are read too.
+fn sum_again(archive: &mut [u8]) {
+    for block in archive.chunks_exact_mut(512) {
+        if block[257..262] == *b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn damaged_archives_neither_panic_nor_lead_out(
+        changes in proptest::collection::vec((0usize..512 * 24, proptest::prelude::any::<u8>()), 1..24),
+        cut in 0usize..512 * 30,
+    ) {
+        let mut archive = Tar::default()
+            .dir("d")
+            .file("d/f", "data")
+            .pax(&[("path", b"d/long"), ("mtime", b"1.5"), ("SCHILY.xattr.user.a", b"b")])
+            .file("x", "y")
+            .link("d/h", "d/f")
+            .symlink("l", "../..")
+            .file("l/g", "z")
+            .file("d/.wh.gone", "")
+            .file("d/.wh..wh..opq", "")
+            .raw(EntryType::GNULongName, "n", "", b"d/other\0", |_| {})
+            .file("x", "y")
+            .raw(EntryType::GNUSparse, "s", "", b"abcd", |h| h.as_gnu_mut().unwrap().set_real_size(4))
+            .raw(EntryType::Fifo, "p", "", b"", |_| {})
+            .finish();
+        for (at, byte) in changes {
+            let length = archive.len();
+            archive[at % length] = byte;
+        }
+        sum_again(&mut archive);
+        archive.truncate(cut.max(512));
+        let limits = Limits { unpacked_bytes: 1 << 20, entries: 100, ..Limits::default() };
+        let (dir, _) = unpack_bytes(&archive, &expected(&archive, &archive), limits);
+        outside_is_untouched(dir.path());
+    }
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -107,7 +107,7 @@ impl Console {
         }
     }
 
-    /// Writes a JSON object with `event` first to the standard error.
+    /// Writes a JSON object with `event` in it to the standard error.
     fn event(self, event: &str, fields: Value) {
         write_stderr(&format!("{}\n", with_event(event, fields)));
     }

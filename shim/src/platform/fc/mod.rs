@@ -154,7 +154,7 @@ impl Platform for Fc {
         errors::invocation(self.api, context, failure, report)
     }
 
-    fn log_start(&self, context: &InvocationContext<'_>) -> Vec<String> {
+    fn log_start(&self, context: &InvocationContext<'_>, _report: &InvocationReport<'_>) -> Vec<String> {
         logs::start(context)
     }
 

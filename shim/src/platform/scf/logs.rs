@@ -14,26 +14,31 @@ struct ErrorResult<'a> {
     status_code: u16,
 }
 
-pub(super) fn start(context: &InvocationContext<'_>) -> Vec<String> {
-    vec![format!("START RequestId:{}", context.request_id)]
+/// The start line, and the report of a cold start.
+pub(super) fn start(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
+    let id = context.request_id;
+    let mut lines = vec![format!("START RequestId:{id}")];
+    if let Some(start) = report.cold_start {
+        lines.push(format!(
+            "Init Report RequestId: {id} Coldstart: {}ms (PullCode: {}ms InitRuntime: {}ms InitFunction: {}ms) \
+             Memory: {}MB MemUsage: {:.2}MB",
+            ms(start.total()),
+            ms(start.resolve + start.pull + start.unpack),
+            ms(start.rootfs + start.network + start.spawn),
+            ms(start.listen),
+            context.config.memory_mib,
+            megabytes(report.memory_peak_bytes),
+        ));
+    }
+    lines
 }
 
+/// The answer or the error, and the summary.
 pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
     let id = context.request_id;
     let memory = context.config.memory_mib;
     let used = megabytes(report.memory_peak_bytes);
-    let mut lines = Vec::with_capacity(5);
-    if let Some(start) = report.cold_start {
-        let pull = start.resolve + start.pull + start.unpack;
-        lines.push(format!(
-            "Init Report RequestId: {id} Coldstart: {}ms (PullCode: {}ms InitRuntime: {}ms InitFunction: {}ms) \
-             Memory: {memory}MB MemUsage: {used:.2}MB",
-            ms(start.total()),
-            ms(pull),
-            ms(start.rootfs + start.network + start.spawn),
-            ms(start.listen),
-        ));
-    }
+    let mut lines = Vec::with_capacity(3);
     if let Some(failure) = report.failure {
         let result = ErrorResult {
             error_code: -1,
@@ -72,7 +77,8 @@ mod tests {
     fn lines_are_those_of_the_documentation() {
         let config = FunctionConfig::new("resize", scf());
         let context = testing::context(&config, InvocationKind::Event);
-        assert_eq!(start(&context), ["START RequestId:the-request"]);
+        let warm = InvocationReport::default();
+        assert_eq!(start(&context, &warm), ["START RequestId:the-request"]);
         let report = InvocationReport {
             duration: millis(1),
             memory_peak_bytes: 31_178_752,
@@ -100,7 +106,7 @@ mod tests {
             ..InvocationReport::default()
         };
         assert_eq!(
-            end(&testing::context(&config, InvocationKind::Event), &report)[0],
+            start(&testing::context(&config, InvocationKind::Event), &report)[1],
             "Init Report RequestId: the-request Coldstart: 236ms (PullCode: 70ms InitRuntime: 8ms \
              InitFunction: 158ms) Memory: 128MB MemUsage: 57.86MB"
         );

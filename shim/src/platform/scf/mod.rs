@@ -137,8 +137,8 @@ impl Platform for Scf {
         errors::invocation(context, failure)
     }
 
-    fn log_start(&self, context: &InvocationContext<'_>) -> Vec<String> {
-        logs::start(context)
+    fn log_start(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
+        logs::start(context, report)
     }
 
     fn log_end(&self, context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {

@@ -14,6 +14,7 @@ use crate::cli::args::RunArgs;
 use crate::cli::commands::absolute;
 use crate::cli::console::with_event;
 use crate::cli::failure::Failure;
+use crate::cli::interrupt::Signal;
 
 /// Name of the socket that a run makes where none is asked for.
 const SOCKET_NAME: &str = "invoke.sock";
@@ -38,7 +39,7 @@ impl Listeners {
 
 /// Why serving came to its end.
 enum End {
-    Signal,
+    Signal(Signal),
     /// The function ended by itself.
     Function(State),
     /// A listener failed.
@@ -54,8 +55,7 @@ impl Run<'_> {
         listeners: Listeners,
     ) -> Result<ExitCode, Failure> {
         let addresses: Vec<String> = listeners.0.iter().map(Listener::address).collect();
-        let (shutdown, servers) = spawn(listeners, instance);
-        let mut servers = servers;
+        let (shutdown, mut servers) = spawn(listeners, instance);
         for address in &addresses {
             self.console.result(
                 || format!("listening on {address}"),
@@ -63,17 +63,24 @@ impl Run<'_> {
             )?;
         }
         let end = tokio::select! {
-            _ = self.interrupts.first() => End::Signal,
+            signal = self.interrupts.first() => End::Signal(signal),
             state = instance.wait() => End::Function(state),
             failure = failed(&mut servers) => End::Listener(failure),
         };
+        if let End::Signal(signal) = &end {
+            self.console.note(
+                "stopping",
+                || format!("{}: running requests may end; a second signal ends them", signal.name()),
+                || json!({ "signal": signal.name() }),
+            );
+        }
         shutdown.send_replace(true);
         tokio::select! {
             () = ended(&mut servers) => {}
             _ = self.interrupts.second() => servers.shutdown().await,
         }
         match end {
-            End::Signal => Ok(ExitCode::SUCCESS),
+            End::Signal(_) => Ok(ExitCode::SUCCESS),
             End::Function(state) => Err(Failure::ended(instance.id(), &how(state))),
             End::Listener(failure) => Err(failure),
         }
