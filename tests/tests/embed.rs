@@ -11,9 +11,7 @@ fn the_example_invokes_a_function_and_leaves_nothing() {
     command.env("SKIFF_STATE_DIR", sandbox.state_dir()).env("SKIFF_RUN_DIR", sandbox.run_dir());
     let outcome = sandbox.finish(command).ok();
     assert!(outcome.stdout().contains("/invoke"), "{outcome:?}");
-    for kind in ["cgroup", "loop", "mount"] {
-        assert_eq!(baseline.count(kind), 0, "{kind}: {:?}", baseline.news());
-    }
+    baseline.assert_restored();
 }
 
 #[test]

@@ -94,13 +94,23 @@ fn refuse_compressed(file: &mut File, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Says which file it is that cannot be walked.
+fn broken(path: &Path, error: Error) -> Error {
+    if !matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) {
+        return error;
+    }
+    Error::new(error.kind(), format!("the archive {} cannot be read", path.display()))
+        .advise("is this a file of docker save, and whole?")
+        .because(error)
+}
+
 /// Notes where each file is; the data is skipped.
 fn scan(file: &mut File, path: &Path) -> Result<HashMap<PathBuf, Slot>> {
     let failed = |e| Error::host(format!("read {}", path.display()), e);
     let end = file.metadata().map_err(failed)?.len();
     let mut slots = HashMap::new();
     let mut entries = Entries::new(&mut *file);
-    while let Some(entry) = entries.next()? {
+    while let Some(entry) = entries.next().map_err(|e| broken(path, e))? {
         let name = clean_path(&entry.path)?;
         let (file, length) = entries.take_data();
         let offset = file.stream_position().map_err(failed)?;
