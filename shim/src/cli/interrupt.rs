@@ -49,14 +49,15 @@ pub(crate) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Takes SIGHUP, SIGINT and SIGTERM over from their default for the rest of the program.
+    /// Takes SIGHUP, SIGINT and SIGTERM over from their default for the rest of the program. A SIGHUP
+    /// that is ignored stays so: that is what `nohup` asks for.
     ///
     /// # Errors
     /// When the handlers cannot be set.
     pub(crate) fn install() -> Result<Self, Failure> {
         let install = || -> std::io::Result<_> {
             Ok((
-                signal(SignalKind::hangup())?,
+                if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) },
                 signal(SignalKind::interrupt())?,
                 signal(SignalKind::terminate())?,
             ))
@@ -67,7 +68,7 @@ impl Interrupts {
         tokio::spawn(async move {
             loop {
                 let signal = tokio::select! {
-                    Some(()) = hangup.recv() => Signal::Hangup,
+                    Some(()) = received(&mut hangup) => Signal::Hangup,
                     Some(()) = interrupt.recv() => Signal::Interrupt,
                     Some(()) = terminate.recv() => Signal::Terminate,
                     else => return,
@@ -115,6 +116,25 @@ impl Interrupts {
     }
 }
 
+/// The next signal; none is ever received where there is no handler.
+async fn received(handler: &mut Option<tokio::signal::unix::Signal>) -> Option<()> {
+    match handler {
+        Some(handler) => handler.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored.
+fn ignores_hangup() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| hangup_is_ignored(&status))
+}
+
+/// Reads the mask of ignored signals (proc(5), `SigIgn`), whose lowest bit is SIGHUP.
+fn hangup_is_ignored(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +157,13 @@ mod tests {
     async fn work_without_a_signal_is_done() {
         let (_sender, interrupts) = channel();
         assert_eq!(interrupts.or(std::future::ready(7)).await.ok(), Some(7));
+    }
+
+    #[test]
+    fn nohup_is_seen() {
+        assert!(hangup_is_ignored("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"));
+        assert!(!hangup_is_ignored("SigIgn:\t0000000000001006\n"));
+        assert!(!hangup_is_ignored("SigCgt:\t0000000000000001\n") && !hangup_is_ignored(""));
     }
 
     #[tokio::test]

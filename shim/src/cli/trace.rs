@@ -11,13 +11,13 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::args::LogLevel;
-use super::console::Console;
+use super::console::{Console, Stderr};
 
 /// Installs the subscriber of this program.
 pub(crate) fn install(level: LogLevel, console: Console) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives(level)))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
         .with_ansi(console.colors_stderr());
     // There is no other subscriber in this program that could be in the way.
     let _ = if console.is_json() {

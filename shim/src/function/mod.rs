@@ -3,6 +3,7 @@
 mod secret;
 mod validate;
 
+use std::fmt;
 use std::time::Duration;
 
 pub use secret::{Credentials, Secret};
@@ -21,7 +22,7 @@ pub const DEFAULT_STOP_GRACE: Duration = Duration::from_millis(300);
 
 /// A function as its owner configures it. [`FunctionConfig::new`] fills in the platform's defaults;
 /// [`FunctionConfig::validate`] reports all faults together.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct FunctionConfig {
     /// Its name.
@@ -128,5 +129,52 @@ impl FunctionConfig {
     /// `InvalidFunction` with every fault found.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
+    }
+}
+
+/// Variables are shown by their names alone: users keep secrets in them.
+impl fmt::Debug for FunctionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("FunctionConfig")
+            .field("name", &self.name)
+            .field("platform", &self.platform)
+            .field("entrypoint", &self.entrypoint)
+            .field("cmd", &self.cmd)
+            .field("env", &names)
+            .field("user", &self.user)
+            .field("working_dir", &self.working_dir)
+            .field("port", &self.port)
+            .field("memory_mib", &self.memory_mib)
+            .field("cpu_millis", &self.cpu_millis)
+            .field("pids", &self.pids)
+            .field("writable", &self.writable)
+            .field("writable_bytes", &self.writable_bytes)
+            .field("tmp_bytes", &self.tmp_bytes)
+            .field("read_only", &self.read_only)
+            .field("timeout", &self.timeout)
+            .field("start_deadline", &self.start_deadline)
+            .field("stop_grace", &self.stop_grace)
+            .field("region", &self.region)
+            .field("account_id", &self.account_id)
+            .field("app_id", &self.app_id)
+            .field("namespace", &self.namespace)
+            .field("version", &self.version)
+            .field("handler", &self.handler)
+            .field("credentials", &self.credentials)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_names_of_variables_and_no_values() {
+        let mut config = FunctionConfig::new("resize", crate::platform::fc());
+        config.env.push(("DB_PASSWORD".to_owned(), "hunter2".to_owned()));
+        let shown = format!("{config:?}");
+        assert!(shown.contains("DB_PASSWORD") && !shown.contains("hunter2"), "{shown}");
     }
 }

@@ -43,6 +43,7 @@ impl Shared {
     pub(crate) async fn explain(&self, error: SendError) -> InvocationFailure {
         let reason = match error {
             SendError::Invalid(error) => return InvocationFailure::BadResponse(error.to_string()),
+            SendError::Client => return InvocationFailure::Canceled,
             SendError::Broken(error) => error.to_string(),
             SendError::Connect(error) => error.to_string(),
         };

@@ -60,6 +60,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// the like). [`Platform::prepare_request`] adds the rest.
     fn event_headers(&self, headers: &mut HeaderMap);
 
+    /// What the names of headers begin with that clients may not send (lower-case).
+    fn reserved_header_prefix(&self) -> &'static str;
+
     /// Drops the headers that clients may not send to the container and adds the platform's own.
     fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap);
 
@@ -141,10 +144,11 @@ fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Removes every header whose name begins with `prefix` (lower-case).
-fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+/// Removes every header whose name begins with `prefix` (lower-case). `_` counts as `-`: servers that
+/// make variables of headers (CGI, WSGI) cannot tell them apart.
+pub(crate) fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
+    let reserved = |name: &HeaderName| name.as_str().replace('_', "-").starts_with(prefix);
+    let names: Vec<HeaderName> = headers.keys().filter(|name| reserved(name)).cloned().collect();
     for name in names {
         headers.remove(name);
     }
@@ -196,6 +200,18 @@ mod tests {
             assert_eq!(by_name(platform.name()).expect("known").name(), platform.name());
         }
         assert!(by_name("FC").is_none() && by_name("").is_none() && by_name("lambda").is_none());
+    }
+
+    #[test]
+    fn reserved_headers_go_however_they_are_spelt() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-fc-a", "x_fc_b", "x-fc_c", "x-f-c", "x-own_d"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        remove_prefixed(&mut headers, fc().reserved_header_prefix());
+        let mut kept: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ["x-f-c", "x-own_d"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::BodyError;
 use crate::instance::invocation::Invocation;
@@ -39,6 +39,13 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // First: a server that always has more must not outrun its time limit.
+        if self.deadline.as_mut().poll(cx).is_ready()
+            && self.invocation.is_some()
+            && !self.body.is_end_stream()
+        {
+            return Poll::Ready(Some(Err(self.fail(&InvocationFailure::TimedOut))));
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Err(error))) => {
@@ -51,12 +58,7 @@ impl Body for Answer {
                 }
                 Poll::Ready(None)
             }
-            Poll::Pending => match self.deadline.as_mut().poll(cx) {
-                Poll::Ready(()) if self.invocation.is_some() => {
-                    Poll::Ready(Some(Err(self.fail(&InvocationFailure::TimedOut))))
-                }
-                _ => Poll::Pending,
-            },
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -71,12 +73,14 @@ impl Body for Answer {
 
 impl Drop for Answer {
     /// A body of known length is not asked for its end: one that was read to it has succeeded, and
-    /// dropping the invocation says that any other was cancelled.
+    /// dropping the invocation says that any other was cancelled. One whose client did not read it
+    /// until the time was up has timed out.
     fn drop(&mut self) {
-        if self.body.is_end_stream()
-            && let Some(mut invocation) = self.invocation.take()
-        {
+        let Some(mut invocation) = self.invocation.take() else { return };
+        if self.body.is_end_stream() {
             invocation.succeed(None, None);
+        } else if Instant::now() >= invocation.deadline() {
+            invocation.fail(&InvocationFailure::TimedOut);
         }
     }
 }

@@ -1,9 +1,15 @@
 //! Bodies: passed on as they come.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+use crate::Platform;
+use crate::platform::remove_prefixed;
 
 /// What can go wrong while a body is passed on.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -21,7 +27,58 @@ pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body that is still coming.
-pub(crate) fn incoming(body: Incoming) -> Body {
-    body.map_err(Into::into).boxed_unsync()
+/// The body of a client's request as it comes, without the trailers that clients may not send.
+pub(crate) fn of_client(body: Incoming, platform: &'static dyn Platform) -> Body {
+    ClientBody { body, platform }.boxed_unsync()
+}
+
+/// The client broke its own request: it went away, or what it sends is no body.
+#[derive(Debug)]
+pub(crate) struct ClientBroke(hyper::Error);
+
+impl std::fmt::Display for ClientBroke {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the client's body broke off")
+    }
+}
+
+impl std::error::Error for ClientBroke {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+struct ClientBody {
+    body: Incoming,
+    platform: &'static dyn Platform,
+}
+
+impl HttpBody for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        polled.map(|frame| {
+            let frame = frame?.map_err(|error| ClientBroke(error).into());
+            // Servers may take a trailer for a header: the platform's own are no client's to send.
+            Some(frame.map(|mut frame| {
+                if let Some(trailers) = frame.trailers_mut() {
+                    remove_prefixed(trailers, self.platform.reserved_header_prefix());
+                }
+                frame
+            }))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::header::HOST;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -31,8 +31,8 @@ pub(super) async fn forward(
     client: Option<SocketAddr>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    if request.method() == Method::CONNECT {
-        return refused(StatusCode::METHOD_NOT_ALLOWED);
+    if let Some((status, why)) = headers::refusal(&request) {
+        return refused(status, why);
     }
     let mut invocation = Invocation::begin(&shared, InvocationKind::Http, request.uri().path(), client);
     let limit = shared.config.platform.limits().request_header_bytes;
@@ -61,16 +61,20 @@ fn prepare(invocation: &Invocation, mut request: Request<Incoming>) -> (Request<
         headers::set_upgrade(&mut parts.headers, upgrade.protocol.clone());
     }
     let shared = &invocation.shared;
-    if !parts.headers.contains_key(HOST) {
-        let address = shared.guest.address(shared.config.port()).to_string();
-        parts.headers.insert(HOST, HeaderValue::from_str(&address).unwrap_or(HeaderValue::from_static("")));
+    // The host in the request line goes before the header (RFC 9112, section 3.2.2).
+    let named =
+        parts.uri.authority().map(|named| named.as_str().rsplit('@').next().unwrap_or_default().to_owned());
+    if named.is_some() || !parts.headers.contains_key(HOST) {
+        let host = named.unwrap_or_else(|| shared.guest.address(shared.config.port()).to_string());
+        parts.headers.insert(HOST, HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("")));
     }
     shared.config.platform.prepare_request(&invocation.context(), &mut parts.headers);
     // A client of a proxy names scheme and host in the request line; the container gets the rest.
     let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(target);
     parts.version = Version::HTTP_11;
-    (Request::from_parts(parts, body::incoming(body)), upgrade)
+    let body = body::of_client(body, shared.config.platform);
+    (Request::from_parts(parts, body), upgrade)
 }
 
 fn finish(
@@ -104,8 +108,8 @@ fn of_platform(answer: PlatformAnswer) -> Response<Body> {
     response
 }
 
-fn refused(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(body::empty());
+fn refused(status: StatusCode, why: &'static str) -> Response<Body> {
+    let mut response = Response::new(body::full(why.into()));
     *response.status_mut() = status;
     response
 }

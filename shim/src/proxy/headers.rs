@@ -4,6 +4,8 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
 };
+use http::uri::Authority;
+use http::{Method, Request, StatusCode};
 
 const HOP_BY_HOP: [HeaderName; 5] = [
     CONNECTION,
@@ -36,6 +38,28 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Why a request is not passed on: it is one that server and proxy could read differently
+/// (RFC 9112, sections 3.2 and 6.1), or that a function cannot answer.
+pub(crate) fn refusal<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
+    if request.method() == Method::CONNECT {
+        return Some((StatusCode::METHOD_NOT_ALLOWED, "CONNECT is for proxies: a function is none\n"));
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let valid = |host: &HeaderValue| {
+        let host = host.as_bytes();
+        host.is_empty() || (Authority::try_from(host).is_ok() && !host.contains(&b'@'))
+    };
+    if !hosts.next().is_none_or(valid) || hosts.next().is_some() {
+        return Some((StatusCode::BAD_REQUEST, "send one Host header, as HOST or HOST:PORT\n"));
+    }
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if !codings.all(chunked) {
+        return Some((StatusCode::NOT_IMPLEMENTED, "chunked is the only transfer coding here\n"));
+    }
+    None
 }
 
 /// The protocol that `Upgrade` asks for, if `Connection` says so too.
@@ -108,6 +132,24 @@ mod tests {
     fn trailers_stay_possible() {
         let kept = stripped(&[("te", "gzip, Trailers"), ("connection", "te"), ("trailer", "x-sum")]);
         assert_eq!(kept.len(), 2, "{kept:?}");
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        let status = |pairs: &[(&'static str, &'static str)]| {
+            let mut request = Request::new(());
+            *request.headers_mut() = headers(pairs);
+            refusal(&request).map(|(status, _)| status.as_u16())
+        };
+        for host in ["f", "", "f:80", "[::1]:80", "a_b.example"] {
+            assert_eq!(status(&[("host", host), ("transfer-encoding", "Chunked")]), None, "{host}");
+        }
+        assert_eq!(status(&[]), None);
+        assert_eq!(status(&[("host", "a"), ("host", "a")]), Some(400));
+        for host in ["a/b", "a b", "u:p@a"] {
+            assert_eq!(status(&[("host", host)]), Some(400), "{host}");
+        }
+        assert_eq!(status(&[("transfer-encoding", "gzip, chunked")]), Some(501));
     }
 
     #[test]

@@ -10,6 +10,9 @@ mod answer;
 pub(crate) mod body;
 mod forward;
 mod headers;
+#[cfg(test)]
+mod hostile_tests;
+mod patience;
 pub(crate) mod pool;
 mod server;
 mod socket;

@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::body::{self, Body};
+use super::body::{self, Body, ClientBroke};
 use crate::instance::guest::Guest;
 
 /// Kept connections at most; both platforms send at most 200 requests at once to an instance.
@@ -42,6 +42,8 @@ pub(crate) enum SendError {
     Broken(hyper::Error),
     /// The server's answer is not HTTP as it should be.
     Invalid(hyper::Error),
+    /// The client broke its own request off.
+    Client,
 }
 
 impl Pool {
@@ -143,7 +145,12 @@ fn is_broken(error: &hyper::Error) -> bool {
 
 impl From<hyper::Error> for SendError {
     fn from(error: hyper::Error) -> Self {
-        if error.is_parse() { Self::Invalid(error) } else { Self::Broken(error) }
+        let by_client = std::error::Error::source(&error).is_some_and(|cause| cause.is::<ClientBroke>());
+        match error.is_parse() {
+            _ if by_client => Self::Client,
+            true => Self::Invalid(error),
+            false => Self::Broken(error),
+        }
     }
 }
 

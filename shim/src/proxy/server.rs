@@ -8,11 +8,13 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::forward::forward;
+use super::patience::{Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
 use crate::instance::shared::Shared;
 use crate::{Error, ErrorKind, Instance, Result};
@@ -91,12 +93,21 @@ async fn accept(
                 connections.spawn(connection(stream, Arc::clone(shared), stop.subscribe(), place));
             }
             Err(error) if failures >= ACCEPT_FAILURES => return error,
-            Err(_) => {
-                failures += 1;
+            Err(error) => {
+                failures += u32::from(!passes_by_itself(&error));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Whether a failure of accept is about one connection, or about what the host is short of: clients
+/// can bring both about, and must not end the listener by them.
+fn passes_by_itself(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::CONNABORTED | Errno::INTR)
+    )
 }
 
 async fn connection(
@@ -122,9 +133,16 @@ async fn http(
     shared: Arc<Shared>,
     mut stop: watch::Receiver<()>,
 ) {
+    let patience = Patience::new();
+    let watched = Arc::clone(&patience);
     let service = service_fn(move |request| {
+        let patience = Arc::clone(&watched);
+        patience.begin(shared.config.timeout);
         let answer = forward(Arc::clone(&shared), client, request);
-        async move { Ok::<_, std::convert::Infallible>(Box::pin(answer).await) }
+        async move {
+            let answer = Box::pin(answer).await;
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Watched::new(body, patience)))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,7 +155,26 @@ async fn http(
     tokio::select! {
         // How a client's connection ends concerns the client alone.
         _ = connection.as_mut() => return,
+        () = patience.over() => return,
         _ = stop.changed() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = patience.over() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_descriptors_does_not_end_a_listener() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::CONNABORTED] {
+            assert!(passes_by_itself(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
+            assert!(!passes_by_itself(&errno.into()), "{errno}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, flock, statat, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, open, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -165,8 +165,10 @@ fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile)> {
             .advise("give the path of a file in a directory that exists")
     })?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = File::open(parent).map_err(|error| {
-        failed("its directory cannot be opened", error)
+    // `DIRECTORY`: to open a FIFO would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = open(parent, flags, Mode::empty()).map(File::from).map_err(|error| {
+        failed("its directory cannot be opened", error.into())
             .advise(format!("make the directory {}", parent.display()))
     })?;
     // Two that start at once must not each remove the other's socket.

@@ -14,39 +14,39 @@ use crate::instance::testing::{TestGuest, instance};
 use crate::platform::{fc, scf};
 use crate::{FunctionConfig, Platform};
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 /// A server written by hand, so that tests decide about every byte.
-struct Server {
+pub(super) struct Server {
     listener: TcpListener,
-    guest: TestGuest,
+    pub(super) guest: TestGuest,
 }
 
 impl Server {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let guest = TestGuest::at(listener.local_addr().expect("address"));
         Self { listener, guest }
     }
 
-    async fn accept(&self) -> BufStream<TcpStream> {
+    pub(super) async fn accept(&self) -> BufStream<TcpStream> {
         BufStream::new(timeout(SOON, self.listener.accept()).await.expect("in time").expect("accepted").0)
     }
 }
 
 /// A proxy on a free port of loopback; stopped when dropped.
-struct Proxy {
+pub(super) struct Proxy {
     address: String,
     stop: Option<oneshot::Sender<()>>,
     served: tokio::task::JoinHandle<crate::Result<()>>,
 }
 
 impl Proxy {
-    async fn start(guest: &TestGuest, platform: &'static dyn Platform) -> Self {
+    pub(super) async fn start(guest: &TestGuest, platform: &'static dyn Platform) -> Self {
         Self::with(guest, FunctionConfig::new("resize", platform)).await
     }
 
-    async fn with(guest: &TestGuest, config: FunctionConfig) -> Self {
+    pub(super) async fn with(guest: &TestGuest, config: FunctionConfig) -> Self {
         let listener = Listener::tcp(([127, 0, 0, 1], 0).into()).await.expect("listens");
         let address = listener.address().trim_start_matches("http://").to_owned();
         let instance = Arc::new(instance(guest, config).await);
@@ -55,18 +55,18 @@ impl Proxy {
         Self { address, stop: Some(stop), served }
     }
 
-    async fn client(&self) -> BufStream<TcpStream> {
+    pub(super) async fn client(&self) -> BufStream<TcpStream> {
         BufStream::new(TcpStream::connect(&self.address).await.expect("connected"))
     }
 }
 
-async fn send(stream: &mut BufStream<TcpStream>, text: &str) {
+pub(super) async fn send(stream: &mut BufStream<TcpStream>, text: &str) {
     stream.write_all(text.as_bytes()).await.expect("written");
     stream.flush().await.expect("flushed");
 }
 
 /// Request or status line and headers, lower-case names, sorted.
-async fn head(stream: &mut BufStream<TcpStream>) -> (String, Vec<String>) {
+pub(super) async fn head(stream: &mut BufStream<TcpStream>) -> (String, Vec<String>) {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -82,13 +82,13 @@ async fn head(stream: &mut BufStream<TcpStream>) -> (String, Vec<String>) {
     (first, lines)
 }
 
-async fn exactly(stream: &mut BufStream<TcpStream>, expected: &str) {
+pub(super) async fn exactly(stream: &mut BufStream<TcpStream>, expected: &str) {
     let mut found = vec![0; expected.len()];
     timeout(SOON, stream.read_exact(&mut found)).await.expect("in time").expect("read");
     assert_eq!(String::from_utf8_lossy(&found), expected);
 }
 
-fn has(headers: &[String], line: &str) -> bool {
+pub(super) fn has(headers: &[String], line: &str) -> bool {
     headers.iter().any(|header| header == line)
 }
 

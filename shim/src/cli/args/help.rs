@@ -54,8 +54,8 @@ platform's headers added; bodies stream both ways. A second signal ends it witho
 running requests. Either way the container is stopped and nothing is left behind.
 
 With --event it makes the platform's own event call (fc: POST /invoke, scf: POST /event-invoke),
-writes the answer's body to the standard output, and exits. Log lines of the function and the
-platform go to the standard error.
+writes the answer's body to the standard output, and exits; a terminal gets control characters
+escaped. Log lines of the function and the platform go to the standard error.
 
 Examples:
   Answer one event, from a registry on this host:

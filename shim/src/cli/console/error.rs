@@ -2,6 +2,7 @@
 
 use super::super::failure::Failure;
 use super::paint::{Paint, paint};
+use super::printable;
 
 /// `error: MESSAGE`, its faults and causes, the platform's answer, and what to do; ends with a line
 /// feed.
@@ -31,12 +32,7 @@ pub(super) fn render(failure: &Failure, colors: bool) -> String {
 
 /// Messages may quote what a registry or an image says: it must not steer the terminal.
 fn safe(text: &str) -> String {
-    let escape = |c: char| match c {
-        '\n' | '\t' => c.to_string(),
-        c if c.is_control() => c.escape_default().to_string(),
-        c => c.to_string(),
-    };
-    text.trim_end().chars().map(escape).collect()
+    printable(text.trim_end())
 }
 
 /// Puts further lines under the first.

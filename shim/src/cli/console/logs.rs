@@ -54,7 +54,7 @@ fn json_line(line: &LogLine) -> Vec<u8> {
         "unix_ms": unix_ms as u64,
         "line": line.text(),
     });
-    format!("{}\n", with_event("log", fields)).into_bytes()
+    super::json_line(&with_event("log", fields)).into_bytes()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod error;
 mod logs;
 mod paint;
 mod progress;
+mod stderr;
 mod units;
 
 use std::io::{self, IsTerminal, Write};
@@ -17,6 +18,7 @@ pub(crate) use base64::base64;
 pub(crate) use logs::Logs;
 pub(crate) use paint::{Paint, paint};
 pub(crate) use progress::Progress;
+pub(crate) use stderr::Stderr;
 pub(crate) use units::{bytes, timeline};
 
 /// How the program writes; decided once.
@@ -83,19 +85,24 @@ impl Console {
         text: impl FnOnce() -> String,
         value: impl FnOnce() -> Value,
     ) -> Result<(), Failure> {
-        let mut line = if self.is_json() { value().to_string() } else { text() };
-        line.push('\n');
+        let line = if self.is_json() { json_line(&value()) } else { text() + "\n" };
         write_result(line.as_bytes())
     }
 
-    /// Writes bytes as they are; a line feed after the last line only for a terminal.
+    /// Writes bytes as they are. Only a terminal gets control characters escaped, and a line feed
+    /// after the last line.
     ///
     /// # Errors
     /// As [`Console::result`].
     pub(crate) fn body(self, bytes: &[u8]) -> Result<(), Failure> {
-        write_result(bytes)?;
-        let open_line = bytes.last().is_some_and(|last| *last != b'\n');
-        if self.stdout.terminal && open_line { write_result(b"\n") } else { Ok(()) }
+        if !self.stdout.terminal {
+            return write_result(bytes);
+        }
+        let mut text = printable(&String::from_utf8_lossy(bytes));
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        write_result(text.as_bytes())
     }
 
     /// Tells of a step: a line of text, or a JSON object with `event`; nothing when quiet.
@@ -109,14 +116,14 @@ impl Console {
 
     /// Writes a JSON object with `event` in it to the standard error.
     fn event(self, event: &str, fields: Value) {
-        write_stderr(&format!("{}\n", with_event(event, fields)));
+        write_stderr(&json_line(&with_event(event, fields)));
     }
 
     /// Tells of a failure.
     pub(crate) fn fail(self, failure: &Failure) {
         match self.output {
             Output::Text => write_stderr(&error::render(failure, self.stderr.colors)),
-            Output::Json => write_stderr(&format!("{}\n", json!({ "error": failure }))),
+            Output::Json => write_stderr(&json_line(&json!({ "error": failure }))),
         }
     }
 }
@@ -146,9 +153,33 @@ fn write_result(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// In one call, so that lines of several writers do not mix. Where it fails there is no one to tell.
+/// In one call, so that lines of several writers do not mix.
 fn write_stderr(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    stderr::write(text.as_bytes());
+}
+
+/// JSON in one line. Its texts have none of the control characters that JSON allows (DEL and C1): a
+/// terminal would obey them.
+fn json_line(value: &Value) -> String {
+    let mut line = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => line += &format!("\\u{:04x}", u32::from(c)),
+            c => line.push(c),
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// Text for a terminal: what others wrote must not steer it.
+fn printable(text: &str) -> String {
+    let escape = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 #[cfg(test)]
@@ -164,6 +195,15 @@ mod tests {
         assert!(allowed(&[("NO_COLOR", ""), ("TERM", "xterm")]));
         assert!(!allowed(&[("NO_COLOR", "1")]));
         assert!(!allowed(&[("TERM", "dumb")]));
+    }
+
+    #[test]
+    fn a_terminal_is_not_steered_by_answers_or_json() {
+        assert_eq!(printable("a\x1b[2J\u{9b}m\n\tä\r"), "a\\u{1b}[2J\\u{9b}m\n\tä\\r");
+        let value = json!({ "a": "\u{1b}[2J\u{9b}\u{7f}\nä" });
+        let line = json_line(&value);
+        assert!(line.trim_end().chars().all(|c| !c.is_control()), "{line:?}");
+        assert_eq!(serde_json::from_str::<Value>(&line).ok(), Some(value));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use super::Api;
 use crate::platform::types::exposed;
 use crate::platform::{InvocationContext, InvocationKind, header_value, remove_prefixed};
 
-const PREFIX: &str = "x-fc-";
+/// What the names of the platform's own headers begin with.
+pub(super) const PREFIX: &str = "x-fc-";
 
 /// Sent empty where the feature behind them is off.
 const EMPTY: [&str; 8] = [

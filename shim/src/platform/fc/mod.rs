@@ -112,6 +112,10 @@ impl Platform for Fc {
         headers::event(headers);
     }
 
+    fn reserved_header_prefix(&self) -> &'static str {
+        headers::PREFIX
+    }
+
     fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
         headers::request(self.api, context, headers);
     }

@@ -8,7 +8,8 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
 use crate::platform::types::exposed;
 use crate::platform::{InvocationContext, InvocationKind, header_value, remove_prefixed};
 
-const PREFIX: &str = "x-scf-";
+/// What the names of the platform's own headers begin with.
+pub(super) const PREFIX: &str = "x-scf-";
 
 /// What SCF itself sends with an event, as a captured request shows it. (The capture's
 /// `Accept-Encoding: gzip` is left out: it asks for an answer that only SCF's own client unpacks.)

@@ -49,7 +49,9 @@ pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>
         lines.push(format!("ERROR RequestId:{id} Result:{result}"));
     } else if let Some(answer) = report.answer {
         let shown = answer.get(..LOG_ANSWER_BYTES).unwrap_or(answer);
-        lines.push(format!("Response RequestId:{id} RetMsg:{}", String::from_utf8_lossy(shown)));
+        // One line whatever it is: an answer must not be able to forge log lines.
+        let shown = String::from_utf8_lossy(shown).replace('\n', "\\n").replace('\r', "\\r");
+        lines.push(format!("Response RequestId:{id} RetMsg:{shown}"));
     }
     lines.push(format!("END RequestId:{id}"));
     lines.push(format!(
@@ -125,6 +127,15 @@ mod tests {
                 "END RequestId:the-request",
             ]
         );
+    }
+
+    #[test]
+    fn an_answer_forges_no_lines() {
+        let config = FunctionConfig::new("resize", scf());
+        let report =
+            InvocationReport { answer: Some(b"a\r\nEND RequestId:x"), ..InvocationReport::default() };
+        let lines = end(&testing::context(&config, InvocationKind::Event), &report);
+        assert_eq!(lines[0], "Response RequestId:the-request RetMsg:a\\r\\nEND RequestId:x");
     }
 
     #[test]

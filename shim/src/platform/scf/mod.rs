@@ -98,6 +98,10 @@ impl Platform for Scf {
         headers::event(headers);
     }
 
+    fn reserved_header_prefix(&self) -> &'static str {
+        headers::PREFIX
+    }
+
     fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
         headers::request(context, headers);
     }

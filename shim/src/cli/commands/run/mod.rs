@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use skiff::{FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
 
 use super::{absolute, require_root, variable};
@@ -42,6 +43,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
     };
+    raise_open_files();
     let interrupts = Interrupts::install()?;
     let runtime = interrupts.or(Runtime::open(options)).await?.map_err(skiff::Error::from)?;
     let run = Run { args, console, interrupts, runtime };
@@ -56,6 +58,21 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         (Err(failure), Ok(())) => Err(failure),
         (Ok(_), Err(left)) => Err(left),
         (Ok(code), Ok(())) => Ok(code),
+    }
+}
+
+/// Open files that the proxy's connections need at most: two each, and some for everything else.
+const OPEN_FILES: u64 = 32 * 1024;
+
+/// Lifts the soft limit of open files towards what the proxy may need: the usual 1024 are gone with
+/// 500 requests at once. The function has its own limit.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        // As many as there are will do otherwise.
+        let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 
