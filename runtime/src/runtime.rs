@@ -108,6 +108,7 @@ impl Runtime {
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
         timings.exec = micros(started.steps.exec_us);
+        tracing::debug!(container = spec.id, ?timings, "started");
         Container::new(Parts {
             group: self.run.group().child(&spec.id),
             address: spec.address(),

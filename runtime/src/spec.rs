@@ -215,7 +215,7 @@ fn reachable_nofile(wanted: u64) -> u64 {
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     match own {
         Some(own) if !may_raise && wanted > own => {
-            tracing::warn!(
+            tracing::debug!(
                 wanted,
                 given = own,
                 "the limit of open files is lowered: CAP_SYS_RESOURCE is missing"
