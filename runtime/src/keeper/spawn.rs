@@ -70,10 +70,13 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     root.check_runtime_dirs()?;
     root.ensure_dir(&request.working_dir)?;
     let user = resolve_user(&request.user, &root)?;
+    root.bind_dir(&tmp, "/tmp")?;
+    bind_etc(&scratch, &request, &root)?;
     drop(root);
     give_output_to(&user, &inputs.stdout, &inputs.stderr)?;
     let env = complete_env(&request.env, &user);
-    let etc = write_etc(&scratch, &request)?;
+    let groups = inputs.group.v1_dirs();
+    let cgroup_v1 = if groups.is_empty() { None } else { Some(scratch.mount_cgroups_v1(&groups)?) };
     let spec = build_spec(&SpecInput {
         rootfs: &rootfs,
         read_only: request.read_only,
@@ -85,10 +88,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         limits: request.limits,
         swap_limit: inputs.group.has_swap_limit(),
         cgroup: inputs.group.spec_path(),
-        cgroup_v1: inputs.group.v1_dirs(),
+        cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
-        tmp: &tmp,
-        etc: &etc,
     })
     .map_err(|e| Error::new(ErrorKind::Internal, "cannot build the runtime specification").because(e))?;
     let bundle = scratch.path("bundle");
@@ -173,19 +174,19 @@ fn complete_env(given: &[(String, String)], user: &User) -> Vec<(String, String)
     env
 }
 
-fn write_etc(scratch: &Scratch, request: &StartRequest) -> Result<Vec<(&'static str, PathBuf)>> {
+/// The files of `/etc` that every container runtime provides.
+fn bind_etc(scratch: &Scratch, request: &StartRequest, root: &Root) -> Result<()> {
     let files = [
         ("resolv.conf", request.resolv_conf.clone()),
         ("hostname", format!("{}\n", request.hostname)),
         ("hosts", hosts(&request.hostname, request.address)),
     ];
-    let mut written = Vec::new();
     for (name, text) in files {
         let path = scratch.path("etc").join(name);
         fs::write(&path, text).map_err(|e| Error::host(format!("cannot write {}", path.display()), e))?;
-        written.push((name, path));
+        root.bind_file(&path, "/etc", name)?;
     }
-    Ok(written)
+    Ok(())
 }
 
 fn hosts(hostname: &str, address: Ipv4Addr) -> String {

@@ -11,8 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
-    move_mount,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_bind,
+    mount_change, mount_remount, move_mount,
 };
 
 use crate::{Error, ErrorKind, Result};
@@ -22,6 +22,8 @@ const SCRATCH_BYTES: u64 = 4 << 20;
 const SCRATCH_INODES: u64 = 512;
 /// Room for the mount points that a read-only root filesystem lacks.
 const MOUNT_POINTS_BYTES: u64 = 1 << 20;
+/// For what is not the root filesystem itself: binds of it have these flags too.
+const INERT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID);
 
 /// What holds the bytes of a mount that can be written.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Scratch {
             .map_err(|e| Error::host("cannot make the mounts private", e))?;
         mount_tmpfs(dir, SCRATCH_BYTES, SCRATCH_INODES, 0o700)?;
         let scratch = Self { dir: dir.to_owned() };
-        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "l"] {
+        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "cgroup", "l"] {
             make_dir(&scratch.path(name))?;
         }
         Ok(scratch)
@@ -65,6 +67,29 @@ impl Scratch {
             .map_err(|e| Error::host("cannot set the mode of /tmp", e))?;
         remove_lost_and_found(&target);
         Ok(target)
+    }
+
+    /// Puts version 1 groups (`/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` and so on) together as a
+    /// container sees them, all read-only: libcontainer mounts them writable whatever the options
+    /// say (CVE-2022-0492), and each of its mounts costs as much as all of these.
+    pub(crate) fn mount_cgroups_v1(&self, groups: &[PathBuf]) -> Result<PathBuf> {
+        let failed = |e| Error::host("cannot put the cgroup mounts together", e);
+        let dir = self.path("cgroup");
+        mount_tmpfs(&dir, 4096, 64, 0o755)?;
+        let read_only = MountFlags::BIND
+            | MountFlags::RDONLY
+            | MountFlags::NOSUID
+            | MountFlags::NODEV
+            | MountFlags::NOEXEC;
+        for group in groups {
+            let Some(name) = group.ancestors().nth(3).and_then(Path::file_name) else { continue };
+            let target = dir.join(name);
+            make_dir(&target)?;
+            mount_bind(group, &target).map_err(failed)?;
+            mount_remount(&target, read_only, c"").map_err(failed)?;
+        }
+        mount_remount(&dir, read_only, c"").map_err(failed)?;
+        Ok(dir)
     }
 
     /// Mounts the overlay of `layers` (lowest first). Without `space` only mount points can be
@@ -133,12 +158,13 @@ fn mount_overlay_new(layers: &[PathBuf], upper: &Path, work: &Path, target: &Pat
     fsconfig_set_string(&fs, "workdir", work)?;
     // The upper layer dies with the container: never sync it.
     fsconfig_set_flag(&fs, "volatile")?;
-    attach(fs.as_fd(), target)
+    // Set-user-ID programs of the image are no danger: no-new-privileges is set.
+    attach(fs.as_fd(), target, MountAttrFlags::MOUNT_ATTR_NODEV)
 }
 
-fn attach(fs: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
+fn attach(fs: BorrowedFd<'_>, target: &Path, flags: MountAttrFlags) -> Result<(), Errno> {
     fsconfig_create(fs)?;
-    let mounted = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    let mounted = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, flags)?;
     move_mount(mounted, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -161,7 +187,7 @@ fn mount_ext4(device: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
     fsconfig_set_flag(&fs, "noinit_itable")?;
     // The disk dies with the container: waiting for the host's disk protects nothing.
     fsconfig_set_flag(&fs, "nobarrier")?;
-    attach(fs.as_fd(), target)
+    attach(fs.as_fd(), target, INERT)
 }
 
 fn mount_tmpfs(target: &Path, bytes: u64, inodes: u64, mode: u32) -> Result<()> {
@@ -170,7 +196,7 @@ fn mount_tmpfs(target: &Path, bytes: u64, inodes: u64, mode: u32) -> Result<()> 
         fsconfig_set_string(&fs, "size", bytes.to_string())?;
         fsconfig_set_string(&fs, "nr_inodes", inodes.to_string())?;
         fsconfig_set_string(&fs, "mode", format!("{mode:o}"))?;
-        attach(fs.as_fd(), target)
+        attach(fs.as_fd(), target, INERT)
     };
     mounted().map_err(|e| Error::host(format!("cannot mount a tmpfs on {}", target.display()), e))
 }

@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
 use rustix::io::Errno;
+use rustix::mount::mount_bind;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -107,6 +108,41 @@ impl Root {
         Ok(())
     }
 
+    /// Binds a directory of the host on a directory of the image, made if missing.
+    pub(crate) fn bind_dir(&self, source: &Path, path: &str) -> Result<()> {
+        self.ensure_dir(path)?;
+        let target = self
+            .resolve(Path::new(path), OFlags::PATH | OFlags::DIRECTORY)
+            .map_err(|e| Error::host(format!("cannot open {path} of the image"), e))?;
+        bind(source, &target, path)
+    }
+
+    /// Binds a file of the host on a file of the image, made if missing. What stands there and is
+    /// no file (or a link that leads nowhere) is replaced in the writable layer.
+    pub(crate) fn bind_file(&self, source: &Path, dir: &str, name: &str) -> Result<()> {
+        let path = format!("{dir}/{name}");
+        self.ensure_dir(dir)?;
+        let regular = |fd: &OwnedFd| file_type(fd.as_fd()).ok() == Some(FileType::RegularFile);
+        let target = match self.resolve(Path::new(&path), OFlags::PATH) {
+            Ok(found) if regular(&found) => found,
+            _ => self
+                .replace_by_file(dir, name)
+                .map_err(|e| Error::host(format!("cannot make {path} in the root filesystem"), e))?,
+        };
+        bind(source, &target, &path)
+    }
+
+    fn replace_by_file(&self, dir: &str, name: &str) -> Result<OwnedFd, Errno> {
+        let parent = self.resolve(Path::new(dir), OFlags::PATH | OFlags::DIRECTORY)?;
+        match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?,
+            Err(e) => return Err(e),
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+    }
+
     fn step(&self, parent: &OwnedFd, path: &str, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         match self.resolve(Path::new(path), flags) {
@@ -117,6 +153,12 @@ impl Root {
             other => other,
         }
     }
+}
+
+/// Binds on an open target, so that nothing can be put in its place meanwhile.
+fn bind(source: &Path, target: &OwnedFd, shown: &str) -> Result<()> {
+    mount_bind(source, format!("/proc/self/fd/{}", target.as_raw_fd()))
+        .map_err(|e| Error::host(format!("cannot mount on {shown} of the image"), e))
 }
 
 fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {

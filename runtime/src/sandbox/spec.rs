@@ -63,12 +63,9 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) limits: Limits,
     pub(crate) swap_limit: bool,
     pub(crate) cgroup: PathBuf,
-    /// The container's group in each version 1 hierarchy; none on version 2.
-    pub(crate) cgroup_v1: Vec<PathBuf>,
+    /// The container's version 1 groups, put together; `None` on version 2.
+    pub(crate) cgroup_v1: Option<&'a Path>,
     pub(crate) network_namespace: PathBuf,
-    pub(crate) tmp: &'a Path,
-    /// Files of `/etc`: name and where it is.
-    pub(crate) etc: &'a [(&'a str, PathBuf)],
 }
 
 /// Builds the specification.
@@ -78,7 +75,7 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
         .cgroups_path(&input.cgroup)
         .resources(resources(input)?)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
-        .readonly_paths(read_only_paths(input))
+        .readonly_paths(READ_ONLY.map(str::to_owned).to_vec())
         .rootfs_propagation("private")
         .build()?;
     SpecBuilder::default()
@@ -89,15 +86,6 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
         .mounts(mounts(input)?)
         .linux(linux)
         .build()
-}
-
-fn read_only_paths(input: &SpecInput<'_>) -> Vec<String> {
-    let mut paths = READ_ONLY.map(str::to_owned).to_vec();
-    if !input.cgroup_v1.is_empty() {
-        // The tmpfs that holds the mounts of version 1; what is mounted below is read-only already.
-        paths.push(CGROUP_DIR.to_owned());
-    }
-    paths
 }
 
 fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
@@ -216,7 +204,7 @@ fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
 }
 
 fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
-    let mut all = vec![
+    Ok(vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
         mount(
@@ -228,51 +216,20 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
-        bind("/tmp", input.tmp)?,
-    ];
-    all.extend(cgroup_mounts(&input.cgroup_v1)?);
-    for (name, file) in input.etc {
-        all.push(bind(&format!("/etc/{name}"), file)?);
-    }
-    Ok(all)
+        cgroup_mount(input.cgroup_v1)?,
+    ])
 }
 
-/// Version 2 is mounted by libcontainer. Version 1 is bound here, because libcontainer mounts it
-/// writable whatever the options say (CVE-2022-0492).
-fn cgroup_mounts(v1: &[PathBuf]) -> Result<Vec<Mount>, OciSpecError> {
-    if v1.is_empty() {
-        return Ok(vec![mount(
-            CGROUP_DIR,
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", "ro"],
-        )?]);
-    }
-    let mut all =
-        vec![mount(CGROUP_DIR, "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755", "size=4k"])?];
-    for group in v1 {
-        // `/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` is seen as `/sys/fs/cgroup/memory`.
-        let Some(name) = group.ancestors().nth(3).and_then(Path::file_name) else { continue };
-        let options: Vec<String> = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
-        let destination = Path::new(CGROUP_DIR).join(name);
-        all.push(
-            MountBuilder::default()
-                .destination(destination)
-                .typ("bind")
-                .source(group)
-                .options(options)
-                .build()?,
-        );
-    }
-    Ok(all)
+/// Version 2 is mounted by libcontainer, version 1 was put together before.
+fn cgroup_mount(v1: Option<&Path>) -> Result<Mount, OciSpecError> {
+    let Some(source) = v1 else {
+        return mount(CGROUP_DIR, "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
+    };
+    let options: Vec<String> = ["rbind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
+    MountBuilder::default().destination(CGROUP_DIR).typ("bind").source(source).options(options).build()
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
     let options: Vec<String> = options.iter().map(ToString::to_string).collect();
     MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
-}
-
-fn bind(destination: &str, source: &Path) -> Result<Mount, OciSpecError> {
-    let options: Vec<String> = ["bind", "nosuid", "nodev"].map(str::to_owned).to_vec();
-    MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()
 }
