@@ -176,7 +176,7 @@ fn temporary(dir: &Path, lines: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = ["skiff", "youki", "libcontainer", ".tmp"].iter().any(|part| name.contains(part));
+        let ours = ["skiff", "youki", "libcontainer"].iter().any(|part| name.contains(part));
         if ours && !name.starts_with("skiff-test") {
             lines.insert(format!("file {}", entry.path().display()));
         }
