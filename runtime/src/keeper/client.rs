@@ -171,10 +171,14 @@ impl Keeper {
     pub(crate) async fn shutdown(&self) -> bool {
         let _ = self.send(&ToKeeper::Shutdown, &[]).await;
         let mut gone = self.gone.clone();
-        let ended = tokio::time::timeout(SHUTDOWN_PATIENCE, gone.wait_for(|gone| *gone)).await;
+        // Only the answer: the guard inside would keep this future from being sent to a thread.
+        let ended = matches!(
+            tokio::time::timeout(SHUTDOWN_PATIENCE, gone.wait_for(|gone| *gone)).await,
+            Ok(Ok(_))
+        );
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut process) = process else { return true };
-        if !matches!(ended, Ok(Ok(_))) {
+        if !ended {
             let _ = process.kill();
         }
         // It has closed its socket, which it does last.
