@@ -24,6 +24,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Longest failure that the executor writes.
 const MAX_FAILURE: u64 = 64 << 10;
+/// What is mounted where the image may have put links.
+const MOUNT_POINTS: [&str; 4] = ["/tmp", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a start needs besides its request.
@@ -68,7 +70,12 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     };
     let root = Root::open(&rootfs)?;
     root.check_runtime_dirs()?;
+    root.check_mount_points(&MOUNT_POINTS)?;
     root.ensure_dir(&request.working_dir)?;
+    // What is mounted on /tmp hides the image's.
+    if let Some(below) = root.below("/tmp", &request.working_dir) {
+        Root::open(&tmp)?.ensure_dir(&below)?;
+    }
     let user = resolve_user(&request.user, &root)?;
     drop(root);
     give_output_to(&user, &inputs.stdout, &inputs.stderr)?;
