@@ -36,6 +36,8 @@ use crate::{Error, ErrorKind, Exit, Result};
 const MAX_REPORT: usize = 64 << 10;
 /// How long the processes of a removed cgroup may take to leave it.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a start waits for the processes of a former container of its name.
+const NAME_PATIENCE: Duration = Duration::from_secs(1);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the daemon may take to say what the keeper is for.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
@@ -135,6 +137,13 @@ struct Starting {
     held: Held,
 }
 
+impl Starting {
+    fn kill_once(&self) {
+        self.group.starter().kill_once();
+        self.group.kill_once();
+    }
+}
+
 /// What the keeper holds of a container besides its process.
 struct Held {
     stdout: (OwnedFd, OwnedFd),
@@ -231,6 +240,11 @@ impl Server {
 
     fn begin(&mut self, id: String, deadline_ms: u64, fds: Vec<OwnedFd>) {
         let group = self.group.child(&id);
+        // What a former container of that name left is not removed under the new one's feet.
+        if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
+            let _ = group.kill(NAME_PATIENCE);
+            self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
+        }
         match self.fork_start(&id, &group, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
@@ -248,6 +262,7 @@ impl Server {
                 });
             }
             Err(e) => {
+                self.retire(group.starter());
                 self.retire(group);
                 self.outbox.push_back((FromKeeper::Failed { id, failure: Failure::from(&e) }, Vec::new()));
             }
@@ -266,11 +281,14 @@ impl Server {
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
+        let keeper = rustix::process::getpid();
         group.create()?;
+        group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
             ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, _network: network })),
             ForkResult::Child => {
                 let inputs = Inputs {
+                    keeper,
                     group: group.clone(),
                     mount_point: self.run.mount_point(),
                     filter: self.filter.clone(),
@@ -297,7 +315,7 @@ impl Server {
             }
             if starting.child_gone {
                 // It died before it could report; an init that it left behind holds the pipe.
-                starting.group.kill_once();
+                starting.kill_once();
             }
             index += 1;
         }
@@ -306,9 +324,11 @@ impl Server {
     fn settle(&mut self, starting: Starting) {
         let report = serde_json::from_slice::<Report>(&starting.bytes);
         if !starting.child_gone {
-            // It has closed its end of the pipe as its last act.
+            // It has closed its end of the pipe as its last act; one that is stopped stops no other.
+            let _ = kill_process(starting.child, Signal::KILL);
             let _ = waitpid(Some(starting.child), WaitOptions::empty());
         }
+        self.retire(starting.group.starter());
         let failure = match report {
             Ok(Report::Started { pid, steps }) if !starting.timed_out => {
                 match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
@@ -384,7 +404,7 @@ impl Server {
             // Looked at again soon, in case a process was just being forked.
             starting.deadline = now + Duration::from_millis(10);
             let _ = kill_process(starting.child, Signal::KILL);
-            starting.group.kill_once();
+            starting.kill_once();
         }
     }
 

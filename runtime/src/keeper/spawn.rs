@@ -13,13 +13,13 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
-use crate::sandbox::{CommandExecutor, SpecInput, User, build_spec, resolve_user};
+use crate::sandbox::{CommandExecutor, SpecInput, Swap, User, build_spec, resolve_user};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest failure that the executor writes.
@@ -30,6 +30,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// What a start needs besides its request.
 pub(super) struct Inputs {
+    /// The process that forked this one.
+    pub(super) keeper: Pid,
     pub(super) group: Group,
     /// An empty directory of the host to mount on.
     pub(super) mount_point: PathBuf,
@@ -59,7 +61,11 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| Error::host("cannot tie a start to its keeper", e))?;
     let began = Instant::now();
-    inputs.group.join()?;
+    // The keeper may have died before that.
+    if getppid() != Some(inputs.keeper) {
+        return Err(Error::new(ErrorKind::KeeperLost, "the keeper died"));
+    }
+    inputs.group.starter().join()?;
     let request = StartRequest::from_memfd(inputs.request)?;
     let scratch = Scratch::enter(&inputs.mount_point)?;
     let mut disks = inputs.disks.into_iter();
@@ -90,7 +96,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         working_dir: &request.working_dir,
         user: &user,
         limits: request.limits,
-        swap_limit: inputs.group.has_swap_limit(),
+        swap: swap(&inputs.group),
         cgroup: inputs.group.spec_path(),
         cgroup_v1: inputs.group.v1_dirs(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
@@ -129,6 +135,14 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     container.start().map_err(create_error)?;
     wait_for_exec(exec_failed)?;
     Ok((pid, SpawnSteps { mounts_us, create_us, exec_us: micros(exec) }))
+}
+
+fn swap(group: &Group) -> Swap {
+    match (group.has_swap_limit(), group.is_unified()) {
+        (false, _) => Swap::Unlimited,
+        (true, false) => Swap::WithMemory,
+        (true, true) => Swap::Separate,
+    }
 }
 
 fn micros(since: Instant) -> u64 {
