@@ -38,6 +38,8 @@ const MAX_REPORT: usize = 64 << 10;
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a start waits for the processes of a former container of its name.
 const NAME_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked for dead children that nobody waits for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the daemon may take to say what the keeper is for.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
@@ -128,6 +130,7 @@ struct Starting {
     child: Pid,
     report: OwnedFd,
     bytes: Vec<u8>,
+    began: Instant,
     deadline: Instant,
     limit: Duration,
     timed_out: bool,
@@ -166,6 +169,9 @@ struct Server {
     starting: Vec<Starting>,
     running: HashMap<Pid, Running>,
     removing: Vec<(Group, Instant)>,
+    /// Children that are neither start processes nor known inits, and since when that is known.
+    strangers: HashMap<Pid, Instant>,
+    next_look: Instant,
     outbox: VecDeque<(FromKeeper, Vec<OwnedFd>)>,
     stopping: bool,
 }
@@ -180,6 +186,8 @@ impl Server {
             starting: Vec::new(),
             running: HashMap::new(),
             removing: Vec::new(),
+            strangers: HashMap::new(),
+            next_look: Instant::now(),
             outbox: VecDeque::new(),
             stopping: false,
         }
@@ -239,6 +247,7 @@ impl Server {
     }
 
     fn begin(&mut self, id: String, deadline_ms: u64, fds: Vec<OwnedFd>) {
+        let began = Instant::now();
         let group = self.group.child(&id);
         // What a former container of that name left is not removed under the new one's feet.
         if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
@@ -253,6 +262,7 @@ impl Server {
                     child,
                     report,
                     bytes: Vec::new(),
+                    began,
                     deadline: Instant::now() + limit,
                     limit,
                     timed_out: false,
@@ -376,10 +386,41 @@ impl Server {
                 self.ended(pid, status);
             }
         }
+        if self.starting.is_empty() {
+            // All that is dead is collected here, so their numbers may be given anew.
+            self.strangers.clear();
+        } else {
+            self.reap_strangers();
+        }
         while self.starting.is_empty() {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => self.ended(pid, status),
                 _ => break,
+            }
+        }
+    }
+
+    /// Collects what libcontainer's intermediate processes left, also where there is always some
+    /// start under way: whoever was dead before the oldest of them began is nobody's init.
+    fn reap_strangers(&mut self) {
+        let now = Instant::now();
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_INTERVAL;
+        let oldest = self.starting.iter().map(|s| s.began).min().unwrap_or(now);
+        let starting: Vec<Pid> = self.starting.iter().map(|s| s.child).collect();
+        let children = children();
+        self.strangers.retain(|pid, seen| {
+            let known = self.running.contains_key(pid) || !children.contains(pid);
+            if !known && *seen < oldest {
+                return !matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_)));
+            }
+            !known
+        });
+        for pid in children {
+            if !starting.contains(&pid) && !self.running.contains_key(&pid) {
+                self.strangers.entry(pid).or_insert(now);
             }
         }
     }
@@ -472,6 +513,12 @@ fn timed_out(starting: &Starting) -> Error {
         format!("container {} was not running within {} ms", starting.id, starting.limit.as_millis()),
     )
     .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
+}
+
+/// The children of this process, dead ones too; none where the kernel does not tell.
+fn children() -> Vec<Pid> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw).collect()
 }
 
 /// Reads what is there; true at the end (or past the bound).
