@@ -262,6 +262,117 @@ async fn secrets_are_in_no_process_but_the_containers_own() {
     bench.end().await;
 }
 
+/// The daemon of [`a_daemon_killed_at_any_moment_leaves_nothing`]: tells its keeper, the limit of
+/// descriptors in a container, and that it is ready; then starts containers for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is run by another test, in a process of its own"]
+async fn daemon() {
+    let dir = std::path::PathBuf::from(std::env::var_os("SKIFF_TEST_DIR").expect("a directory"));
+    let bench = Bench { runtime: open(&dir).await, dir: tempfile::tempdir_in(&dir).expect("tempdir") };
+    bench.fill_rootfs();
+    let spec = ContainerSpec { nofile: 0, ..shell("ulimit -n") };
+    let (_, limit, _) = finish(&bench.start(spec).await.expect("starts")).await;
+    fs::write(dir.join("limit"), limit).expect("write");
+    fs::write(dir.join("run-path"), bench.runtime.dir().to_str().expect("utf-8")).expect("write");
+    let mut kept = Vec::new();
+    fs::write(dir.join("keeper"), keeper_of(bench.runtime.dir()).to_string()).expect("write");
+    loop {
+        kept.push(bench.start(shell("sleep 1000")).await.expect("starts"));
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_at_any_moment_leaves_nothing() {
+    for (both, millis) in [(false, 0), (false, 7), (false, 13), (true, 3), (true, 11)] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let exe = std::env::current_exe().expect("own path");
+        let command = "ulimit -Sn 128; exec \"$0\" --exact daemon --ignored";
+        let mut daemon = std::process::Command::new("sh")
+            .args(["-c", command, exe.to_str().expect("utf-8")])
+            .env("SKIFF_TEST_DIR", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("runs");
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        while read("keeper").is_empty() {
+            assert!(daemon.try_wait().expect("a child").is_none(), "the daemon has died early");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(read("limit").trim(), "128", "containers keep the daemon's limit");
+        let keeper: u32 = read("keeper").parse().expect("a pid");
+        let limits = fs::read_to_string(format!("/proc/{keeper}/limits")).expect("keeper lives");
+        let nofile = limits.lines().find(|l| l.starts_with("Max open files")).expect("a line");
+        let words: Vec<_> = nofile.split_whitespace().collect();
+        assert_eq!(words[3], words[4], "the keeper has as many descriptors as it may");
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let forked = children(keeper);
+        if both {
+            signal(keeper, rustix::process::Signal::STOP);
+        }
+        daemon.kill().expect("kill");
+        daemon.wait().expect("wait");
+        let run = std::path::PathBuf::from(read("run-path"));
+        if both {
+            kill(keeper);
+        }
+        wait_until_gone(keeper).await;
+        for (pid, _) in forked {
+            wait_until_gone(pid).await;
+        }
+        let next = open(dir.path()).await;
+        assert_gone(&run, run.file_name().and_then(|n| n.to_str()).expect("name"));
+        next.shutdown().await.expect("clean shutdown");
+    }
+}
+
+/// A filesystem of 20 MiB, unmounted at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let disk = Self(tempfile::tempdir().expect("tempdir"));
+        let made = disk.sh("truncate -s 20M img && mkfs.ext4 -q -F img && mkdir m && mount -o loop img m");
+        assert!(made, "a small disk");
+        disk
+    }
+
+    fn sh(&self, command: &str) -> bool {
+        let shell =
+            std::process::Command::new("sh").args(["-c", command]).current_dir(self.0.path()).status();
+        shell.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        self.sh("umount m || umount -l m");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told() {
+    let small = SmallDisk::new();
+    let bench = Bench::new().await;
+    let options = skiff_runtime::RuntimeOptions {
+        state_dir: small.0.path().join("m/state"),
+        run_dir: small.0.path().join("run"),
+        keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
+    };
+    let runtime = skiff_runtime::Runtime::open(options).await.expect("opens");
+    let container = runtime.start(&bench.image(), shell("true")).await.expect("starts");
+    container.wait().await.expect("ends");
+    drop(container);
+    small.sh("head -c 30M /dev/zero > m/fill 2>/dev/null");
+    // The templates are there for the first, and are to be made for the second.
+    for writable_bytes in [32 << 20, 64 << 20] {
+        let spec = ContainerSpec { writable_bytes, ..shell("true") };
+        let error = runtime.start(&bench.image(), spec).await.expect_err("full");
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{error:?}");
+    }
+    runtime.shutdown().await.expect("clean shutdown");
+    bench.end().await;
+}
+
 fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("pid");
     // It may have ended just now.

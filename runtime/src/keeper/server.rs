@@ -21,7 +21,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, wait, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open,
+    setrlimit, wait, waitpid,
 };
 
 use super::protocol::{Failure, FromKeeper, Report, ToKeeper, VERSION, receive, send};
@@ -51,7 +52,8 @@ pub fn main() -> ExitCode {
         let written = writeln!(io::stdout(), "skiff-keeper {VERSION}");
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    match prepare().and_then(|(socket, signals)| serve(&socket, signals)) {
+    let nofile = raise_nofile();
+    match prepare().and_then(|(socket, signals)| serve(&socket, signals, nofile)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             use std::io::Write;
@@ -60,6 +62,15 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Raises the soft limit of descriptors to the hard one: the keeper holds five for each container.
+/// Gives the limit as it was.
+fn raise_nofile() -> Rlimit {
+    let was = getrlimit(Resource::Nofile);
+    // A lower limit only means fewer containers.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: was.maximum, maximum: was.maximum });
+    was
 }
 
 /// Takes the socket from standard input and leaves all else that was inherited.
@@ -90,9 +101,9 @@ fn prepare() -> Result<(OwnedFd, SignalFd)> {
     Ok((socket, signals))
 }
 
-fn serve(socket: &OwnedFd, signals: SignalFd) -> Result<()> {
+fn serve(socket: &OwnedFd, signals: SignalFd, nofile: Rlimit) -> Result<()> {
     let Some((run, lock)) = configured(socket)? else { return Ok(()) };
-    let mut server = Server::new(run, lock, seccomp::compile()?);
+    let mut server = Server::new(run, lock, seccomp::compile()?, nofile);
     server.outbox.push_back((FromKeeper::Hello { version: VERSION.into() }, Vec::new()));
     server.run(socket, signals);
     server.clean()
@@ -165,6 +176,8 @@ struct Server {
     run: RunDir,
     _lock: OwnedFd,
     filter: Vec<u8>,
+    /// The limit of descriptors that the keeper was started with, and containers have by default.
+    nofile: Rlimit,
     group: Group,
     starting: Vec<Starting>,
     running: HashMap<Pid, Running>,
@@ -177,12 +190,13 @@ struct Server {
 }
 
 impl Server {
-    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>) -> Self {
+    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>, nofile: Rlimit) -> Self {
         Self {
             group: run.group(),
             run,
             _lock: lock,
             filter,
+            nofile,
             starting: Vec::new(),
             running: HashMap::new(),
             removing: Vec::new(),
@@ -297,6 +311,8 @@ impl Server {
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
             ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, _network: network })),
             ForkResult::Child => {
+                // Lowering it cannot fail.
+                let _ = setrlimit(Resource::Nofile, self.nofile);
                 let inputs = Inputs {
                     keeper,
                     group: group.clone(),
