@@ -64,7 +64,9 @@ impl RunDir {
                 Err(e) => return Err(Error::host(format!("cannot make {}", dir.display()), e)),
             }
             let this = Self { run, dir, hierarchy: hierarchy.clone() };
-            let lock = this.open_lock()?;
+            let lock = this
+                .open_lock(OFlags::CREATE | OFlags::EXCL)
+                .map_err(|e| Error::host(format!("cannot make a lock in {}", this.dir.display()), e))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|e| Error::host(format!("cannot lock {}", this.dir.display()), e))?;
             let mount_point = this.mount_point();
@@ -149,11 +151,9 @@ impl RunDir {
         }
     }
 
-    fn open_lock(&self) -> Result<OwnedFd> {
-        let path = self.dir.join(LOCK);
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| Error::host(format!("cannot open {}", path.display()), e))
+    fn open_lock(&self, how: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = how | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::open(self.dir.join(LOCK), flags, Mode::RUSR | Mode::WUSR)
     }
 }
 
@@ -185,8 +185,8 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Runs whose lock nobody holds, with their locks taken.
-fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, OwnedFd)>> {
+/// Runs whose lock nobody holds, with their locks taken where they have one.
+fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, Option<OwnedFd>)>> {
     let entries =
         fs::read_dir(run_dir).map_err(|e| Error::host(format!("cannot read {}", run_dir.display()), e))?;
     let mut dead = Vec::new();
@@ -194,8 +194,16 @@ fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, Owned
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|n| is_run_name(n)) else { continue };
         let run = RunDir { run: name.to_owned(), dir: entry.path(), hierarchy: hierarchy.clone() };
-        let Ok(lock) = run.open_lock() else { continue };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        // Not made here: a lock file that appears in a directory which its owner is just removing
+        // keeps it from being removed. Without one, the maker died at once, or the removal is at
+        // its end; neither minds another removal.
+        let lock = match run.open_lock(OFlags::empty()) {
+            Ok(lock) => Some(lock),
+            Err(Errno::NOENT) => None,
+            // Nothing is known of it: leave it alone.
+            Err(_) => continue,
+        };
+        if lock.as_ref().is_none_or(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
             dead.push((run, lock));
         }
     }
@@ -232,6 +240,19 @@ mod tests {
         assert!(live.path().exists() && third.path().exists());
         assert!(!dead.path().exists(), "the dead run is gone");
         assert!(!socket.exists(), "and its socket");
+    }
+
+    #[test]
+    fn a_run_without_a_lock_is_dead_and_gets_none() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
+        let half_made = dir.path().join("0123456789ab");
+        fs::create_dir(&half_made).expect("mkdir");
+        let dead = dead_runs(dir.path(), &hierarchy).expect("read");
+        assert_eq!(dead.len(), 1);
+        assert!(!half_made.join(LOCK).exists(), "a lock would keep its owner from removing it");
+        RunDir::create(dir.path(), &hierarchy).expect("another run");
+        assert!(!half_made.exists());
     }
 
     #[test]

@@ -4,135 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_runtime::image::{Image, ImageConfig};
-use skiff_runtime::{Container, ContainerSpec, ErrorKind, Exit, Runtime, RuntimeOptions};
-use tokio::io::AsyncReadExt;
+use skiff_runtime::{ContainerSpec, ErrorKind};
 
-const APPLETS: [&str; 16] = [
-    "sh", "cat", "ls", "id", "sleep", "echo", "dd", "httpd", "mkdir", "touch", "kill", "env", "pwd",
-    "hostname", "df", "readlink",
-];
-
-/// A runtime in directories of its own, and one root filesystem for its images.
-struct Bench {
-    runtime: Arc<Runtime>,
-    dir: tempfile::TempDir,
-}
-
-impl Bench {
-    async fn new() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests start containers and need root");
-        let dir = tempfile::tempdir().expect("tempdir");
-        let runtime = open(dir.path()).await;
-        let bench = Self { runtime, dir };
-        bench.fill_rootfs();
-        bench
-    }
-
-    fn rootfs(&self) -> PathBuf {
-        self.dir.path().join("rootfs")
-    }
-
-    fn fill_rootfs(&self) {
-        let bin = self.rootfs().join("bin");
-        fs::create_dir_all(&bin).expect("mkdir");
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists());
-        fs::copy(busybox.expect("busybox-static is installed by scripts/setup"), bin.join("busybox"))
-            .expect("copy");
-        for applet in APPLETS {
-            symlink("busybox", bin.join(applet)).expect("symlink");
-        }
-    }
-
-    fn image(&self) -> Image {
-        Image {
-            name: "test".into(),
-            digest: String::new(),
-            config: ImageConfig::default(),
-            layers: vec![self.rootfs()],
-            packed_bytes: 0,
-            timings: skiff_runtime::image::PullTimings::default(),
-        }
-    }
-
-    async fn start(&self, spec: ContainerSpec) -> skiff_runtime::Result<Container> {
-        self.runtime.start(&self.image(), spec).await
-    }
-
-    /// Runs a shell script to its end: exit, standard output, standard error.
-    async fn sh(&self, script: &str, change: impl FnOnce(&mut ContainerSpec)) -> (Exit, String, String) {
-        let mut spec = shell(script);
-        change(&mut spec);
-        let container = self.start(spec).await.expect("starts");
-        finish(&container).await
-    }
-
-    /// Ends the runtime and checks that nothing is left of it.
-    async fn end(self) {
-        let run = self.runtime.dir().to_owned();
-        let name = run.file_name().expect("name").to_str().expect("utf-8").to_owned();
-        self.runtime.shutdown().await.expect("clean shutdown");
-        assert_gone(&run, &name);
-    }
-}
-
-async fn open(dir: &Path) -> Arc<Runtime> {
-    let options = RuntimeOptions {
-        state_dir: dir.join("state"),
-        run_dir: dir.join("run"),
-        keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
-    };
-    Runtime::open(options).await.expect("a runtime on this host")
-}
-
-fn shell(script: &str) -> ContainerSpec {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    ContainerSpec {
-        id: format!("t{number}"),
-        hostname: "inside".into(),
-        entrypoint: Some(vec!["/bin/sh".into(), "-c".into(), script.into()]),
-        memory_bytes: 256 << 20,
-        cpu_millis: 2000,
-        pids: 64,
-        nofile: 1024,
-        writable_bytes: 32 << 20,
-        tmp_bytes: 16 << 20,
-        ..ContainerSpec::default()
-    }
-}
-
-async fn finish(container: &Container) -> (Exit, String, String) {
-    let (mut stdout, mut stderr) = container.take_output().expect("not yet taken");
-    let (mut out, mut err) = (String::new(), String::new());
-    let ended = async {
-        tokio::try_join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err)).expect("output");
-        container.wait().await.expect("exit")
-    };
-    let exit = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it ends");
-    (exit, out, err)
-}
-
-fn assert_gone(run: &Path, name: &str) {
-    assert!(!run.exists(), "{} is left", run.display());
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-        let group = hierarchy.path().join("skiff").join(name);
-        assert!(!group.exists(), "{} is left", group.display());
-    }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    assert!(!mounts.contains(name), "a mount of the run is left");
-}
-
-fn loops_of(id: &str) -> usize {
-    let devices = fs::read_dir("/sys/block").expect("sysfs").flatten();
-    devices
-        .filter(|d| fs::read_to_string(d.path().join("loop/backing_file")).is_ok_and(|f| f.contains(id)))
-        .count()
-}
+mod bench;
+use bench::{Bench, assert_gone, finish, keeper_of, kill, loops_of, shell, wait_until_gone};
 
 #[tokio::test]
 async fn a_command_runs_with_its_streams_exit_and_limits() {
@@ -414,29 +293,4 @@ async fn dropping_containers_and_runtime_ends_everything() {
     }
     assert_gone(&run, run.file_name().and_then(|n| n.to_str()).expect("name"));
     drop(dir);
-}
-
-fn keeper_of(run: &Path) -> u32 {
-    let lock = fs::canonicalize(run.join("lock")).expect("lock");
-    let own = std::process::id();
-    let holds = |pid: u32| {
-        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|p| p == lock))
-    };
-    let pids =
-        fs::read_dir("/proc").expect("proc").flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(|pid| *pid != own && holds(*pid)).expect("the keeper holds the lock")
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
-}
-
-async fn wait_until_gone(pid: u32) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        assert!(tokio::time::Instant::now() < deadline, "process {pid} lives on");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

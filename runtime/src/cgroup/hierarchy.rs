@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, ErrorKind, Result};
 
 /// The controllers that a container's limits need.
-const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+pub(super) const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// How the host's controllers are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -98,6 +98,20 @@ impl Hierarchy {
         seen.sort_unstable();
         seen.dedup();
         seen.into_iter()
+    }
+
+    /// Only the hierarchy with this controller.
+    #[must_use]
+    pub(super) fn only(&self, controller: &str) -> Self {
+        let mounts = self.mounts.iter().filter(|(name, _)| name.is_empty() || *name == controller);
+        Self { mounts: mounts.map(|(n, p)| (n.clone(), p.clone())).collect(), ..self.clone() }
+    }
+
+    /// A version 2 hierarchy at `root`.
+    #[cfg(test)]
+    pub(super) fn unified_at(root: &Path) -> Self {
+        let mounts = BTreeMap::from([(String::new(), root.to_owned())]);
+        Self { version: Version::V2, mounts, controllers: NEEDED.map(str::to_owned).to_vec() }
     }
 
     /// The root of the hierarchy with this controller.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use hierarchy::NEEDED;
 pub(crate) use hierarchy::{Hierarchy, Version};
 
 use crate::{Error, Result};
@@ -38,6 +39,26 @@ impl Group {
         Self { hierarchy: self.hierarchy.clone(), path: self.path.join(container) }
     }
 
+    /// The group of the process that starts this container, in the one hierarchy that is enough to
+    /// find and kill it and all that it forks. It is beside the container's own group, because
+    /// libcontainer kills all in that one when a start fails, before it has told why. No container
+    /// is named so: `@` is not allowed in names.
+    pub(crate) fn starter(&self) -> Self {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push("@");
+        Self { hierarchy: self.hierarchy.only("pids"), path: self.path.with_file_name(name) }
+    }
+
+    /// Whether both are the same group.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+
+    /// Whether limits are those of version 2, where swap is limited by itself.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.hierarchy.version() == Version::V2
+    }
+
     /// The path for the runtime specification's `cgroupsPath`: absolute, from the hierarchy's root.
     pub(crate) fn spec_path(&self) -> PathBuf {
         Path::new("/").join(&self.path)
@@ -58,11 +79,33 @@ impl Group {
             create_dir_racing(&dir)
                 .map_err(|e| Error::host(format!("cannot make the cgroup {}", dir.display()), e))?;
         }
+        if self.is_unified() { self.enable_controllers() } else { Ok(()) }
+    }
+
+    /// On version 2 a group has those controllers that every group above it passes on; nobody else
+    /// does this: libcontainer leaves a group that exists as it is. The groups above hold no
+    /// processes (or are the root), as the kernel demands.
+    fn enable_controllers(&self) -> Result<()> {
+        let Some(root) = self.hierarchy.root_of("") else { return Ok(()) };
+        let there = fs::read_to_string(root.join(&self.path).join("cgroup.controllers")).unwrap_or_default();
+        if NEEDED.iter().all(|needed| there.split_whitespace().any(|c| c == *needed)) {
+            return Ok(());
+        }
+        let wanted = NEEDED.map(|controller| format!("+{controller}")).join(" ");
+        let mut above: Vec<_> = self.path.ancestors().skip(1).collect();
+        above.reverse();
+        for group in above {
+            let file = root.join(group).join("cgroup.subtree_control");
+            fs::write(&file, &wanted).map_err(|e| {
+                Error::host(format!("cannot write '{wanted}' to {}", file.display()), e)
+                    .advise("the cgroup above must have these controllers and no processes of its own")
+            })?;
+        }
         Ok(())
     }
 
-    /// Moves this process into the group, in the one hierarchy that is enough to find and kill it
-    /// and all that it forks (libcontainer joins the others, where joining starts accounting).
+    /// Moves this process into the group, in the hierarchy of a [`Group::starter`] (libcontainer
+    /// joins the container's group).
     pub(crate) fn join(&self) -> Result<()> {
         let Some(root) = self.hierarchy.root_of("pids") else {
             return Err(Error::new(crate::ErrorKind::NoCgroup, "the cgroup controller pids is missing"));
@@ -115,7 +158,8 @@ impl Group {
         Ok(true)
     }
 
-    /// Removes the group, waiting at most `patience` for its last processes to leave.
+    /// Removes the group, waiting at most `patience` for its last processes to leave; what still
+    /// joins it is killed.
     pub(crate) fn remove(&self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         while !self.try_remove()? {
@@ -125,6 +169,7 @@ impl Group {
                     Errno::BUSY,
                 ));
             }
+            self.kill_once();
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
@@ -206,5 +251,39 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_above_pass_the_controllers_on_in_version_2() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let run = Group::of_run(Hierarchy::unified_at(root.path()), "run");
+        let container = run.child("c");
+        container.create().expect("created");
+        for above in ["", "skiff", "skiff/run"] {
+            let file = root.path().join(above).join("cgroup.subtree_control");
+            assert_eq!(fs::read_to_string(&file).expect(above), "+memory +cpu +pids");
+        }
+        let own = root.path().join("skiff/run/c/cgroup.subtree_control");
+        assert!(!own.exists(), "a group with processes may not pass controllers on");
+        let starter = container.starter();
+        starter.create().expect("created");
+        assert!(root.path().join("skiff/run/c@").is_dir());
+        assert!(starter.is(&run.child("c").starter()) && !starter.is(&container));
+    }
+
+    #[test]
+    fn controllers_that_are_there_are_not_enabled_again() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let container = Group::of_run(Hierarchy::unified_at(root.path()), "run").child("c");
+        let dir = root.path().join("skiff/run/c");
+        fs::create_dir_all(&dir).expect("mkdir");
+        fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids\n").expect("write");
+        container.create().expect("created");
+        assert!(!root.path().join("cgroup.subtree_control").exists());
     }
 }

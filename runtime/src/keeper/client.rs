@@ -171,10 +171,12 @@ impl Keeper {
     pub(crate) async fn shutdown(&self) -> bool {
         let _ = self.send(&ToKeeper::Shutdown, &[]).await;
         let mut gone = self.gone.clone();
-        let ended = tokio::time::timeout(SHUTDOWN_PATIENCE, gone.wait_for(|gone| *gone)).await;
+        // Only the answer: the guard inside would keep this future from being sent to a thread.
+        let ended =
+            matches!(tokio::time::timeout(SHUTDOWN_PATIENCE, gone.wait_for(|gone| *gone)).await, Ok(Ok(_)));
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut process) = process else { return true };
-        if !matches!(ended, Ok(Ok(_))) {
+        if !ended {
             let _ = process.kill();
         }
         // It has closed its socket, which it does last.
@@ -266,7 +268,12 @@ fn execute(path: &Path, socket: OwnedFd) -> Result<Child> {
 fn sealed_copy(path: &Path) -> io::Result<File> {
     let mut from = File::open(path)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut copy = File::from(rustix::fs::memfd_create(BINARY, flags)?);
+    // Hosts with vm.memfd_noexec=1 execute only what asks for it; kernels before 6.3 know no such flag.
+    let created = match rustix::fs::memfd_create(BINARY, flags | MemfdFlags::EXEC) {
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(BINARY, flags),
+        other => other,
+    };
+    let mut copy = File::from(created?);
     io::copy(&mut from, &mut copy)?;
     copy.rewind()?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;

@@ -157,12 +157,23 @@ impl From<&Error> for Failure {
     }
 }
 
+/// Cut to its bound; control characters escaped, which an image may have put there for the
+/// operator's terminal and which would make the text too long for a packet.
 fn cut(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+    let mut clean = String::new();
+    for c in text.chars() {
+        let before = clean.len();
+        if c.is_control() && c != '\n' {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+        if clean.len() > MAX_TEXT {
+            clean.truncate(before);
+            break;
+        }
     }
-    text[..end].to_owned()
+    clean
 }
 
 impl From<Failure> for Error {
@@ -244,5 +255,20 @@ mod tests {
         assert_eq!(back.to_string(), "user 'x'");
         assert_eq!(back.advice(), Some("do y"));
         assert!(back.chain().len() <= MAX_TEXT + 16);
+    }
+
+    #[test]
+    fn failures_fit_a_packet_and_hold_nothing_for_a_terminal() {
+        let (a, _b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("socketpair");
+        for text in ["\u{1b}[2J\u{1}", "\"\\", "\n", "\u{9b}"] {
+            let text = text.repeat(MAX_TEXT);
+            let error = Error::new(ErrorKind::CommandNotFound, text.clone())
+                .advise(text.clone())
+                .because(text.clone());
+            let failure = Failure::from(&error);
+            assert!(!failure.message.contains(['\u{1b}', '\u{1}', '\u{9b}']));
+            send(&a, &FromKeeper::Failed { id: "x".repeat(64), failure }, &[]).expect("fits");
+        }
     }
 }

@@ -21,7 +21,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, wait, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open,
+    setrlimit, wait, waitpid,
 };
 
 use super::protocol::{Failure, FromKeeper, Report, ToKeeper, VERSION, receive, send};
@@ -36,6 +37,10 @@ use crate::{Error, ErrorKind, Exit, Result};
 const MAX_REPORT: usize = 64 << 10;
 /// How long the processes of a removed cgroup may take to leave it.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a start waits for the processes of a former container of its name.
+const NAME_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked for dead children that nobody waits for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(1);
 /// How long the daemon may take to say what the keeper is for.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
@@ -47,7 +52,8 @@ pub fn main() -> ExitCode {
         let written = writeln!(io::stdout(), "skiff-keeper {VERSION}");
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    match prepare().and_then(|(socket, signals)| serve(&socket, signals)) {
+    let nofile = raise_nofile();
+    match prepare().and_then(|(socket, signals)| serve(&socket, signals, nofile)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             use std::io::Write;
@@ -56,6 +62,15 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Raises the soft limit of descriptors to the hard one: the keeper holds five for each container.
+/// Gives the limit as it was.
+fn raise_nofile() -> Rlimit {
+    let was = getrlimit(Resource::Nofile);
+    // A lower limit only means fewer containers.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: was.maximum, maximum: was.maximum });
+    was
 }
 
 /// Takes the socket from standard input and leaves all else that was inherited.
@@ -86,9 +101,9 @@ fn prepare() -> Result<(OwnedFd, SignalFd)> {
     Ok((socket, signals))
 }
 
-fn serve(socket: &OwnedFd, signals: SignalFd) -> Result<()> {
+fn serve(socket: &OwnedFd, signals: SignalFd, nofile: Rlimit) -> Result<()> {
     let Some((run, lock)) = configured(socket)? else { return Ok(()) };
-    let mut server = Server::new(run, lock, seccomp::compile()?);
+    let mut server = Server::new(run, lock, seccomp::compile()?, nofile);
     server.outbox.push_back((FromKeeper::Hello { version: VERSION.into() }, Vec::new()));
     server.run(socket, signals);
     server.clean()
@@ -126,6 +141,7 @@ struct Starting {
     child: Pid,
     report: OwnedFd,
     bytes: Vec<u8>,
+    began: Instant,
     deadline: Instant,
     limit: Duration,
     timed_out: bool,
@@ -133,6 +149,13 @@ struct Starting {
     child_gone: bool,
     group: Group,
     held: Held,
+}
+
+impl Starting {
+    fn kill_once(&self) {
+        self.group.starter().kill_once();
+        self.group.kill_once();
+    }
 }
 
 /// What the keeper holds of a container besides its process.
@@ -153,24 +176,32 @@ struct Server {
     run: RunDir,
     _lock: OwnedFd,
     filter: Vec<u8>,
+    /// The limit of descriptors that the keeper was started with, and containers have by default.
+    nofile: Rlimit,
     group: Group,
     starting: Vec<Starting>,
     running: HashMap<Pid, Running>,
     removing: Vec<(Group, Instant)>,
+    /// Children that are neither start processes nor known inits, and since when that is known.
+    strangers: HashMap<Pid, Instant>,
+    next_look: Instant,
     outbox: VecDeque<(FromKeeper, Vec<OwnedFd>)>,
     stopping: bool,
 }
 
 impl Server {
-    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>) -> Self {
+    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>, nofile: Rlimit) -> Self {
         Self {
             group: run.group(),
             run,
             _lock: lock,
             filter,
+            nofile,
             starting: Vec::new(),
             running: HashMap::new(),
             removing: Vec::new(),
+            strangers: HashMap::new(),
+            next_look: Instant::now(),
             outbox: VecDeque::new(),
             stopping: false,
         }
@@ -230,7 +261,13 @@ impl Server {
     }
 
     fn begin(&mut self, id: String, deadline_ms: u64, fds: Vec<OwnedFd>) {
+        let began = Instant::now();
         let group = self.group.child(&id);
+        // What a former container of that name left is not removed under the new one's feet.
+        if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
+            let _ = group.kill(NAME_PATIENCE);
+            self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
+        }
         match self.fork_start(&id, &group, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
@@ -239,6 +276,7 @@ impl Server {
                     child,
                     report,
                     bytes: Vec::new(),
+                    began,
                     deadline: Instant::now() + limit,
                     limit,
                     timed_out: false,
@@ -248,6 +286,7 @@ impl Server {
                 });
             }
             Err(e) => {
+                self.retire(group.starter());
                 self.retire(group);
                 self.outbox.push_back((FromKeeper::Failed { id, failure: Failure::from(&e) }, Vec::new()));
             }
@@ -266,11 +305,16 @@ impl Server {
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
+        let keeper = rustix::process::getpid();
         group.create()?;
+        group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
             ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, _network: network })),
             ForkResult::Child => {
+                // Lowering it cannot fail.
+                let _ = setrlimit(Resource::Nofile, self.nofile);
                 let inputs = Inputs {
+                    keeper,
                     group: group.clone(),
                     mount_point: self.run.mount_point(),
                     filter: self.filter.clone(),
@@ -297,7 +341,7 @@ impl Server {
             }
             if starting.child_gone {
                 // It died before it could report; an init that it left behind holds the pipe.
-                starting.group.kill_once();
+                starting.kill_once();
             }
             index += 1;
         }
@@ -306,9 +350,11 @@ impl Server {
     fn settle(&mut self, starting: Starting) {
         let report = serde_json::from_slice::<Report>(&starting.bytes);
         if !starting.child_gone {
-            // It has closed its end of the pipe as its last act.
+            // It has closed its end of the pipe as its last act; one that is stopped stops no other.
+            let _ = kill_process(starting.child, Signal::KILL);
             let _ = waitpid(Some(starting.child), WaitOptions::empty());
         }
+        self.retire(starting.group.starter());
         let failure = match report {
             Ok(Report::Started { pid, steps }) if !starting.timed_out => {
                 match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
@@ -356,10 +402,41 @@ impl Server {
                 self.ended(pid, status);
             }
         }
+        if self.starting.is_empty() {
+            // All that is dead is collected here, so their numbers may be given anew.
+            self.strangers.clear();
+        } else {
+            self.reap_strangers();
+        }
         while self.starting.is_empty() {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => self.ended(pid, status),
                 _ => break,
+            }
+        }
+    }
+
+    /// Collects what libcontainer's intermediate processes left, also where there is always some
+    /// start under way: whoever was dead before the oldest of them began is nobody's init.
+    fn reap_strangers(&mut self) {
+        let now = Instant::now();
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_INTERVAL;
+        let oldest = self.starting.iter().map(|s| s.began).min().unwrap_or(now);
+        let starting: Vec<Pid> = self.starting.iter().map(|s| s.child).collect();
+        let children = children();
+        self.strangers.retain(|pid, seen| {
+            let known = self.running.contains_key(pid) || !children.contains(pid);
+            if !known && *seen < oldest {
+                return !matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_)));
+            }
+            !known
+        });
+        for pid in children {
+            if !starting.contains(&pid) && !self.running.contains_key(&pid) {
+                self.strangers.entry(pid).or_insert(now);
             }
         }
     }
@@ -384,7 +461,7 @@ impl Server {
             // Looked at again soon, in case a process was just being forked.
             starting.deadline = now + Duration::from_millis(10);
             let _ = kill_process(starting.child, Signal::KILL);
-            starting.group.kill_once();
+            starting.kill_once();
         }
     }
 
@@ -452,6 +529,12 @@ fn timed_out(starting: &Starting) -> Error {
         format!("container {} was not running within {} ms", starting.id, starting.limit.as_millis()),
     )
     .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
+}
+
+/// The children of this process, dead ones too; none where the kernel does not tell.
+fn children() -> Vec<Pid> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw).collect()
 }
 
 /// Reads what is there; true at the end (or past the bound).

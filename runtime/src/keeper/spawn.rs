@@ -13,21 +13,25 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
-use crate::sandbox::{CommandExecutor, SpecInput, User, build_spec, resolve_user};
+use crate::sandbox::{CommandExecutor, SpecInput, Swap, User, build_spec, resolve_user};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest failure that the executor writes.
 const MAX_FAILURE: u64 = 64 << 10;
+/// What is mounted where the image may have put links.
+const MOUNT_POINTS: [&str; 4] = ["/tmp", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a start needs besides its request.
 pub(super) struct Inputs {
+    /// The process that forked this one.
+    pub(super) keeper: Pid,
     pub(super) group: Group,
     /// An empty directory of the host to mount on.
     pub(super) mount_point: PathBuf,
@@ -57,27 +61,23 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| Error::host("cannot tie a start to its keeper", e))?;
     let began = Instant::now();
-    inputs.group.join()?;
+    // The keeper may have died before that.
+    if getppid() != Some(inputs.keeper) {
+        return Err(Error::new(ErrorKind::KeeperLost, "the keeper died"));
+    }
+    inputs.group.starter().join()?;
     let request = StartRequest::from_memfd(inputs.request)?;
     let scratch = Scratch::enter(&inputs.mount_point)?;
-    let mut disks = inputs.disks.into_iter();
-    let rootfs = scratch.mount_overlay(&request.layers, space(request.writable, &mut disks)?.as_ref())?;
-    let tmp = match space(request.tmp, &mut disks)? {
-        Some(space) => scratch.mount_tmp(&space)?,
-        None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),
-    };
+    let rootfs = mount_rootfs(&scratch, &request, inputs.disks)?;
     let root = Root::open(&rootfs)?;
-    root.check_runtime_dirs()?;
-    root.ensure_dir(&request.working_dir)?;
     let user = resolve_user(&request.user, &root)?;
-    root.bind_dir(&tmp, "/tmp")?;
-    bind_etc(&scratch, &request, &root)?;
     drop(root);
     give_output_to(&user, &inputs.stdout, &inputs.stderr)?;
     let env = complete_env(&request.env, &user);
+    let bundle = scratch.path("bundle");
     let groups = inputs.group.v1_dirs();
     let cgroup_v1 = if groups.is_empty() { None } else { Some(scratch.mount_cgroups_v1(&groups)?) };
-    let spec = build_spec(&SpecInput {
+    build_spec(&SpecInput {
         rootfs: &rootfs,
         read_only: request.read_only,
         hostname: &request.hostname,
@@ -86,15 +86,13 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         working_dir: &request.working_dir,
         user: &user,
         limits: request.limits,
-        swap_limit: inputs.group.has_swap_limit(),
+        swap: swap(&inputs.group),
         cgroup: inputs.group.spec_path(),
         cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
     })
-    .map_err(|e| Error::new(ErrorKind::Internal, "cannot build the runtime specification").because(e))?;
-    let bundle = scratch.path("bundle");
-    spec.save(bundle.join("config.json"))
-        .map_err(|e| Error::new(ErrorKind::Internal, "cannot write the runtime specification").because(e))?;
+    .and_then(|spec| spec.save(bundle.join("config.json")))
+    .map_err(|e| Error::new(ErrorKind::Internal, "cannot make the runtime specification").because(e))?;
     let mounts_us = micros(began);
 
     let (exec_failed, report) =
@@ -123,6 +121,32 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     container.start().map_err(create_error)?;
     wait_for_exec(exec_failed)?;
     Ok((pid, SpawnSteps { mounts_us, create_us, exec_us: micros(exec) }))
+}
+
+/// Overlay, `/tmp` and the files of `/etc`, and the working directory made in them.
+fn mount_rootfs(scratch: &Scratch, request: &StartRequest, disks: Vec<OwnedFd>) -> Result<PathBuf> {
+    let mut disks = disks.into_iter();
+    let rootfs = scratch.mount_overlay(&request.layers, space(request.writable, &mut disks)?.as_ref())?;
+    let tmp = match space(request.tmp, &mut disks)? {
+        Some(space) => scratch.mount_tmp(&space)?,
+        None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),
+    };
+    let root = Root::open(&rootfs)?;
+    root.check_runtime_dirs()?;
+    root.check_mount_points(&MOUNT_POINTS)?;
+    root.bind_dir(&tmp, "/tmp")?;
+    // After /tmp: it may be below it.
+    root.ensure_dir(&request.working_dir)?;
+    bind_etc(scratch, request, &root)?;
+    Ok(rootfs)
+}
+
+fn swap(group: &Group) -> Swap {
+    match (group.has_swap_limit(), group.is_unified()) {
+        (false, _) => Swap::Unlimited,
+        (true, false) => Swap::WithMemory,
+        (true, true) => Swap::Separate,
+    }
 }
 
 fn micros(since: Instant) -> u64 {

@@ -96,6 +96,7 @@ fn format(path: &Path, bytes: u64) -> Result<()> {
         .args(["-N", &inodes.to_string()])
         .arg(path)
         .env("PATH", search_path())
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
         .map_err(|e| {
@@ -104,9 +105,11 @@ fn format(path: &Path, bytes: u64) -> Result<()> {
         })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
+        // mkfs has no exit status of its own for it.
+        let errno = if said.contains("No space left on device") { Errno::NOSPC } else { Errno::IO };
         return Err(Error::host(
             format!("mkfs.ext4 failed on {} ({}): {}", path.display(), output.status, said.trim()),
-            Errno::IO,
+            errno,
         ));
     }
     file.sync_all().map_err(|e| Error::host(format!("cannot write {}", path.display()), e))

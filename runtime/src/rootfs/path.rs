@@ -1,10 +1,12 @@
 //! Looking into a root filesystem without trusting it: every path is resolved by the kernel with
 //! the root filesystem as its root (`openat2(2)`, `RESOLVE_IN_ROOT`), so no link leads out.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
 use rustix::io::Errno;
@@ -17,9 +19,15 @@ const MAX_DATABASE_BYTES: u64 = 4 << 20;
 /// Symbolic links that are followed by the kernel are bounded by it (40); components by this.
 const MAX_COMPONENTS: usize = 256;
 
+/// As the kernel bounds them.
+const MAX_LINKS: usize = 40;
+
 /// The directories of the runtime itself: a link there would move its mounts elsewhere in the
 /// root filesystem, or out of it (CVE-2026-41579, CVE-2025-54867).
 const RUNTIME_DIRS: [&str; 3] = ["dev", "proc", "sys"];
+
+/// Those of `/dev` in which a program may have something to do.
+const DEV_DIRS: [&str; 2] = ["dev/shm", "dev/mqueue"];
 
 /// An open root filesystem.
 pub(crate) struct Root(OwnedFd);
@@ -62,16 +70,82 @@ impl Root {
         Ok(())
     }
 
-    /// The lines of a small text database, as `/etc/passwd`; empty if there is none. Only a
-    /// regular file is read, and only its first 4 MiB.
-    pub(crate) fn database(&self, path: &str) -> Vec<String> {
+    /// Where a path leads when every link on it is followed inside: relative to the root, whether
+    /// it exists or not. The tree must not be changing.
+    ///
+    /// # Errors
+    /// `LOOP` after too many links; `XDEV` when it leads through a directory of the runtime; else as `readlinkat(2)`.
+    pub(crate) fn destination(&self, path: &Path) -> Result<PathBuf, Errno> {
+        let mut waiting = reversed_parts(path);
+        let mut at = PathBuf::new();
+        let mut links = 0;
+        while let Some(part) = waiting.pop() {
+            if part == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(&part);
+            if RUNTIME_DIRS.iter().any(|dir| at == Path::new(dir)) {
+                // What is below is not the image's: what leads out again cannot be told from here.
+                if waiting.iter().any(|part| part == "..") {
+                    return Err(Errno::XDEV);
+                }
+                at.extend(waiting.iter().rev());
+                return Ok(at);
+            }
+            // Its parents are no links: they have been followed.
+            match rustix::fs::readlinkat(&self.0, &at, Vec::new()) {
+                Ok(target) => {
+                    links += 1;
+                    if links > MAX_LINKS || waiting.len() > MAX_COMPONENTS * MAX_LINKS {
+                        return Err(Errno::LOOP);
+                    }
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    if target.is_absolute() {
+                        at.clear();
+                    } else {
+                        at.pop();
+                    }
+                    waiting.extend(reversed_parts(&target));
+                }
+                Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(at)
+    }
+
+    /// Refuses an image in which a path that the runtime mounts on leads into a directory of the
+    /// runtime itself: what is mounted there would hide or replace a part of it (CVE-2023-27561).
+    pub(crate) fn check_mount_points(&self, paths: &[&str]) -> Result<()> {
+        for path in paths {
+            let refuse = |why: String| {
+                Error::new(ErrorKind::InvalidImage, format!("{path} in the image {why}"))
+                    .advise("rebuild the image without that symbolic link")
+            };
+            let leads = self
+                .destination(Path::new(path))
+                .map_err(|e| refuse(format!("cannot be followed: {}", io::Error::from(e))))?;
+            if leads.as_os_str().is_empty() || runtime_dir(&leads).is_some() {
+                return Err(refuse(format!("leads to /{}", leads.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// A small text database, as `/etc/passwd`; empty if there is none. Only a regular file is
+    /// read, and only its first 4 MiB.
+    pub(crate) fn database(&self, path: &str) -> String {
         let Ok(file) = self.resolve(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK) else {
-            return Vec::new();
+            return String::new();
         };
         if file_type(file.as_fd()).ok() != Some(FileType::RegularFile) {
-            return Vec::new();
+            return String::new();
         }
-        lines(File::from(file).take(MAX_DATABASE_BYTES)).unwrap_or_default()
+        let mut bytes = Vec::new();
+        // What could be read before an error is as good as a shorter file.
+        let _ = File::from(file).take(MAX_DATABASE_BYTES).read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Makes sure that a working directory is there, making what is missing of it (owned by root,
@@ -85,13 +159,18 @@ impl Root {
         if parts.len() > MAX_COMPONENTS || parts.contains(&"..") {
             return Err(refuse("it has '..' or too many components".into()));
         }
-        match parts.first() {
-            Some(&"proc") => {
+        let leads = self.destination(Path::new(path)).map_err(|e| refuse(io::Error::from(e).to_string()))?;
+        match runtime_dir(&leads) {
+            Some("proc") => {
                 return Err(refuse("it is in /proc, where the runtime's descriptors are".into()));
             }
+            // Links to /proc are there (/dev/fd).
+            Some("dev") if !DEV_DIRS.iter().any(|dir| leads.starts_with(dir)) => {
+                return Err(refuse("of /dev, only /dev/shm and /dev/mqueue can be one".into()));
+            }
             // Made by the runtime after this; entering them is checked by the kernel then.
-            Some(&("dev" | "sys")) => return Ok(()),
-            _ => {}
+            Some(_) => return Ok(()),
+            None => {}
         }
         let mut so_far = String::from("/");
         let mut parent = self
@@ -166,15 +245,18 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
     Ok(FileType::from_raw_mode(stat.st_mode))
 }
 
-fn lines(reader: impl Read) -> io::Result<Vec<String>> {
-    let mut reader = BufReader::new(reader);
-    let mut all = Vec::new();
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        all.push(String::from_utf8_lossy(&line).trim_end().to_owned());
-        line.clear();
-    }
-    Ok(all)
+/// The components of a path, the first at the end; those that mean nothing left out.
+fn reversed_parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev();
+    parts
+        .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir))
+        .map(|c| c.as_os_str().to_owned())
+        .collect()
+}
+
+/// The directory of the runtime that a path below the root lies in.
+fn runtime_dir(path: &Path) -> Option<&'static str> {
+    RUNTIME_DIRS.into_iter().find(|dir| path.starts_with(dir))
 }
 
 #[cfg(test)]
@@ -224,12 +306,52 @@ mod tests {
     #[test]
     fn databases_are_bounded_and_regular() {
         let (dir, root) = root();
-        assert!(root.database("/etc/passwd").is_empty());
+        assert_eq!(root.database("/etc/passwd"), "");
         std::fs::create_dir(dir.path().join("etc")).expect("mkdir");
         symlink("/etc/real", dir.path().join("etc/passwd")).expect("symlink");
         std::fs::write(dir.path().join("etc/real"), "root:x:0:0::/root:/bin/sh\n").expect("write");
-        assert_eq!(root.database("/etc/passwd"), ["root:x:0:0::/root:/bin/sh"]);
+        assert_eq!(root.database("/etc/passwd"), "root:x:0:0::/root:/bin/sh\n");
         symlink("/dev/zero", dir.path().join("etc/group")).expect("symlink");
-        assert!(root.database("/etc/group").is_empty());
+        assert_eq!(root.database("/etc/group"), "");
+        std::fs::write(dir.path().join("etc/real"), "a\n".repeat(8 << 20)).expect("write");
+        assert_eq!(root.database("/etc/passwd").len() as u64, MAX_DATABASE_BYTES);
+    }
+
+    #[test]
+    fn mount_points_that_lead_into_the_runtimes_directories_are_refused() {
+        for (link, target) in [
+            ("tmp", "/proc"),
+            ("tmp", "/"),
+            ("tmp", "proc/self"),
+            ("tmp", "../../sys/fs/cgroup"),
+            ("tmp", "/a/../dev"),
+            ("tmp", "tmp"),
+            ("etc", "/dev"),
+            ("etc", "a/b/../../proc"),
+        ] {
+            let (dir, root) = root();
+            symlink("/", dir.path().join("a")).expect("symlink");
+            symlink(target, dir.path().join(link)).expect("symlink");
+            let error = root.check_mount_points(&["/tmp", "/etc/hosts"]).expect_err(target);
+            assert_eq!(error.kind(), ErrorKind::InvalidImage);
+            assert!(error.to_string().contains(link), "{error}");
+        }
+        let (dir, root) = root();
+        symlink("var/tmp", dir.path().join("tmp")).expect("symlink");
+        symlink("/run/resolv.conf", dir.path().join("resolv.conf")).expect("symlink");
+        root.check_mount_points(&["/tmp", "/resolv.conf", "/none/such"]).expect("links inside");
+    }
+
+    #[test]
+    fn working_directory_that_a_link_leads_into_proc_is_refused() {
+        let (dir, root) = root();
+        std::fs::create_dir_all(dir.path().join("proc/self/fd/7")).expect("mkdir");
+        symlink("/proc/self/fd", dir.path().join("a")).expect("symlink");
+        symlink("a/7", dir.path().join("b")).expect("symlink");
+        symlink("/proc/self/fd/7/../../../etc", dir.path().join("c")).expect("symlink");
+        for path in ["/a/7", "/a", "/b", "/b/x", "/c", "/dev/fd/7", "/dev"] {
+            let error = root.ensure_dir(path).expect_err(path);
+            assert_eq!(error.kind(), ErrorKind::InvalidWorkingDirectory, "{error}");
+        }
     }
 }

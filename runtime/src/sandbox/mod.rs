@@ -7,5 +7,5 @@ mod spec;
 mod user;
 
 pub(crate) use executor::CommandExecutor;
-pub(crate) use spec::{SpecInput, build as build_spec};
+pub(crate) use spec::{SpecInput, Swap, build as build_spec};
 pub(crate) use user::{User, resolve as resolve_user};

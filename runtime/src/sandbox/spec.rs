@@ -1,6 +1,6 @@
 //! The runtime specification (OCI runtime-spec 1.x) of a container.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
@@ -51,6 +51,17 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// How the host limits swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swap {
+    /// Not at all.
+    Unlimited,
+    /// Together with memory (cgroup version 1).
+    WithMemory,
+    /// By itself (version 2).
+    Separate,
+}
+
 /// What a specification is made of.
 pub(crate) struct SpecInput<'a> {
     pub(crate) rootfs: &'a Path,
@@ -61,7 +72,7 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) working_dir: &'a str,
     pub(crate) user: &'a User,
     pub(crate) limits: Limits,
-    pub(crate) swap_limit: bool,
+    pub(crate) swap: Swap,
     pub(crate) cgroup: PathBuf,
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
@@ -159,8 +170,13 @@ fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
     if limits.memory_bytes > 0 {
         let bytes = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
         let mut memory = LinuxMemoryBuilder::default().limit(bytes);
-        if input.swap_limit {
-            memory = memory.swap(bytes);
+        match input.swap {
+            Swap::Unlimited => {}
+            Swap::WithMemory => memory = memory.swap(bytes),
+            // libcontainer takes "as much as memory" for "nothing to write" here.
+            Swap::Separate => {
+                resources = resources.unified(HashMap::from([("memory.swap.max".into(), "0".into())]));
+            }
         }
         resources = resources.memory(memory.build()?);
     }
@@ -232,4 +248,39 @@ fn cgroup_mount(v1: Option<&Path>) -> Result<Mount, OciSpecError> {
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
     let options: Vec<String> = options.iter().map(ToString::to_string).collect();
     MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resources_with(swap: Swap) -> LinuxResources {
+        let user = User { uid: 0, gid: 0, groups: Vec::new(), home: "/".into() };
+        let input = SpecInput {
+            rootfs: Path::new("/rootfs"),
+            read_only: false,
+            hostname: "h",
+            argv: &[],
+            env: &[],
+            working_dir: "/",
+            user: &user,
+            limits: Limits { memory_bytes: 1 << 20, ..Limits::default() },
+            swap,
+            cgroup: PathBuf::from("/skiff/run/c"),
+            cgroup_v1: None,
+            network_namespace: PathBuf::from("/proc/self/fd/3"),
+        };
+        resources(&input).expect("valid")
+    }
+
+    #[test]
+    fn swap_is_off_wherever_it_can_be_limited() {
+        let swap_of = |resources: &LinuxResources| resources.memory().as_ref().and_then(|m| m.swap());
+        assert_eq!(swap_of(&resources_with(Swap::Unlimited)), None);
+        assert_eq!(swap_of(&resources_with(Swap::WithMemory)), Some(1 << 20));
+        let separate = resources_with(Swap::Separate);
+        assert_eq!(swap_of(&separate), None);
+        let unified = separate.unified().clone().expect("files of version 2");
+        assert_eq!(unified, HashMap::from([("memory.swap.max".into(), "0".into())]));
+    }
 }

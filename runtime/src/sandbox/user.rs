@@ -41,7 +41,7 @@ pub(crate) fn resolve(text: &str, root: &Root) -> Result<User> {
     };
     let user_part = if user_part.is_empty() { "0" } else { user_part };
     let passwd = root.database("/etc/passwd");
-    let entries = || passwd.iter().filter_map(|line| parse_passwd(line));
+    let entries = || passwd.lines().filter_map(parse_passwd);
     let entry = match entries().find(|e| e.name == user_part) {
         Some(entry) => Some(entry),
         None => {
@@ -76,24 +76,24 @@ fn parse_passwd(line: &str) -> Option<PasswdEntry> {
     Some(PasswdEntry { name: name.to_owned(), uid, gid, home: home.to_owned() })
 }
 
-fn resolve_group(text: &str, groups: &[String]) -> Option<u32> {
-    let named = groups.iter().find_map(|line| {
+fn resolve_group(text: &str, groups: &str) -> Option<u32> {
+    let named = groups.lines().find_map(|line| {
         let mut fields = line.split(':');
         if fields.next()? == text { parse_id(fields.nth(1)?) } else { None }
     });
     named.or_else(|| parse_id(text))
 }
 
-fn groups_of(user: &str, groups: &[String]) -> Vec<u32> {
+fn groups_of(user: &str, groups: &str) -> Vec<u32> {
     if user.is_empty() {
         return Vec::new();
     }
-    let member = |line: &String| {
+    let member = |line: &str| {
         let mut fields = line.split(':');
         let gid = parse_id(fields.nth(2)?)?;
-        fields.next()?.split(',').any(|m| m == user).then_some(gid)
+        fields.next()?.trim_end().split(',').any(|m| m == user).then_some(gid)
     };
-    groups.iter().filter_map(member).take(MAX_GROUPS).collect()
+    groups.lines().filter_map(member).take(MAX_GROUPS).collect()
 }
 
 #[cfg(test)]
