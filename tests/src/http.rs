@@ -217,6 +217,14 @@ impl Connection {
         }
     }
 
+    /// Bytes as they come, without any framing, for what follows an upgrade.
+    #[track_caller]
+    pub fn read_raw(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).expect("bytes");
+        bytes
+    }
+
     #[track_caller]
     fn chunk(&mut self) -> Option<Vec<u8>> {
         let line = self.line();

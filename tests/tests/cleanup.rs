@@ -135,6 +135,21 @@ fn a_terminal_that_hangs_up() {
 }
 
 #[test]
+fn a_signal_to_the_keeper_alone_changes_nothing() {
+    let sandbox = warmed();
+    let baseline = Baseline::take(&sandbox);
+    let (served, keeper, init) = serving(&sandbox);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        process::send(keeper.pid, signal);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(keeper.is_alive() && init.is_alive());
+    assert_eq!(served.get("/status/200").status, 200);
+    let _ = served.stop();
+    baseline.assert_restored();
+}
+
+#[test]
 fn a_failed_start_leaves_nothing() {
     let sandbox = warmed();
     let baseline = Baseline::take(&sandbox);

@@ -99,6 +99,41 @@ fn progress_and_timeline_are_lines_where_there_is_no_terminal() {
     assert!(!outcome.stderr.contains('\r') && !outcome.stderr.contains('\x1b'), "{:?}", outcome.stderr);
 }
 
+/// Runs `skiff` with a terminal for all its output.
+fn on_a_terminal(sandbox: &Sandbox, args: &[&str], environment: &[(&str, &str)]) -> String {
+    let skiff = sandbox.skiff(args);
+    let words = std::iter::once(skiff.get_program()).chain(skiff.get_args());
+    let line: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let mut command = sandbox.command("script".as_ref(), &["-qec", &line.join(" "), "/dev/null"]);
+    command.envs(skiff.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("TERM", "xterm").envs(environment.iter().copied());
+    sandbox.finish(command).ok().stdout()
+}
+
+/// How often a colour is switched on.
+fn colours(text: &str) -> usize {
+    let sequences = text.split("\x1b[").skip(1);
+    let is_colour = |rest: &&str| {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != ';');
+        end.is_some_and(|end| rest[end..].starts_with('m') && rest[..end] != *"0")
+    };
+    sequences.filter(is_colour).count()
+}
+
+#[test]
+fn a_terminal_gets_bars_and_colours() {
+    let args = ["run", &images::oci("layered"), "--event", "{}"];
+    let sandbox = Sandbox::new();
+    let text = on_a_terminal(&sandbox, &args, &[]);
+    assert!(text.contains("\x1b["), "no bar and no colour: {text:?}");
+    assert!(text.contains("resolve") && text.contains("spawn"), "no timeline: {text:?}");
+    assert_ne!(colours(&text), 0, "no colour: {text:?}");
+    let plain = on_a_terminal(&sandbox, &args, &[("NO_COLOR", "1")]);
+    assert_eq!(colours(&plain), 0, "colours in spite of NO_COLOR: {plain:?}");
+    let quiet = on_a_terminal(&sandbox, &[&args[..], &["--quiet"]].concat(), &[]);
+    assert!(!quiet.contains("spawn"), "{quiet:?}");
+}
+
 #[test]
 fn quiet_leaves_the_functions_own_lines_and_errors() {
     let sandbox = Sandbox::new();

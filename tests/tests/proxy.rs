@@ -306,3 +306,60 @@ fn the_function_is_not_on_the_hosts_loopback() {
     assert_eq!(served.get("/status/200").status, 200);
     assert_eq!(served.request("POST", "/invoke", &[], b"{\"a\":1}").ok().json()["event"], json!({"a": 1}));
 }
+
+#[test]
+fn an_upgraded_connection_passes_bytes_both_ways() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&[]);
+    let mut connection = served.connect();
+    connection.send_head("GET", "/upgrade", &[("Connection", "upgrade"), ("Upgrade", "echo")]);
+    let head = connection.read_any_head();
+    assert_eq!(head.status, 101, "{head:?}");
+    assert_eq!(head.header("upgrade"), Some("echo"));
+    for message in [&b"one"[..], b"\x00\xff two", &[7; 100_000]] {
+        connection.send(message);
+        assert!(connection.read_raw(message.len()) == message, "the bytes have changed");
+    }
+    drop(connection);
+    assert_eq!(served.get("/status/200").status, 200);
+}
+
+#[test]
+fn trailers_of_a_request_arrive() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&[]);
+    let mut connection = served.connect();
+    let headers = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Sum"), ("TE", "trailers")];
+    connection.send_head("POST", "/request", &headers);
+    connection.send_chunk(b"body");
+    connection.send(b"0\r\nX-Sum: 42\r\n\r\n");
+    let request = connection.read_response("POST").ok().json();
+    assert_eq!(request["body"], "body");
+    assert_eq!(request["trailers"], json!([["x-sum", "42"]]), "{request}");
+}
+
+#[test]
+fn requests_do_not_use_up_descriptors() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&[]);
+    let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").count();
+    let pids = [served.pid(), served.keeper().pid];
+    for _ in 0..20 {
+        let _ = served.get("/status/200");
+    }
+    let before = pids.map(open);
+    for number in 0..200 {
+        let mut connection = served.connect();
+        // Some go away in the middle.
+        if number % 3 == 0 {
+            connection.send_head("POST", "/echo", &[("Content-Length", "10")]);
+        } else {
+            let _ = connection.request("GET", "/status/200", &[], b"");
+        }
+    }
+    let after = skiff_tests::wait_for(Duration::from_secs(10), || {
+        let after = pids.map(open);
+        (after[0] <= before[0] + 3 && after[1] <= before[1]).then_some(())
+    });
+    assert!(after.is_some(), "{before:?} became {:?}", pids.map(open));
+}

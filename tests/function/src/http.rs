@@ -34,7 +34,7 @@ pub(crate) async fn serve(address: SocketAddr, listen: bool) -> std::io::Result<
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(None);
             // The peer closing is how most connections end.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            let _ = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
         });
     }
 }

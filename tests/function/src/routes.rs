@@ -6,7 +6,9 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 
 use crate::http::{Body, full, json, text};
@@ -36,6 +38,7 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
         "echo" => echo(request),
         "request" => whole_request(request).await,
         "headers" => json(&header_pairs(request.headers())),
+        "upgrade" => upgrade(request),
         "stream" => chunks(query.number("n", 3), query.number("ms", 0)),
         "status" => status(&argument),
         "sleep" => sleep(&argument).await,
@@ -107,6 +110,20 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
     Response::new(request.into_body().boxed())
 }
 
+/// Switches to a protocol that says everything back, until the other side ends.
+fn upgrade(request: Request<Incoming>) -> Response<Body> {
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+        let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+        // Ends when either side does.
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    });
+    let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
+    response.headers_mut().insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(hyper::header::UPGRADE, HeaderValue::from_static("echo"));
+    response
+}
+
 /// `count` chunks, `millis` apart.
 fn chunks(count: u64, millis: u64) -> Response<Body> {
     let frames = stream::unfold(0, move |number| async move {
@@ -127,7 +144,7 @@ fn status(argument: &str) -> Response<Body> {
         return text(StatusCode::BAD_REQUEST, "not a final status\n");
     };
     let mut response = text(status, format!("status {}\n", status.as_u16()));
-    response.headers_mut().insert("x-function", hyper::header::HeaderValue::from_static("yes"));
+    response.headers_mut().insert("x-function", HeaderValue::from_static("yes"));
     response
 }
 
@@ -141,6 +158,6 @@ async fn sleep(argument: &str) -> Response<Body> {
 fn function_error() -> Response<Body> {
     let mut response =
         full(StatusCode::NOT_FOUND, "application/json", r#"{"errorMessage":"the function says no"}"#);
-    response.headers_mut().insert("x-fc-status", hyper::header::HeaderValue::from_static("404"));
+    response.headers_mut().insert("x-fc-status", HeaderValue::from_static("404"));
     response
 }
