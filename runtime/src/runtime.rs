@@ -164,7 +164,21 @@ fn require_root() -> Result<()> {
 
 type Opened = (Arc<Store>, Arc<Disks>, (RunDir, OwnedFd));
 
+/// Overlayfs reads a backslash in a path as an escape.
+fn refuse_backslash(dir: &Path) -> Result<()> {
+    if dir.as_os_str().as_encoded_bytes().contains(&b'\\') {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the directory {} has a backslash", dir.display()),
+        )
+        .advise("choose a path without backslashes"));
+    }
+    Ok(())
+}
+
 fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Result<Opened> {
+    refuse_backslash(state_dir)?;
+    refuse_backslash(run_dir)?;
     make_private(state_dir)?;
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
@@ -204,4 +218,17 @@ fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
     let began = Instant::now();
     let made = step();
     (made, began.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_overlayfs_cannot_name_are_refused() {
+        refuse_backslash(Path::new("/var/lib/skiff")).expect("an ordinary path");
+        let error = refuse_backslash(Path::new("/var/a\\b")).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("/var/a\\b"), "{error}");
+    }
 }

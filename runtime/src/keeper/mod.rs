@@ -1,12 +1,13 @@
 //! The keeper: a small single-threaded process that is the parent of all containers of a run.
 //!
-//! `client` is the daemon's side, `server` the keeper's; `protocol` is what they say to each other
-//! over a seqpacket socket; `spawn` is one start, in a process of its own.
+//! `client` is the daemon's side, `program` and `server` the keeper's; `protocol` is what they say to
+//! each other over a seqpacket socket; `spawn` is one start, in a process of its own.
 
 mod client;
+mod program;
 pub(crate) mod protocol;
 mod server;
 mod spawn;
 
 pub(crate) use client::{Ended, Keeper, Process, Started, candidate, find};
-pub use server::main;
+pub use program::main;

@@ -9,27 +9,22 @@
 //! run made, and ends.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::process::ExitCode;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal as NixSignal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, pidfd_open,
-    setrlimit, wait, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, setrlimit,
+    wait, waitpid,
 };
 
-use super::protocol::{Failure, FromKeeper, Report, ToKeeper, VERSION, receive, send};
+use super::protocol::{Failure, FromKeeper, Report, ToKeeper, receive, send};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
 use crate::rundir::RunDir;
-use crate::sandbox::seccomp;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
 use crate::{Error, ErrorKind, Exit, Result};
 
@@ -42,93 +37,8 @@ const NAME_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked for dead children that nobody waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const REMOVE_INTERVAL: Duration = Duration::from_millis(1);
-/// How long the daemon may take to say what the keeper is for.
-const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The program `skiff-keeper`: `--version`, or the keeper of the daemon at standard input.
-pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("--version")) {
-        use std::io::Write;
-        let written = writeln!(io::stdout(), "skiff-keeper {VERSION}");
-        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    }
-    let nofile = raise_nofile();
-    match prepare().and_then(|(socket, signals)| serve(&socket, signals, nofile)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            use std::io::Write;
-            let _ = writeln!(io::stderr(), "skiff-keeper: {}", e.chain());
-            let _ = e.advice().map(|a| writeln!(io::stderr(), "  help: {a}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Raises the soft limit of descriptors to the hard one: the keeper holds five for each container.
-/// Gives the limit as it was.
-fn raise_nofile() -> Rlimit {
-    let was = getrlimit(Resource::Nofile);
-    // A lower limit only means fewer containers.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: was.maximum, maximum: was.maximum });
-    was
-}
-
-/// Takes the socket from standard input and leaves all else that was inherited.
-fn prepare() -> Result<(OwnedFd, SignalFd)> {
-    let failed = |what: &'static str| move |e: io::Error| Error::host(what, e);
-    close_all_except(&[]).map_err(failed("cannot close inherited descriptors"))?;
-    let stdin = io::stdin();
-    rustix::net::sockopt::socket_type(&stdin).map_err(|_| {
-        Error::new(ErrorKind::InvalidArgument, "standard input is not a socket")
-            .advise("skiff-keeper is started by skiff; do not run it by hand")
-    })?;
-    let socket = stdin.as_fd().try_clone_to_owned().map_err(failed("cannot take the socket"))?;
-    let null = File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
-    rustix::stdio::dup2_stdin(&null).map_err(|e| Error::host("cannot replace standard input", e))?;
-    // A signal for the daemon's terminal is not for the containers.
-    let _ = rustix::process::setsid();
-    let _ = rustix::thread::set_name(c"skiff-keeper");
-    rustix::process::set_child_subreaper(Pid::from_raw(1))
-        .map_err(|e| Error::host("cannot become the parent of orphans", e))?;
-    std::env::set_current_dir("/").map_err(failed("cannot enter /"))?;
-    let mut mask = SigSet::empty();
-    for signal in [NixSignal::SIGCHLD, NixSignal::SIGINT, NixSignal::SIGTERM, NixSignal::SIGHUP] {
-        mask.add(signal);
-    }
-    mask.thread_block().map_err(|e| Error::host("cannot block signals", e))?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(|e| Error::host("cannot make a signalfd", e))?;
-    Ok((socket, signals))
-}
-
-fn serve(socket: &OwnedFd, signals: SignalFd, nofile: Rlimit) -> Result<()> {
-    let Some((run, lock)) = configured(socket)? else { return Ok(()) };
-    let mut server = Server::new(run, lock, seccomp::compile()?, nofile);
-    server.outbox.push_back((FromKeeper::Hello { version: VERSION.into() }, Vec::new()));
-    server.run(socket, signals);
-    server.clean()
-}
-
-fn configured(socket: &OwnedFd) -> Result<Option<(RunDir, OwnedFd)>> {
-    wait_readable(socket.as_fd(), CONFIGURE_PATIENCE)?;
-    let first = receive::<ToKeeper>(socket).map_err(|e| Error::host("cannot read from the daemon", e))?;
-    match first {
-        None => Ok(None),
-        Some((ToKeeper::Configure { run, dir, hierarchy }, mut fds)) if fds.len() == 1 => {
-            Ok(fds.pop().map(|lock| (RunDir::adopt(run, dir, hierarchy), lock)))
-        }
-        Some(_) => Err(Error::new(ErrorKind::Internal, "the daemon did not configure its keeper first")),
-    }
-}
-
-fn wait_readable(fd: BorrowedFd<'_>, patience: Duration) -> Result<()> {
-    let timeout = timespec(patience);
-    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout))
-        .map(|_| ())
-        .map_err(|e| Error::host("cannot wait for the daemon", e))
-}
-
-fn timespec(duration: Duration) -> rustix::event::Timespec {
+pub(super) fn timespec(duration: Duration) -> rustix::event::Timespec {
     rustix::event::Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(duration.subsec_nanos()),
@@ -172,7 +82,7 @@ struct Running {
     _held: Held,
 }
 
-struct Server {
+pub(super) struct Server {
     run: RunDir,
     _lock: OwnedFd,
     filter: Vec<u8>,
@@ -190,7 +100,7 @@ struct Server {
 }
 
 impl Server {
-    fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>, nofile: Rlimit) -> Self {
+    pub(super) fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>, nofile: Rlimit) -> Self {
         Self {
             group: run.group(),
             run,
@@ -205,6 +115,12 @@ impl Server {
             outbox: VecDeque::new(),
             stopping: false,
         }
+    }
+
+    /// Keeps containers until the daemon is gone or asks for the end; then cleans.
+    pub(super) fn serve(mut self, socket: &OwnedFd, signals: SignalFd) -> Result<()> {
+        self.run(socket, signals);
+        self.clean()
     }
 
     fn run(&mut self, socket: &OwnedFd, signals: SignalFd) {
