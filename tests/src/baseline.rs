@@ -4,7 +4,7 @@
 //! every mount, cgroup, network namespace, loop device, process and file that is there after a run
 //! and was not before must vanish soon. What belongs to other tests vanishes with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -122,13 +122,17 @@ fn loop_devices(lines: &mut BTreeSet<String>) {
 }
 
 /// Namespaces that a process is in or that are mounted; others cannot outlive their descriptors,
-/// which are their process's.
+/// which are their process's. The kernel gives the number of an ended namespace to a new one at
+/// once, so a namespace is told by its number and its oldest process.
 fn network_namespaces(processes: &[Process], lines: &mut BTreeSet<String>) {
+    let mut oldest: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
     for process in processes {
         if let Ok(meta) = fs::metadata(format!("/proc/{}/ns/net", process.pid)) {
-            lines.insert(format!("netns {}", meta.ino()));
+            let this = (process.started, process.pid);
+            oldest.entry(meta.ino()).and_modify(|known| *known = this.min(*known)).or_insert(this);
         }
     }
+    lines.extend(oldest.iter().map(|(number, (started, pid))| format!("netns {number} of {pid} {started}")));
 }
 
 /// Skiff's own processes and those in its cgroups; zombies too.
