@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::Keeper;
@@ -97,6 +97,9 @@ impl Runtime {
     /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
     pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
         let request = spec.request(&image.config, &image.layers)?;
+        let hierarchy = self.run.hierarchy().clone();
+        // Not waited for: what it hastens comes some milliseconds later, in another process.
+        drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, &disks));

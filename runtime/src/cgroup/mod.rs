@@ -118,6 +118,18 @@ impl Group {
             .map_err(|e| Error::host(format!("cannot join the cgroup {}", file.display()), e))
     }
 
+    /// Makes the next joins of cgroups on this host quick, for some milliseconds. Blocks for about
+    /// as long: call it beside other work, when a start begins.
+    ///
+    /// libcontainer moves its process by `cgroup.procs`, for which the kernel takes a global lock
+    /// that waits for an RCU grace period, 10 ms, unless the lock was held shortly before. This
+    /// process moves into the group that it is in, which changes nothing and has waited already.
+    pub(crate) fn hasten_joins(hierarchy: &Hierarchy) {
+        let Some(file) = own_group(hierarchy) else { return };
+        // Where it cannot be written, starts only take longer.
+        let _ = fs::write(file.join("cgroup.procs"), "0");
+    }
+
     /// Sends SIGKILL to every process of the group and of the groups below it; tells how many
     /// there were.
     pub(crate) fn kill_once(&self) -> usize {
@@ -182,6 +194,22 @@ impl Group {
             let _ = fs::remove_dir(root.join(PARENT));
         }
     }
+}
+
+/// The directory of this process's own group, in the hierarchy with the pids controller.
+fn own_group(hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let wanted = match hierarchy.version() {
+        Version::V1 => "pids",
+        Version::V2 => "",
+    };
+    // `NUMBER:CONTROLLER,…:/PATH` (cgroups(7))
+    let path = text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let here = fields.next()?.split(',').any(|controller| controller == wanted);
+        fields.next().filter(|_| here)
+    })?;
+    Some(hierarchy.root_of("pids")?.join(path.trim_start_matches('/')))
 }
 
 fn is_busy(error: &io::Error) -> bool {
@@ -257,6 +285,17 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hastening_changes_no_group() {
+        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
+        let read = || fs::read_to_string("/proc/self/cgroup").expect("cgroup");
+        let before = read();
+        let own = own_group(&hierarchy).expect("this process is in a group");
+        assert!(own.join("cgroup.procs").exists(), "{}", own.display());
+        Group::hasten_joins(&hierarchy);
+        assert_eq!(read(), before);
+    }
 
     #[test]
     fn groups_above_pass_the_controllers_on_in_version_2() {

@@ -15,7 +15,6 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use super::protocol::{FromKeeper, ToKeeper, VERSION, receive, send};
 use super::server::{Server, timespec};
 use crate::rundir::RunDir;
-use crate::sandbox::seccomp;
 use crate::sys::close_all_except;
 use crate::{Error, ErrorKind, Result};
 
@@ -80,8 +79,7 @@ fn keep(socket: &OwnedFd, signals: SignalFd, nofile: Rlimit) -> Result<()> {
     let Some((run, lock)) = configured(socket)? else { return Ok(()) };
     let hello = FromKeeper::Hello { version: VERSION.into() };
     send(socket, &hello, &[]).map_err(|e| Error::host("cannot answer the daemon", e))?;
-    // After the answer: the daemon has other things to do meanwhile.
-    Server::new(run, lock, seccomp::compile()?, nofile).serve(socket, signals)
+    Server::new(run, lock, nofile).serve(socket, signals)
 }
 
 fn configured(socket: &OwnedFd) -> Result<Option<(RunDir, OwnedFd)>> {

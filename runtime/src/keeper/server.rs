@@ -85,7 +85,6 @@ struct Running {
 pub(super) struct Server {
     run: RunDir,
     _lock: OwnedFd,
-    filter: Vec<u8>,
     /// The limit of descriptors that the keeper was started with, and containers have by default.
     nofile: Rlimit,
     group: Group,
@@ -100,12 +99,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(run: RunDir, lock: OwnedFd, filter: Vec<u8>, nofile: Rlimit) -> Self {
+    pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit) -> Self {
         Self {
             group: run.group(),
             run,
             _lock: lock,
-            filter,
             nofile,
             starting: Vec::new(),
             running: HashMap::new(),
@@ -233,7 +231,6 @@ impl Server {
                     keeper,
                     group: group.clone(),
                     mount_point: self.run.mount_point(),
-                    filter: self.filter.clone(),
                     request,
                     network,
                     disks,

@@ -35,7 +35,6 @@ pub(super) struct Inputs {
     pub(super) group: Group,
     /// An empty directory of the host to mount on.
     pub(super) mount_point: PathBuf,
-    pub(super) filter: Vec<u8>,
     pub(super) request: OwnedFd,
     pub(super) network: OwnedFd,
     pub(super) disks: Vec<OwnedFd>,
@@ -97,7 +96,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 
     let (exec_failed, report) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
-    let executor = CommandExecutor::new(&request.argv, &env, inputs.filter, report)?;
+    let executor = CommandExecutor::new(&request.argv, &env, report)?;
     let create = Instant::now();
     let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_executor(executor)

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::Spec;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use super::seccomp::FILTER;
 use crate::keeper::protocol::Failure;
 use crate::sys::{load_seccomp_filter, reset_signals};
 use crate::{Error, ErrorKind, Result};
@@ -27,7 +28,6 @@ struct Inner {
     argv: Vec<CString>,
     env: Vec<CString>,
     search_path: String,
-    filter: Vec<u8>,
     report: OwnedFd,
 }
 
@@ -37,19 +37,14 @@ impl CommandExecutor {
     ///
     /// # Errors
     /// `InvalidArgument` when an argument or variable holds a NUL byte.
-    pub(crate) fn new(
-        argv: &[String],
-        env: &[(String, String)],
-        filter: Vec<u8>,
-        report: OwnedFd,
-    ) -> Result<Self> {
+    pub(crate) fn new(argv: &[String], env: &[(String, String)], report: OwnedFd) -> Result<Self> {
         let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let argv = argv.iter().map(|a| c_string("argument", a)).collect::<Result<_>>()?;
         let env = env
             .iter()
             .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
             .collect::<Result<_>>()?;
-        Ok(Self { inner: Arc::new(Inner { argv, env, search_path, filter, report }) })
+        Ok(Self { inner: Arc::new(Inner { argv, env, search_path, report }) })
     }
 }
 
@@ -121,7 +116,7 @@ impl Inner {
         set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(|e| Error::host("cannot tie the container to its keeper", e))?;
         reset_signals().map_err(|e| Error::host("cannot reset signals", e))?;
-        load_seccomp_filter(&self.filter).map_err(|e| Error::host("cannot load the seccomp filter", e))
+        load_seccomp_filter(FILTER).map_err(|e| Error::host("cannot load the seccomp filter", e))
     }
 
     fn explain(&self, path: &str, errno: Errno) -> Error {

@@ -2,7 +2,7 @@
 //! the last steps inside it before its command.
 
 mod executor;
-pub(crate) mod seccomp;
+mod seccomp;
 mod spec;
 mod user;
 
