@@ -90,6 +90,8 @@ pub(super) struct Server {
     group: Group,
     starting: Vec<Starting>,
     running: HashMap<Pid, Running>,
+    /// Start processes that have reported and are ending.
+    leaving: Vec<Pid>,
     removing: Vec<(Group, Instant)>,
     /// Children that are neither start processes nor known inits, and since when that is known.
     strangers: HashMap<Pid, Instant>,
@@ -107,6 +109,7 @@ impl Server {
             nofile,
             starting: Vec::new(),
             running: HashMap::new(),
+            leaving: Vec::new(),
             removing: Vec::new(),
             strangers: HashMap::new(),
             next_look: Instant::now(),
@@ -264,8 +267,9 @@ impl Server {
         let report = serde_json::from_slice::<Report>(&starting.bytes);
         if !starting.child_gone {
             // It has closed its end of the pipe as its last act; one that is stopped stops no other.
+            // Nobody waits for its end: the kernel takes milliseconds to tear its mounts down.
             let _ = kill_process(starting.child, Signal::KILL);
-            let _ = waitpid(Some(starting.child), WaitOptions::empty());
+            self.leaving.push(starting.child);
         }
         self.retire(starting.group.starter());
         let failure = match report {
@@ -309,6 +313,8 @@ impl Server {
         for starting in self.starting.iter_mut().filter(|s| !s.child_gone) {
             starting.child_gone = matches!(waitpid(Some(starting.child), WaitOptions::NOHANG), Ok(Some(_)));
         }
+        let lives = |pid: &Pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None));
+        self.leaving.retain(lives);
         let known: Vec<Pid> = self.running.keys().copied().collect();
         for pid in known {
             if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
@@ -348,7 +354,7 @@ impl Server {
             !known
         });
         for pid in children {
-            if !starting.contains(&pid) && !self.running.contains_key(&pid) {
+            if !starting.contains(&pid) && !self.leaving.contains(&pid) && !self.running.contains_key(&pid) {
                 self.strangers.entry(pid).or_insert(now);
             }
         }
