@@ -54,6 +54,8 @@ impl Runtime {
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
         let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
+        // The first start often comes as soon as the keeper is there.
+        hasten_joins(run.hierarchy());
         let started = async {
             let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
             Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
@@ -97,9 +99,7 @@ impl Runtime {
     /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
     pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
         let request = spec.request(&image.config, &image.layers)?;
-        let hierarchy = self.run.hierarchy().clone();
-        // Not waited for: what it hastens comes some milliseconds later, in another process.
-        drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
+        hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, &disks));
@@ -134,6 +134,12 @@ impl Runtime {
         // The keeper has done so, unless it died.
         tokio::task::spawn_blocking(move || run.remove()).await.map_err(panicked)?
     }
+}
+
+/// Not waited for: what it hastens comes some milliseconds later, in another process.
+fn hasten_joins(hierarchy: &Hierarchy) {
+    let hierarchy = hierarchy.clone();
+    drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
 }
 
 fn micros(us: u64) -> Duration {

@@ -16,6 +16,10 @@ const MAX_STRING: usize = 128 << 10;
 const MAX_STRINGS: usize = 2 << 20;
 /// Longest host name (`HOST_NAME_MAX`).
 const MAX_HOSTNAME: usize = 64;
+/// Least memory limit, as Docker's: a start needs some itself before the command runs.
+const MIN_MEMORY: u64 = 6 << 20;
+/// Least CPU limit: the kernel's least quota, 1 ms in a period of 100 ms.
+const MIN_CPU_MILLIS: u32 = 10;
 /// Until when a container must have executed its command, unless told.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -48,9 +52,9 @@ pub struct ContainerSpec {
     pub user: Option<String>,
     /// Replaces the image's working directory; absolute.
     pub working_dir: Option<String>,
-    /// Memory limit in bytes, swap off; 0 is no limit.
+    /// Memory limit in bytes, swap off; at least 6 MiB, or 0 for no limit.
     pub memory_bytes: u64,
-    /// CPU limit in thousandths of a core; 0 is no limit.
+    /// CPU limit in thousandths of a core; at least 10, or 0 for no limit.
     pub cpu_millis: u32,
     /// Limit of processes and threads; 0 is no limit.
     pub pids: u32,
@@ -80,6 +84,27 @@ impl std::fmt::Debug for ContainerSpec {
 }
 
 impl ContainerSpec {
+    /// Limits below which no start could come to its command.
+    fn check_limits(&self) -> Result<()> {
+        let low = |what: String, least: String| {
+            Err(Error::new(ErrorKind::InvalidArgument, format!("{what} is too little for a container"))
+                .advise(format!("give at least {least}, or 0 for no limit")))
+        };
+        if (1..MIN_MEMORY).contains(&self.memory_bytes) {
+            return low(
+                format!("a memory limit of {} bytes", self.memory_bytes),
+                format!("{MIN_MEMORY} bytes"),
+            );
+        }
+        if (1..MIN_CPU_MILLIS).contains(&self.cpu_millis) {
+            return low(
+                format!("a CPU limit of {} thousandths", self.cpu_millis),
+                MIN_CPU_MILLIS.to_string(),
+            );
+        }
+        Ok(())
+    }
+
     pub(crate) fn deadline(&self) -> Duration {
         if self.deadline.is_zero() { DEFAULT_DEADLINE } else { self.deadline }
     }
@@ -92,6 +117,7 @@ impl ContainerSpec {
     pub(crate) fn request(&self, image: &ImageConfig, layers: &[std::path::PathBuf]) -> Result<StartRequest> {
         check_id(&self.id)?;
         check_hostname(&self.hostname)?;
+        self.check_limits()?;
         let argv = self.argv(image)?;
         let env = self.environment(image);
         check_strings(&argv, &env)?;
@@ -297,6 +323,17 @@ mod tests {
         let long = ContainerSpec { env: vec![("BIG".into(), "x".repeat(MAX_STRING))], ..spec() };
         let error = long.request(&image(), &[]).err().expect("too long");
         assert!(error.to_string().contains("'BIG'"), "{error}");
+    }
+
+    #[test]
+    fn limits_that_no_start_survives_are_refused() {
+        for (memory_bytes, cpu_millis) in [(1, 0), (MIN_MEMORY - 1, 0), (0, 9)] {
+            let refused = ContainerSpec { memory_bytes, cpu_millis, ..spec() };
+            let error = refused.request(&image(), &[]).err().expect("too little");
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+        let least = ContainerSpec { memory_bytes: MIN_MEMORY, cpu_millis: MIN_CPU_MILLIS, ..spec() };
+        least.request(&image(), &[]).expect("enough");
     }
 
     #[test]
