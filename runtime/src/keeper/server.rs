@@ -329,7 +329,11 @@ impl Server {
         }
         while self.starting.is_empty() {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => self.ended(pid, status),
+                Ok(Some((pid, status))) => {
+                    // Its number may be given to another child from now on.
+                    self.leaving.retain(|leaving| *leaving != pid);
+                    self.ended(pid, status);
+                }
                 _ => break,
             }
         }
