@@ -48,6 +48,7 @@ impl Watch {
 }
 
 /// Counts the bytes of one layer.
+#[derive(Clone)]
 pub(crate) struct Progress {
     watch: Watch,
     digest: String,
