@@ -18,7 +18,8 @@ use tokio::sync::watch;
 
 use super::config::{self, ImageConfig};
 use super::digest::Digest;
-use super::limits::{self, Budget};
+use super::limits::{self, Budget, Limits};
+use super::manifest;
 use super::progress::{Counted, Progress, Watch};
 use super::registry::Client;
 use super::resolve::{self, Location, Plan, Resolved};
@@ -44,6 +45,7 @@ impl Store {
         if let Source::Registry(reference) = source
             && let Some(image) = self.cached(reference)
         {
+            self.check_cached(reference, &image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
         let resolved = match source {
@@ -106,6 +108,13 @@ impl Store {
         complete.then(|| {
             self.image(record, &configuration.diff_ids, configuration.config, PullTimings::default())
         })
+    }
+
+    /// Holds an image that is here to limits that may be others than those of its pull.
+    fn check_cached(&self, reference: &Reference, image: &Image, limits: &Limits) -> Result<()> {
+        limits.check_packed(image.packed_bytes)?;
+        let Some(digest) = reference.digest() else { return Ok(()) };
+        manifest::check_again(digest, limits, |digest| self.blob(digest, limits::MAX_MANIFEST_BYTES))
     }
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that

@@ -30,7 +30,7 @@ pub(crate) use whiteout::OPAQUE_XATTR;
 
 use self::hashing::{Packed, Unpacked};
 use super::digest::Digest;
-use super::limits::Budget;
+use super::limits::{Budget, Flow};
 use super::manifest::Packing;
 use crate::{Error, ErrorKind, Result};
 
@@ -67,8 +67,9 @@ pub(crate) fn unpack(
     budget: &Budget,
     root: OwnedFd,
 ) -> Result<()> {
-    let mut packed = Packed::new(input, expected);
-    match unpack_stream(&mut packed, expected, budget, root) {
+    let flow = Flow::new(budget);
+    let mut packed = Packed::new(input, expected, &flow);
+    match unpack_stream(&mut packed, expected, budget, &flow, root) {
         Ok(unpacked) => {
             packed.finish()?;
             expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))
@@ -88,6 +89,7 @@ fn unpack_stream(
     packed: &mut (impl Read + Send),
     expected: &Expected,
     budget: &Budget,
+    flow: &Flow<'_>,
     root: OwnedFd,
 ) -> Result<super::digest::Hasher> {
     std::thread::scope(|scope| {
@@ -96,7 +98,7 @@ fn unpack_stream(
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, budget, root);
+        let unpacked = write_files(outlet, expected, budget, flow, root);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -114,9 +116,10 @@ fn write_files(
     archive: impl Read,
     expected: &Expected,
     budget: &Budget,
+    flow: &Flow<'_>,
     root: OwnedFd,
 ) -> Result<super::digest::Hasher> {
-    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), budget);
+    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
     extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
     // What follows the archive's end belongs to the digest as well.
     std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
