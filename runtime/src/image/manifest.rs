@@ -525,7 +525,10 @@ mod tests {
     #[test]
     fn only_entries_that_are_manifests_are_chosen() {
         let wasm = entry("linux", "amd64").replace(OCI_MANIFEST, "application/wasm");
-        assert_eq!(chosen(&[wasm.clone()]).expect_err("wasm").kind(), ErrorKind::NoMatchingPlatform);
+        assert_eq!(
+            chosen(std::slice::from_ref(&wasm)).expect_err("wasm").kind(),
+            ErrorKind::NoMatchingPlatform
+        );
         assert_eq!(chosen(&[wasm, entry("linux", "amd64")]).expect("the other").media_type, OCI_MANIFEST);
     }
 

@@ -72,7 +72,8 @@ pub(crate) fn unpack(
     match unpack_stream(&mut packed, expected, budget, &flow, root) {
         Ok(unpacked) => {
             packed.finish()?;
-            expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))
+            let what = format!("archive in {}", expected.name());
+            expected.diff_id.verify_hash(unpacked, &what).map_err(|e| unlike_configuration(e, expected))
         }
         // Wrong bytes are the registry's fault and not the image's: see which of both it is.
         Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
@@ -124,6 +125,16 @@ fn write_files(
     // What follows the archive's end belongs to the digest as well.
     std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
     Ok(unpacked.into_hasher())
+}
+
+/// Where the packed bytes have been verified, an archive of another DiffID is the image's fault: its
+/// configuration names what its layers do not hold.
+fn unlike_configuration(error: Error, expected: &Expected) -> Error {
+    if expected.digest.is_none() {
+        return error;
+    }
+    let message = format!("{} is not the one that the image configuration names", expected.name());
+    Error::new(ErrorKind::InvalidImage, message).because(error).advise("build the image again and push it")
 }
 
 /// Says in which layer it happened, where that is the image's matter.
