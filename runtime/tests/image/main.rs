@@ -11,4 +11,5 @@ mod evil_documents;
 mod liar;
 mod local;
 mod registry;
+mod resume;
 mod support;

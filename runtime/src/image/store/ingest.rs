@@ -35,7 +35,7 @@ const PARTIAL_PREFIX: &str = "packed-";
 /// A layer of fewer bytes is fetched anew: that costs less than writing its bytes twice.
 const PARTIAL_FROM_BYTES: u64 = 8 << 20;
 /// Who was cut off comes again soon, or not at all.
-const PARTIAL_KEPT: Duration = Duration::from_hours(24);
+const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The state of a layer.
 pub(crate) enum Claim {

@@ -19,6 +19,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 mod whiteout;
+mod window;
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
