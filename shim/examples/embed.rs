@@ -47,9 +47,6 @@ async fn invoke(
 ) -> anyhow::Result<()> {
     let options = PullOptions { limits: config.platform.image_limits(), ..PullOptions::default() };
     let image = runtime.store().pull(source, &options).await?;
-    for warning in config.image_warnings(image.packed_bytes) {
-        eprintln!("warning: {} ({})", warning.message, warning.advice);
-    }
     let logs: Arc<dyn LogSink> =
         Arc::new(|line: &LogLine| eprintln!("{} {:?}", line.stream.as_str(), line.text()));
     let instance = Instance::start(runtime, &image, &Arc::new(config), logs).await?;
