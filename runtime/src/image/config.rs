@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+use super::bounded;
 use super::digest::Digest;
 use super::limits;
 use super::manifest::{Platform, shown};
@@ -20,13 +21,13 @@ const MAX_SIGNAL_BYTES: u64 = 32;
 #[non_exhaustive]
 pub struct ImageConfig {
     /// The command's fixed beginning.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub entrypoint: Vec<String>,
     /// Arguments after the entrypoint, or the command without one.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub cmd: Vec<String>,
     /// `NAME=VALUE` pairs.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub env: Vec<String>,
     /// `USER`, `UID`, `USER:GROUP` or `UID:GID`; empty is root.
     #[serde(deserialize_with = "null_is_default")]
@@ -40,7 +41,7 @@ pub struct ImageConfig {
     #[serde(deserialize_with = "keys")]
     pub exposed_ports: Vec<String>,
     /// Labels.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::map")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -68,7 +69,7 @@ struct Raw {
 struct RawRootfs {
     #[serde(rename = "type")]
     kind: String,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "bounded::list")]
     diff_ids: Vec<String>,
 }
 
@@ -82,8 +83,8 @@ where
 
 /// The keys of a map whose values are empty objects.
 fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(deserializer)?;
-    Ok(map.unwrap_or_default().into_keys().collect())
+    let map: BTreeMap<String, serde::de::IgnoredAny> = bounded::map(deserializer)?;
+    Ok(map.into_keys().collect())
 }
 
 /// Reads a configuration document that has been verified.

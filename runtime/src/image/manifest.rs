@@ -17,6 +17,7 @@ pub(crate) use oci_client::manifest::{
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::bounded::{self, List, Map};
 use super::digest::Digest;
 use super::limits::{self, Attestations, Limits};
 use crate::{Error, ErrorKind, Result};
@@ -141,14 +142,18 @@ pub(crate) enum Document {
     Image(Manifest),
 }
 
+/// The keys of [`Raw`].
+const KEYS: [&str; 7] =
+    ["schemaVersion", "mediaType", "config", "layers", "manifests", "artifactType", "fsLayers"];
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
     schema_version: u32,
     media_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<List<RawDescriptor>>,
+    manifests: Option<List<RawDescriptor>>,
     artifact_type: Option<String>,
     /// Docker's schema 1 calls its layers so.
     fs_layers: Option<IgnoredAny>,
@@ -161,7 +166,7 @@ struct RawDescriptor {
     digest: String,
     size: u64,
     platform: Option<Platform>,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Map<String>>,
 }
 
 impl RawDescriptor {
@@ -171,7 +176,7 @@ impl RawDescriptor {
             digest: self.digest.parse()?,
             size: self.size,
             platform: self.platform,
-            annotations: self.annotations.unwrap_or_default(),
+            annotations: self.annotations.map_or_else(BTreeMap::new, |map| map.0),
         })
     }
 }
@@ -200,8 +205,9 @@ fn unsupported(what: &str, media_type: &str) -> Error {
 pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Result<Document> {
     limits::check("bytes of the manifest", bytes.len() as u64, limits::MAX_MANIFEST_BYTES)?;
     // The parser's errors may quote the document.
-    let raw: Raw = serde_json::from_slice(bytes)
-        .map_err(|e| invalid(format!("cannot be read: {}", shown(&e.to_string()))))?;
+    let unreadable = |e: serde_json::Error| invalid(format!("cannot be read: {}", shown(&e.to_string())));
+    let raw: Raw = serde_json::from_slice(bytes).map_err(unreadable)?;
+    bounded::refuse_other_case(bytes, &KEYS).map_err(unreadable)?;
     if raw.schema_version != 2 {
         return Err(Error::new(
             ErrorKind::UnsupportedMediaType,
@@ -225,9 +231,9 @@ pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Re
         return Err(invalid("has the layers of schema version 1 too, which is ambiguous"));
     }
     match (is_index, raw.manifests, raw.layers, raw.config) {
-        (true, Some(manifests), None, None) => index(manifests),
+        (true, Some(manifests), None, None) => index(manifests.0),
         (false, None, Some(layers), Some(config)) => {
-            image(config, layers, raw.artifact_type.as_deref(), limits)
+            image(config, layers.0, raw.artifact_type.as_deref(), limits)
         }
         (_, Some(_), Some(_), _) => Err(invalid("has both layers and manifests, which is ambiguous")),
         (true, ..) => Err(invalid("is an index without manifests, or with the fields of an image")),

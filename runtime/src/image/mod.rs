@@ -8,6 +8,7 @@
 //! [`limits`], and no path in a layer leads out of the layer's directory.
 
 mod archive;
+mod bounded;
 mod config;
 mod credentials;
 mod digest;
