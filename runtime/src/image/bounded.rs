@@ -57,6 +57,45 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {
     }
 }
 
+/// Annotations whose keys are defined (OCI image specification, *Annotations*, and containerd's names
+/// of images); anything else in such a map is for others.
+#[derive(Debug, Default)]
+pub(super) struct Annotations(pub(super) BTreeMap<String, String>);
+
+/// What those keys begin with.
+const ANNOTATIONS: [&str; 2] = ["org.opencontainers.image.", "io.containerd.image."];
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(AnnotationsVisitor)
+    }
+}
+
+struct AnnotationsVisitor;
+
+impl<'de> Visitor<'de> for AnnotationsVisitor {
+    type Value = Annotations;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of texts")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix)) {
+                entries.insert(key.into_owned(), map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+            if entries.len() > MAX_ENTRIES {
+                return Err(too_many());
+            }
+        }
+        Ok(Annotations(entries))
+    }
+}
+
 struct MapVisitor<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for MapVisitor<T> {
@@ -141,6 +180,14 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Map<u8>>(text).map(|map| map.0.len());
         assert_eq!(read(&map(MAX_ENTRIES)).ok(), Some(MAX_ENTRIES));
         assert!(read(&map(MAX_ENTRIES + 1)).is_err());
+    }
+
+    #[test]
+    fn only_defined_annotations_are_kept() {
+        let text = r#"{"org.opencontainers.image.ref.name":"v1","com.example":"x","vnd.docker":"y"}"#;
+        let read: Annotations = serde_json::from_str(text).expect("annotations");
+        let keys: Vec<_> = read.0.keys().collect();
+        assert_eq!(keys, ["org.opencontainers.image.ref.name"]);
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Er
 pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration> {
     let invalid =
         |why: String| Error::new(ErrorKind::InvalidImage, format!("the image configuration: {why}"));
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(shown(&e.to_string())))?;
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(shown(&unquoted(&e))))?;
     if raw.rootfs.kind != "layers" {
         return Err(invalid(format!("rootfs.type is {:?}, not \"layers\"", shown(&raw.rootfs.kind))));
     }
@@ -105,6 +105,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration> {
     let diff_ids = raw.rootfs.diff_ids.iter().map(|id| id.parse()).collect::<Result<_>>()?;
     let platform = Platform { os: raw.os, architecture: raw.architecture, variant: raw.variant };
     Ok(Configuration { config: raw.config, platform, diff_ids })
+}
+
+/// The parser's error without the text that it may quote, which can be of a variable.
+fn unquoted(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match (text.starts_with("invalid"), text.find('"'), text.rfind('"')) {
+        (true, Some(first), Some(last)) => format!("{}…{}", &text[..first], &text[last + 1..]),
+        _ => text,
+    }
 }
 
 /// What no kernel would take: told at the pull, not by each start. Values are not shown, since images
@@ -183,6 +192,7 @@ mod tests {
             (r#"{"Cmd":["hunter2\u0000"]}"#.to_owned(), "Cmd[0] has a NUL"),
             (r#"{"Entrypoint":["hunter2\u0000"]}"#.to_owned(), "Entrypoint[0] has a NUL"),
             (r#"{"User":"hunter2\u0000"}"#.to_owned(), "User has a NUL"),
+            (r#"{"Env":"SECRET=hunter2"}"#.to_owned(), "invalid type: string …, expected a list"),
             (format!(r#"{{"User":"{}"}}"#, "hunter2".repeat(1000)), "User has 7000 bytes, more than 256"),
             (format!(r#"{{"WorkingDir":"/{}"}}"#, "hunter2".repeat(1000)), "WorkingDir has 7001 bytes"),
             (format!(r#"{{"StopSignal":"{}"}}"#, "hunter2".repeat(10)), "StopSignal has 70 bytes"),
