@@ -145,6 +145,20 @@ async fn ten_million_entries() {
     }
 }
 
+#[tokio::test]
+async fn many_tiny_files() {
+    let mut limits = Limits::default();
+    limits.entries = 20_000;
+    let mut archive = Vec::new();
+    for number in 0..30_000 {
+        archive.extend(header(&format!("{:02}/{number}", number % 100), 1, tar::EntryType::Regular));
+        archive.extend([b'x'; 512]);
+    }
+    let error = refused(GZIP, &gzip_of(&archive[..]), limits).await;
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    assert!(error.advice().is_some_and(|advice| advice.contains("leave out files")));
+}
+
 /// Entries that make nothing count as well.
 #[tokio::test]
 async fn ten_million_whiteouts() {
