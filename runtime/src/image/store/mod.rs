@@ -10,6 +10,8 @@
 //! `flock` on its directory in `ingest/`, which the kernel gives back when the holder dies.
 
 mod ingest;
+mod layer;
+mod lease;
 pub(crate) mod probe;
 mod record;
 
