@@ -16,14 +16,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, watch};
 
-use super::config::{self, ImageConfig};
-use super::digest::Digest;
-use super::limits::{self, Budget};
+use super::limits::Budget;
 use super::progress::{Counted, Progress, Watch};
-use super::resolve::{self, Location, Plan, Resolved};
-use super::source::{Reference, Source};
+use super::resolve::{self, Location, Plan};
+use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
-use super::{Image, PullEvent, PullOptions, PullTimings, blocking, download, layout, unpack};
+use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, layout, unpack};
 use crate::{Error, ErrorKind, Result};
 
 /// Layers of one image that are fetched and unpacked at the same time.
@@ -42,18 +40,17 @@ impl Store {
     /// The kinds about references, credentials, registries and images; `DiskFull`, `Host`.
     pub async fn pull(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Image> {
         let begin = Instant::now();
-        if let Source::Registry(reference) = source
-            && let Some(image) = self.cached(reference)
-        {
+        if let Some(image) = self.cached(source, options.policy).await? {
             return Ok(told(image, begin, options));
         }
-        let resolved = match source {
-            Source::Registry(reference) => resolve::registry(self, reference, options).await?,
-            Source::OciLayout(dir, tag) => {
-                resolve::layout(self, dir, tag.as_deref(), &options.limits).await?
-            }
-            Source::DockerArchive(file) => resolve::archive(self, file, options.limits).await?,
-        };
+        // Until the lease names them, nothing else keeps the documents of a new image.
+        let store = Arc::clone(self);
+        let documents = blocking(move || store.hold_documents()).await?;
+        let resolved = resolve::source(self, source, options).await?;
+        let record = Record::of(source.to_string(), &resolved);
+        let (store, parts) = (Arc::clone(self), record.parts());
+        let lease = blocking(move || store.lease(&parts)).await?;
+        drop(documents);
         let resolve = begin.elapsed();
         let watch = Watch::new(options);
         watch.tell(PullEvent::Resolved {
@@ -62,49 +59,39 @@ impl Store {
             bytes: resolved.packed_bytes(),
         });
         self.layers(&resolved.plans, options, &watch).await?;
-        let record = self.keep_record(source, &resolved).await?;
+        let store = Arc::clone(self);
+        let record = blocking(move || store.put_record(&record).map(|()| record)).await?;
         let last_byte = watch.last_byte().unwrap_or(begin + resolve);
         let timings = PullTimings {
             resolve,
             pull: last_byte.duration_since(begin).saturating_sub(resolve),
             unpack: last_byte.elapsed(),
         };
-        Ok(self.image(record, &resolved.configuration.diff_ids, resolved.configuration.config, timings))
-    }
-
-    async fn keep_record(self: &Arc<Self>, source: &Source, resolved: &Resolved) -> Result<Record> {
-        let record = Record {
-            name: source.to_string(),
-            manifest: resolved.digest.to_string(),
-            config: resolved.config_digest.to_string(),
-            diff_ids: resolved.configuration.diff_ids.iter().map(Digest::to_string).collect(),
-            packed_bytes: resolved.packed_bytes(),
-        };
-        let store = Arc::clone(self);
-        blocking(move || store.put_record(&record).map(|()| record)).await
-    }
-
-    fn image(&self, record: Record, diff_ids: &[Digest], config: ImageConfig, timings: PullTimings) -> Image {
-        Image {
+        Ok(Image {
             name: record.name,
             digest: record.manifest,
-            config,
-            layers: self.overlay_layers(diff_ids),
+            layers: self.overlay_layers(&resolved.configuration.diff_ids),
+            config: resolved.configuration.config,
             packed_bytes: record.packed_bytes,
             timings,
-        }
+            lease,
+        })
     }
 
-    /// An image whose name has a digest and that is complete: no network, no credentials.
-    fn cached(&self, reference: &Reference) -> Option<Image> {
-        reference.digest()?;
-        let record = self.record(&reference.to_string())?;
-        let config = self.blob(&record.config.parse().ok()?, limits::MAX_CONFIG_BYTES)?;
-        let configuration = config::parse(&config).ok()?;
-        let complete = configuration.diff_ids.iter().all(|id| self.has_layer(id));
-        complete.then(|| {
-            self.image(record, &configuration.diff_ids, configuration.config, PullTimings::default())
-        })
+    /// An image for which the source need not be asked: no network, no credentials.
+    async fn cached(self: &Arc<Self>, source: &Source, policy: PullPolicy) -> Result<Option<Image>> {
+        let fixed = matches!(source, Source::Registry(reference) if reference.digest().is_some());
+        if policy == PullPolicy::Always && !fixed {
+            return Ok(None);
+        }
+        let (store, name) = (Arc::clone(self), source.to_string());
+        let found = blocking(move || store.stored(&name)).await?;
+        if found.is_none() && policy == PullPolicy::Never {
+            let message = format!("the image {source} is not in the store, and pulling is off");
+            return Err(Error::new(ErrorKind::ImageNotFound, message)
+                .advise("pull or import it first, or allow it to be pulled"));
+        }
+        Ok(found)
     }
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that

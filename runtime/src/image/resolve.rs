@@ -11,7 +11,7 @@ use super::layout::Layout;
 use super::limits::{self, Limits};
 use super::manifest::{self, Document, Manifest, Packing};
 use super::registry::Client;
-use super::source::Reference;
+use super::source::{Reference, Source};
 use super::store::Store;
 use super::unpack::Expected;
 use crate::{Error, ErrorKind, Result};
@@ -90,12 +90,17 @@ struct Found {
     digest: Digest,
 }
 
+/// Resolves an image at its source. Its documents are in the store then.
+pub(crate) async fn source(store: &Arc<Store>, source: &Source, options: &PullOptions) -> Result<Resolved> {
+    match source {
+        Source::Registry(reference) => registry(store, reference, options).await,
+        Source::OciLayout(dir, tag) => layout(store, dir, tag.as_deref(), &options.limits).await,
+        Source::DockerArchive(file) => archive(store, file, options.limits).await,
+    }
+}
+
 /// Resolves a reference at its registry; documents that are in the store are not fetched.
-pub(crate) async fn registry(
-    store: &Arc<Store>,
-    reference: &Reference,
-    options: &PullOptions,
-) -> Result<Resolved> {
+async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptions) -> Result<Resolved> {
     let sources = options.credentials.clone();
     let wanted = reference.clone();
     let credentials = super::blocking(move || sources.find(&wanted)).await?;
@@ -114,12 +119,7 @@ pub(crate) async fn registry(
 }
 
 /// Resolves an OCI image layout.
-pub(crate) async fn layout(
-    store: &Arc<Store>,
-    dir: &Path,
-    tag: Option<&str>,
-    limits: &Limits,
-) -> Result<Resolved> {
+async fn layout(store: &Arc<Store>, dir: &Path, tag: Option<&str>, limits: &Limits) -> Result<Resolved> {
     let layout = Arc::new(Layout::open(dir, limits)?);
     let descriptor = layout.find(tag)?.clone();
     let origin = Origin::Layout(layout);
@@ -128,7 +128,7 @@ pub(crate) async fn layout(
 }
 
 /// Resolves a `docker save` archive.
-pub(crate) async fn archive(store: &Arc<Store>, file: &Path, limits: Limits) -> Result<Resolved> {
+async fn archive(store: &Arc<Store>, file: &Path, limits: Limits) -> Result<Resolved> {
     let path = file.to_owned();
     let archive = super::blocking(move || Archive::open(&path, &limits)).await?;
     check_configuration(&archive.configuration, archive.layers.len())?;

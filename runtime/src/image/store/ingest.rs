@@ -70,7 +70,7 @@ impl Store {
 }
 
 /// Locks a directory, if no one else has and its name still leads to it.
-fn lock(path: &Path) -> Result<Option<File>> {
+pub(super) fn lock(path: &Path) -> Result<Option<File>> {
     let failed = |call: &str, e: std::io::Error| Error::host(format!("{call} {}", path.display()), e);
     let dir = match File::open(path) {
         Ok(dir) => dir,

@@ -52,7 +52,7 @@ pub(crate) struct Parts {
 
 /// A lock of the whole store, held for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Guard(#[expect(dead_code, reason = "held, not used")] File);
+pub(crate) struct Guard(#[expect(dead_code, reason = "held, not used")] File);
 
 impl Store {
     /// Keeps removers away for a moment. Blocks while one marks what to remove.
@@ -66,8 +66,8 @@ impl Store {
     }
 
     /// Keeps documents that no image names yet, until it has a lease.
-    pub(crate) fn hold_documents(&self) -> Result<impl Drop + Send + Sync + use<>> {
-        self.guard("documents.lock", FlockOperation::LockShared)?.map(Documents).ok_or_else(never)
+    pub(crate) fn hold_documents(&self) -> Result<Guard> {
+        self.guard("documents.lock", FlockOperation::LockShared)?.ok_or_else(never)
     }
 
     /// The right to remove documents that no image names; `None` while an image is being resolved.
@@ -127,14 +127,6 @@ pub(super) struct Leases {
     pub(super) held: Vec<Parts>,
     /// Files that nobody has locked.
     pub(super) stale: Vec<PathBuf>,
-}
-
-/// Keeps documents, see [`Store::hold_documents`].
-struct Documents(#[expect(dead_code, reason = "held, not used")] Guard);
-
-impl Drop for Documents {
-    // The lock goes with the file. This makes the guard one that `use`rs must keep.
-    fn drop(&mut self) {}
 }
 
 fn never() -> Error {
