@@ -3,12 +3,13 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{PullEvent, PullOptions};
 
-/// Bytes between two reports.
+/// Bytes between two reports, and the time: often enough to see that it goes on.
 const REPORT_BYTES: u64 = 256 << 10;
+const REPORT_TIME: Duration = Duration::from_millis(100);
 
 /// What the layers of one pull share.
 #[derive(Clone)]
@@ -48,21 +49,23 @@ impl Watch {
 }
 
 /// Counts the bytes of one layer.
+#[derive(Clone)]
 pub(crate) struct Progress {
     watch: Watch,
     digest: String,
     done: u64,
     told: u64,
+    told_at: Instant,
 }
 
 impl Progress {
     pub(crate) fn new(watch: Watch, digest: String) -> Self {
-        Self { watch, digest, done: 0, told: 0 }
+        Self { watch, digest, done: 0, told: 0, told_at: Instant::now() }
     }
 
     pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
-        if self.done - self.told >= REPORT_BYTES {
+        if self.done - self.told >= REPORT_BYTES && self.told_at.elapsed() >= REPORT_TIME {
             self.tell();
         }
     }
@@ -77,6 +80,7 @@ impl Progress {
 
     fn tell(&mut self) {
         self.told = self.done;
+        self.told_at = Instant::now();
         self.watch.tell(PullEvent::LayerProgress { digest: self.digest.clone(), done: self.done });
     }
 }

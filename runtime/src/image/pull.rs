@@ -14,18 +14,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::limits::Budget;
 use super::progress::{Counted, Progress, Watch};
+use super::registry::Client;
 use super::resolve::{self, Location, Plan};
 use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
 use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, layout, unpack};
 use crate::{Error, ErrorKind, Result};
 
-/// Layers of one image that are fetched and unpacked at the same time.
-const MAX_LAYERS_AT_ONCE: usize = 4;
 /// How often to ask for a layer that someone else makes.
 const POLL: Duration = Duration::from_millis(25);
 
@@ -58,7 +57,9 @@ impl Store {
             layers: resolved.plans.len(),
             bytes: resolved.packed_bytes(),
         });
-        self.layers(&resolved.plans, options, &watch).await?;
+        let fetched = self.layers(&resolved.plans, options, &watch).await;
+        self.settle_later();
+        fetched?;
         let store = Arc::clone(self);
         let record = blocking(move || store.put_record(&record).map(|()| record)).await?;
         let last_byte = watch.last_byte().unwrap_or(begin + resolve);
@@ -102,7 +103,6 @@ impl Store {
             store: Arc::clone(self),
             watch: watch.clone(),
             budget: Arc::new(Budget::new(options.limits)),
-            permits: Semaphore::new(MAX_LAYERS_AT_ONCE),
             stopped,
         };
         // Local files are read by threads, which this stops even if the pull is dropped.
@@ -151,7 +151,6 @@ struct Shared {
     store: Arc<Store>,
     watch: Watch,
     budget: Arc<Budget>,
-    permits: Semaphore,
     stopped: watch::Receiver<bool>,
 }
 
@@ -160,9 +159,7 @@ impl Shared {
         let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id).to_string();
         let bytes = plan.expected.size;
         loop {
-            let permit = self.permits.acquire().await.map_err(|e| {
-                Error::new(ErrorKind::Internal, "the permits of a pull are closed").because(e)
-            })?;
+            let permit = self.store.permit().await?;
             if *self.stopped.borrow() {
                 return Err(stopped());
             }
@@ -191,44 +188,96 @@ impl Shared {
             Location::File(path, section) => {
                 let file = layout::open(path)?;
                 let (path, section) = (path.clone(), *section);
-                self.unpack(plan, ingest, move || {
+                let input = move || {
                     let mut file = file;
                     let length = section.map_or(u64::MAX, |s| s.length);
                     file.seek(SeekFrom::Start(section.map_or(0, |s| s.offset)))
                         .map_err(|e| Error::host(format!("read {}", path.display()), e))?;
                     Ok(Counted::new(file.take(length), progress))
-                })
-                .await
+                };
+                self.unpack(plan, ingest, input).await.map_err(|failure| failure.error)
             }
             Location::Registry(client) => {
-                let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id);
-                let (sink, stream) = download::channel();
-                let unpacked = self.unpack(plan, ingest, move || Ok(stream));
-                let mut stopped = self.stopped.clone();
-                let fed = async {
-                    tokio::select! {
-                        () = download::feed(client, digest, plan.expected.size, sink, progress) => {}
-                        _ = stopped.wait_for(|stopped| *stopped) => {}
-                    }
+                let failure = match self.fetch(plan, client, ingest, progress.clone()).await {
+                    Ok(()) => return Ok(()),
+                    Err(failure) => failure,
                 };
-                tokio::join!(unpacked, fed).0
+                match failure.ingest {
+                    // What an earlier pull kept may have been damaged since.
+                    Some(ingest) => {
+                        self.fetch(plan, client, ingest, progress).await.map_err(|failure| failure.error)
+                    }
+                    None => Err(failure.error),
+                }
             }
         }
     }
 
-    async fn unpack<R: std::io::Read>(
+    async fn fetch(
+        &self,
+        plan: &Plan,
+        client: &Client,
+        mut ingest: Ingest,
+        progress: Progress,
+    ) -> Result<(), Failed> {
+        let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id);
+        let partial = ingest.partial(digest, plan.expected.size)?;
+        let (sink, stream) = download::channel(partial)?;
+        let unpacked = self.unpack(plan, ingest, move || Ok(stream));
+        let mut stopped = self.stopped.clone();
+        let fed = async {
+            tokio::select! {
+                () = download::feed(client, digest, plan.expected.size, sink, progress) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
+        };
+        tokio::join!(unpacked, fed).0
+    }
+
+    async fn unpack<R: std::io::Read + Send>(
         &self,
         plan: &Plan,
         ingest: Ingest,
         input: impl FnOnce() -> Result<R> + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<(), Failed> {
         let (expected, budget) = (plan.expected.clone(), Arc::clone(&self.budget));
-        blocking(move || {
+        let unpacked = blocking(move || {
             let root = ingest.prepare()?;
-            unpack::unpack(input()?, &expected, &budget, root)?;
-            ingest.commit()
-        })
-        .await
+            Ok(match unpack::unpack(input()?, &expected, &budget, root) {
+                Ok(archive_bytes) => ingest.commit(&expected.record(archive_bytes)).map_err(Failed::from),
+                Err(error) => Err(failed(error, ingest)),
+            })
+        });
+        unpacked.await?
+    }
+}
+
+/// A layer that was not made.
+struct Failed {
+    error: Error,
+    /// The right to make it, where it is worth another attempt.
+    ingest: Option<Ingest>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, ingest: None }
+    }
+}
+
+/// Keeps what came where it was cut off, and lets go of it where it was wrong.
+fn failed(error: Error, ingest: Ingest) -> Failed {
+    match error.kind() {
+        ErrorKind::RegistryUnreachable
+        | ErrorKind::RegistryThrottled
+        | ErrorKind::RegistryFailed
+        | ErrorKind::Unauthorized
+        | ErrorKind::Internal => {
+            ingest.keep_packed();
+            error.into()
+        }
+        _ if ingest.has_resumed() => Failed { error, ingest: Some(ingest) },
+        _ => error.into(),
     }
 }
 

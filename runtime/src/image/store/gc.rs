@@ -232,11 +232,14 @@ impl Store {
     /// What crashes left and nobody works on.
     fn leftovers(&self) -> Result<Vec<PathBuf>> {
         let mut all = Vec::new();
-        for name in ["ingest", "trash"] {
-            for path in super::entries(&self.root.join(name))? {
-                if ingest::lock(&path)?.is_some() {
-                    all.push(path);
-                }
+        for path in super::entries(&self.root.join("ingest"))? {
+            if ingest::is_left(&path)? {
+                all.push(path);
+            }
+        }
+        for path in super::entries(&self.root.join("trash"))? {
+            if ingest::lock(&path)?.is_some() {
+                all.push(path);
             }
         }
         let temporary = super::entries(&self.root.join("tmp"))?;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::image::digest::Digest;
@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The file's name in the layer's directory.
 pub(crate) const LAYER_FILE: &str = "layer.json";
-/// Bytes of the file: two digests and three numbers fit well.
+/// Bytes of the file: two digests and two numbers fit well.
 const MAX_LAYER_FILE_BYTES: u64 = 4 << 10;
 
 /// How a layer came and what it became. A layer of an older version of Skiff has none.
@@ -27,8 +27,6 @@ pub(crate) struct LayerRecord {
     pub(crate) packed_bytes: u64,
     /// Bytes of the archive.
     pub(crate) archive_bytes: u64,
-    /// Entries of the archive.
-    pub(crate) files: u64,
 }
 
 impl LayerRecord {
@@ -41,19 +39,10 @@ impl LayerRecord {
         let failed = |e: std::io::Error| Error::host(format!("write {LAYER_FILE} of {}", self.diff_id), e);
         let bytes = serde_json::to_vec(self)
             .map_err(|e| Error::new(ErrorKind::Internal, "write a layer's record").because(e))?;
-        Self::remove(dir).map_err(failed)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(dir, LAYER_FILE, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| failed(e.into()))?;
         File::from(file).write_all(&bytes).map_err(failed)
-    }
-
-    /// Removes it from the directory of a layer in the making. It is fine if there is none.
-    pub(crate) fn remove(dir: BorrowedFd<'_>) -> std::io::Result<()> {
-        match rustix::fs::unlinkat(dir, LAYER_FILE, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
     }
 
     /// Reads that of a layer's directory; `None` if there is none, or if it is damaged or another's.
@@ -81,7 +70,6 @@ mod tests {
             packed_digest: Some(other.to_string()),
             packed_bytes: 1,
             archive_bytes: 2,
-            files: 3,
         };
         assert_eq!(LayerRecord::read(dir.path(), &mine), None);
         let opened = File::open(dir.path()).expect("open");
@@ -91,7 +79,5 @@ mod tests {
         assert_eq!(LayerRecord::read(dir.path(), &other), None);
         std::fs::write(dir.path().join(LAYER_FILE), "{").expect("damaged");
         assert_eq!(LayerRecord::read(dir.path(), &mine), None);
-        LayerRecord::remove(opened.as_fd()).expect("removed");
-        LayerRecord::remove(opened.as_fd()).expect("nothing left");
     }
 }
