@@ -34,6 +34,36 @@ pub struct GcOptions {
     pub dry_run: bool,
 }
 
+impl GcOptions {
+    /// With images that were not used for this long.
+    #[must_use]
+    pub fn with_older_than(mut self, age: Duration) -> Self {
+        self.older_than = Some(age);
+        self
+    }
+
+    /// With images that do not fit into so many bytes.
+    #[must_use]
+    pub fn with_max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = Some(bytes);
+        self
+    }
+
+    /// With all images that are not in use and not pinned.
+    #[must_use]
+    pub fn with_all(mut self) -> Self {
+        self.all = true;
+        self
+    }
+
+    /// Without removing anything.
+    #[must_use]
+    pub fn with_dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+}
+
 /// An image that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
