@@ -6,6 +6,7 @@
 
 mod collect;
 mod compare;
+mod crash;
 mod liar;
 mod local;
 mod registry;

@@ -1,0 +1,51 @@
+//! Options of the commands about the images that are here.
+
+use clap::{Args, Subcommand};
+
+use super::help;
+use crate::cli::values::{Age, StoreSize};
+
+/// Options of `skiff images`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show whole digests.
+    #[arg(long)]
+    pub(crate) digests: bool,
+}
+
+/// Options of `skiff rmi`.
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Names, NAME@DIGEST, or digests (6 digits or more).
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+/// Options of `skiff gc`.
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Remove images too that were not used for this long, such as 12h or 7d.
+    #[arg(long, value_name = "AGE")]
+    pub(crate) older_than: Option<Age>,
+    /// Remove images too, those first that were not used for the longest time, until the layers that
+    /// are left have at most this size, such as 20GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_size: Option<StoreSize>,
+    /// Remove all images that are not in use and not pinned.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only tell what would be removed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List the images that are here; the same as `skiff images`.
+    #[command(after_help = help::IMAGES, after_long_help = help::IMAGES_LONG)]
+    Ls(ImagesArgs),
+    /// Remove images; the same as `skiff rmi`.
+    #[command(after_help = help::RMI, after_long_help = help::RMI_LONG)]
+    Rm(RmiArgs),
+}
