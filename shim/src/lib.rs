@@ -19,7 +19,7 @@ pub mod proxy;
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{Credentials, FunctionConfig, Secret};
 pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, State, Timeline};
-pub use platform::{InvocationKind, Platform, PlatformAnswer};
+pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
     CredentialSources, GcOptions, GcReport, Image, PullEvent, PullOptions, PullPolicy, PullTimings, Removal,

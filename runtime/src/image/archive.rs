@@ -70,7 +70,7 @@ impl Archive {
         refuse_compressed(&mut file, path)?;
         let slots = Slots { map: scan(&mut file, path)?, path };
         let item = slots.item(&mut file)?;
-        limits::check("layers of the image", item.layers.len() as u64, limits.layers)?;
+        limits.check_layers(item.layers.len() as u64)?;
         let section = slots.section(&item.config)?;
         limits::check("bytes of the image configuration", section.length, limits::MAX_CONFIG_BYTES)?;
         let config_bytes = read(&mut file, section, path)?;
@@ -78,7 +78,7 @@ impl Archive {
         let configuration = config::parse(&config_bytes)?;
         let layers = item.layers.iter().map(|name| slots.section(name)).collect::<Result<Vec<_>>>()?;
         let packed = layers.iter().fold(0u64, |sum, s| sum.saturating_add(s.length));
-        limits::check("packed bytes of the image", packed, limits.packed_bytes)?;
+        limits.check_packed(packed)?;
         Ok(Self { config_digest, config_bytes, configuration, layers })
     }
 }

@@ -40,7 +40,7 @@ impl Layout {
     }
 
     /// The descriptor under a tag; without one, the only image there is.
-    pub(crate) fn find(&self, tag: Option<&str>) -> Result<&Descriptor> {
+    pub(crate) fn find(&self, tag: Option<&str>, limits: &Limits) -> Result<&Descriptor> {
         let shown = self.dir.display();
         if let Some(tag) = tag {
             let named = |d: &&Descriptor| d.annotations.get(TAG).is_some_and(|name| name == tag);
@@ -55,7 +55,7 @@ impl Layout {
         match self.index.as_slice() {
             [] => Err(Error::new(ErrorKind::ImageNotFound, format!("the layout {shown} has no images"))),
             [only] => Ok(only),
-            many if many.iter().all(|d| d.platform.is_some()) => manifest::choose(many),
+            many if many.iter().all(|d| d.platform.is_some()) => manifest::choose(many, limits),
             _ => Err(Error::new(
                 ErrorKind::InvalidReference,
                 format!("the layout {shown} has {} images", self.index.len()),

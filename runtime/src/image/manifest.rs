@@ -15,9 +15,10 @@ pub(crate) use oci_client::manifest::{
     OCI_IMAGE_INDEX_MEDIA_TYPE as OCI_INDEX, OCI_IMAGE_MEDIA_TYPE as OCI_MANIFEST,
 };
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::digest::Digest;
-use super::limits::{self, Limits};
+use super::limits::{self, Attestations, Limits};
 use crate::{Error, ErrorKind, Result};
 
 /// What a registry is told that Skiff reads.
@@ -29,6 +30,13 @@ const CONFIG_TYPES: [&str; 2] = [IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_ME
 pub(crate) const OS: &str = "linux";
 /// The architecture that Skiff runs.
 pub(crate) const ARCHITECTURE: &str = "amd64";
+
+/// Documents on the way to an image: an index, an index in it, the image.
+pub(crate) const MAX_DOCUMENTS: usize = 3;
+
+/// How an index without attestations is made.
+const REBUILD: &str =
+    "build the image again with docker buildx build --provenance=false --sbom=false, and push it";
 
 /// Longest foreign text (a media type, a platform) that an error repeats.
 const SHOWN_CHARACTERS: usize = 120;
@@ -104,6 +112,21 @@ pub(crate) struct Manifest {
     pub(crate) layers: Vec<Layer>,
 }
 
+impl Descriptor {
+    /// Whether it leads to another manifest; indexes may list anything.
+    fn is_document(&self) -> bool {
+        self.media_type.is_empty() || ACCEPTED.contains(&self.media_type.as_str())
+    }
+
+    fn is_attestation(&self) -> bool {
+        self.platform.as_ref().is_some_and(Platform::is_attestation)
+    }
+
+    fn fits(&self) -> bool {
+        self.is_document() && self.platform.as_ref().is_some_and(Platform::fits)
+    }
+}
+
 impl Manifest {
     /// Bytes of all layers as they are fetched.
     pub(crate) fn packed_bytes(&self) -> u64 {
@@ -126,6 +149,9 @@ struct Raw {
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
+    artifact_type: Option<String>,
+    /// Docker's schema 1 calls its layers so.
+    fs_layers: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +176,8 @@ impl RawDescriptor {
     }
 }
 
-fn shown(text: &str) -> String {
+/// Foreign text for an error: not too long, and without control characters.
+pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARACTERS).collect()
 }
 
@@ -172,7 +199,9 @@ fn unsupported(what: &str, media_type: &str) -> Error {
 /// `InvalidImage`, `UnsupportedMediaType`, `LimitExceeded`.
 pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Result<Document> {
     limits::check("bytes of the manifest", bytes.len() as u64, limits::MAX_MANIFEST_BYTES)?;
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+    // The parser's errors may quote the document.
+    let raw: Raw = serde_json::from_slice(bytes)
+        .map_err(|e| invalid(format!("cannot be read: {}", shown(&e.to_string()))))?;
     if raw.schema_version != 2 {
         return Err(Error::new(
             ErrorKind::UnsupportedMediaType,
@@ -184,14 +213,22 @@ pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Re
     let declared = declared.filter(|t| ACCEPTED.contains(t));
     let media_type = raw.media_type.as_deref().or(declared);
     let is_index = match media_type {
-        Some(OCI_INDEX | DOCKER_LIST) => true,
-        Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
+        Some(known) if ACCEPTED.contains(&known) => is_index_type(known),
         Some(other) => return Err(unsupported("the manifest", other)),
         None => raw.manifests.is_some(),
     };
+    if let Some(declared) = declared.filter(|declared| is_index_type(declared) != is_index) {
+        let called = media_type.unwrap_or_default();
+        return Err(invalid(format!("came as {declared}, but calls itself {called}, which is ambiguous")));
+    }
+    if raw.fs_layers.is_some() {
+        return Err(invalid("has the layers of schema version 1 too, which is ambiguous"));
+    }
     match (is_index, raw.manifests, raw.layers, raw.config) {
         (true, Some(manifests), None, None) => index(manifests),
-        (false, None, Some(layers), Some(config)) => image(config, layers, limits),
+        (false, None, Some(layers), Some(config)) => {
+            image(config, layers, raw.artifact_type.as_deref(), limits)
+        }
         (_, Some(_), Some(_), _) => Err(invalid("has both layers and manifests, which is ambiguous")),
         (true, ..) => Err(invalid("is an index without manifests, or with the fields of an image")),
         (false, ..) => Err(invalid("is of an image and has no config or layers, or lists manifests")),
@@ -203,19 +240,32 @@ fn index(manifests: Vec<RawDescriptor>) -> Result<Document> {
     Ok(Document::Index(manifests.into_iter().map(RawDescriptor::check).collect::<Result<_>>()?))
 }
 
-fn image(config: RawDescriptor, layers: Vec<RawDescriptor>, limits: &Limits) -> Result<Document> {
+fn is_index_type(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+fn image(
+    config: RawDescriptor,
+    layers: Vec<RawDescriptor>,
+    artifact_type: Option<&str>,
+    limits: &Limits,
+) -> Result<Document> {
     let config = config.check()?;
     if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
-        return Err(unsupported("the image configuration", &config.media_type));
+        // An artifact's configuration is often of the empty type, which says nothing.
+        return Err(match artifact_type {
+            Some(artifact) => unsupported("the artifact", artifact),
+            None => unsupported("the image configuration", &config.media_type),
+        });
     }
     limits::check("bytes of the image configuration", config.size, limits::MAX_CONFIG_BYTES)?;
-    limits::check("layers of the image", layers.len() as u64, limits.layers)?;
+    limits.check_layers(layers.len() as u64)?;
     if layers.is_empty() {
         return Err(invalid("has no layers, so there is nothing to run"));
     }
     let layers = layers.into_iter().map(layer).collect::<Result<_>>()?;
     let manifest = Manifest { config, layers };
-    limits::check("packed bytes of the image", manifest.packed_bytes(), limits.packed_bytes)?;
+    limits.check_packed(manifest.packed_bytes())?;
     Ok(Document::Image(manifest))
 }
 
@@ -223,8 +273,13 @@ fn image(config: RawDescriptor, layers: Vec<RawDescriptor>, limits: &Limits) -> 
 /// so no request goes to a host that the image names.
 fn layer(raw: RawDescriptor) -> Result<Layer> {
     let descriptor = raw.check()?;
-    let packing =
-        packing(&descriptor.media_type).ok_or_else(|| unsupported("a layer", &descriptor.media_type))?;
+    let packing = packing(&descriptor.media_type).ok_or_else(|| {
+        let error = unsupported(&format!("the layer {}", descriptor.digest), &descriptor.media_type);
+        match descriptor.media_type.ends_with("+encrypted") {
+            true => error.advise("push the image without encryption; Skiff has no keys for layers"),
+            false => error,
+        }
+    })?;
     Ok(Layer { digest: descriptor.digest, size: descriptor.size, packing })
 }
 
@@ -248,13 +303,17 @@ fn packing(media_type: &str) -> Option<Packing> {
 /// The image of an index for linux/amd64: the first that fits.
 ///
 /// # Errors
-/// `NoMatchingPlatform`, saying which platforms there are.
-pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
-    if let Some(found) = entries.iter().find(|e| e.platform.as_ref().is_some_and(Platform::fits)) {
+/// `InvalidImage` for an index with attestations where the limits refuse them; `NoMatchingPlatform`,
+/// saying which platforms there are.
+pub(crate) fn choose<'a>(entries: &'a [Descriptor], limits: &Limits) -> Result<&'a Descriptor> {
+    let attestation = entries.iter().find(|e| e.is_attestation());
+    if let (Attestations::Refuse, Some(attestation)) = (limits.attestations, attestation) {
+        return Err(refused(attestation, limits));
+    }
+    if let Some(found) = entries.iter().find(|e| e.fits()) {
         return Ok(found);
     }
-    let (attestations, real): (Vec<_>, Vec<_>) =
-        entries.iter().partition(|e| e.platform.as_ref().is_some_and(Platform::is_attestation));
+    let (attestations, real): (Vec<_>, Vec<_>) = entries.iter().partition(|e| e.is_attestation());
     if let [only] = real.as_slice()
         && only.platform.is_none()
     {
@@ -266,7 +325,7 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
             ErrorKind::NoMatchingPlatform,
             "the index has only attestations (unknown/unknown) and no image for linux/amd64",
         )
-        .advise("build the image again with --provenance=false --sbom=false and push it"));
+        .advise(REBUILD));
     }
     let mut names: Vec<String> = real
         .iter()
@@ -276,6 +335,42 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
     names.truncate(32);
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     Err(no_platform(&format!("the index has no image for {OS}/{ARCHITECTURE}; it has: {names}")))
+}
+
+/// The text begins as that of Alibaba FC, the only platform known to refuse such an index.
+fn refused(attestation: &Descriptor, limits: &Limits) -> Error {
+    let owner = limits.owner.map(|owner| format!(" under {owner}")).unwrap_or_default();
+    Error::new(
+        ErrorKind::InvalidImage,
+        format!(
+            "invalid image, platform of image is unknown/unknown: the index lists {}, which is no image \
+             but an attestation of the build (provenance or SBOM), and that is refused{owner}",
+            attestation.digest
+        ),
+    )
+    .advise(REBUILD)
+}
+
+/// Checks the documents of an image that is in the store against limits that may be others than
+/// those of its pull. `first` is what the image was asked for by; `blob` finds a document.
+///
+/// # Errors
+/// As [`parse`] and [`choose`].
+pub(crate) fn check_again(
+    first: &Digest,
+    limits: &Limits,
+    blob: impl Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<()> {
+    let mut digest = first.clone();
+    for _ in 0..MAX_DOCUMENTS {
+        // What is not there has not led to the image.
+        let Some(bytes) = blob(&digest) else { break };
+        match parse(&bytes, None, limits)? {
+            Document::Image(_) => break,
+            Document::Index(entries) => digest = choose(&entries, limits)?.digest.clone(),
+        }
+    }
+    Ok(())
 }
 
 /// The error of an image for another machine.
@@ -319,9 +414,13 @@ mod tests {
     }
 
     fn chosen(entries: &[String]) -> Result<Descriptor> {
+        chosen_under(entries, &Limits::default())
+    }
+
+    fn chosen_under(entries: &[String], limits: &Limits) -> Result<Descriptor> {
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
         match read(&text)? {
-            Document::Index(entries) => choose(&entries).cloned(),
+            Document::Index(entries) => choose(&entries, limits).cloned(),
             Document::Image(_) => panic!("an index was read as an image"),
         }
     }
@@ -405,7 +504,71 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
         assert!(error.to_string().ends_with("it has: linux/arm64, windows/amd64"), "{error}");
         let error = chosen(&[unknown]).expect_err("attestations");
+        assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
         assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
         assert_eq!(chosen(&[]).expect_err("empty").kind(), ErrorKind::NoMatchingPlatform);
+    }
+    #[test]
+    fn attestations_are_ignored_or_refused() {
+        let refuse = Limits { owner: Some("some"), attestations: Attestations::Refuse, ..Limits::default() };
+        let with = [entry("linux", "amd64"), entry("unknown", "unknown")];
+        chosen(&with).expect("ignored");
+        let error = chosen_under(&with, &refuse).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::InvalidImage);
+        let text = error.to_string();
+        assert!(text.starts_with("invalid image, platform of image is unknown/unknown"), "{text}");
+        assert!(text.contains("sha256:2222") && text.ends_with("refused under some"), "{text}");
+        assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
+        chosen_under(&with[..1], &refuse).expect("an index without attestations");
+    }
+
+    #[test]
+    fn only_entries_that_are_manifests_are_chosen() {
+        let wasm = entry("linux", "amd64").replace(OCI_MANIFEST, "application/wasm");
+        assert_eq!(
+            chosen(std::slice::from_ref(&wasm)).expect_err("wasm").kind(),
+            ErrorKind::NoMatchingPlatform
+        );
+        assert_eq!(chosen(&[wasm, entry("linux", "amd64")]).expect("the other").media_type, OCI_MANIFEST);
+    }
+
+    #[test]
+    fn a_document_may_not_come_as_another_kind() {
+        let list = r#"{"schemaVersion":2,"manifests":[]}"#;
+        let typed = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
+        let read_as =
+            |text: &str, declared| parse(text.as_bytes(), Some(declared), &Limits::default()).map(drop);
+        for text in [list, &typed] {
+            read_as(text, OCI_INDEX).expect("an index");
+            read_as(text, DOCKER_LIST).expect("of the other family");
+            read_as(text, "text/plain").expect("a type that says nothing");
+            let error = read_as(text, OCI_MANIFEST).expect_err("not an image");
+            assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+        }
+    }
+
+    #[test]
+    fn artifacts_and_encrypted_layers_are_named() {
+        let artifact = manifest("application/vnd.oci.empty.v1+json", &[descriptor(GZIP, 5)])
+            .replace("\"config\"", "\"artifactType\":\"application/vnd.some.sbom\",\"config\"");
+        assert!(read(&artifact).expect_err("sbom").to_string().contains("application/vnd.some.sbom"));
+        let encrypted = manifest(CONFIG_TYPES[0], &[descriptor(&format!("{GZIP}+encrypted"), 5)]);
+        let error = read(&encrypted).expect_err("encrypted");
+        assert!(error.to_string().contains("sha256:1111"), "{error}");
+        assert!(error.advice().is_some_and(|a| a.contains("encryption")));
+    }
+
+    #[test]
+    fn errors_do_not_grow_with_the_document() {
+        let long = "x\\u001b".repeat(100_000);
+        for text in [
+            format!(r#"{{"schemaVersion":"{long}"}}"#),
+            format!(r#"{{"schemaVersion":2,"mediaType":"{long}"}}"#),
+            manifest(&long, &[]),
+            manifest(CONFIG_TYPES[0], &[descriptor(&long, 1)]),
+        ] {
+            let error = read(&text).expect_err("refused").chain();
+            assert!(error.len() < 1000 && !error.contains('\u{1b}'), "{error:.200}");
+        }
     }
 }

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use config::ImageConfig;
 pub use credentials::CredentialSources;
-pub use limits::Limits;
+pub use limits::{Attestations, Limits};
 pub use source::{Reference, Source};
 use store::Lease;
 pub(crate) use store::probe::overlay as probe_overlay;

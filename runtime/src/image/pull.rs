@@ -16,7 +16,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use super::limits::Budget;
+use super::limits::{self, Budget, Limits};
+use super::manifest;
 use super::progress::{Counted, Progress, Watch};
 use super::registry::Client;
 use super::resolve::{self, Location, Plan};
@@ -40,6 +41,7 @@ impl Store {
     pub async fn pull(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Image> {
         let begin = Instant::now();
         if let Some(image) = self.cached(source, options.policy).await? {
+            self.check_cached(source, &image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
         // Until the lease names them, nothing else keeps the documents of a new image.
@@ -93,6 +95,14 @@ impl Store {
                 .advise("pull or import it first, or allow it to be pulled"));
         }
         Ok(found)
+    }
+
+    /// Holds an image that is here to limits that may be others than those of its pull.
+    fn check_cached(&self, source: &Source, image: &Image, limits: &Limits) -> Result<()> {
+        limits.check_packed(image.packed_bytes)?;
+        let fixed = if let Source::Registry(reference) = source { reference.digest() } else { None };
+        let Some(digest) = fixed else { return Ok(()) };
+        manifest::check_again(digest, limits, |digest| self.blob(digest, limits::MAX_MANIFEST_BYTES))
     }
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that

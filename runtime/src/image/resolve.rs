@@ -16,9 +16,6 @@ use super::store::Store;
 use super::unpack::Expected;
 use crate::{Error, ErrorKind, Result};
 
-/// Documents on the way to an image: an index, an index in it, the image.
-const MAX_DOCUMENTS: usize = 3;
-
 /// Where the bytes of a layer are.
 #[derive(Clone)]
 pub(crate) enum Location {
@@ -121,7 +118,7 @@ async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptio
 /// Resolves an OCI image layout.
 async fn layout(store: &Arc<Store>, dir: &Path, tag: Option<&str>, limits: &Limits) -> Result<Resolved> {
     let layout = Arc::new(Layout::open(dir, limits)?);
-    let descriptor = layout.find(tag)?.clone();
+    let descriptor = layout.find(tag, limits)?.clone();
     let origin = Origin::Layout(layout);
     let found = document(store, &origin, &descriptor.digest, Some(&descriptor)).await?;
     image(store, &origin, found, limits).await
@@ -186,20 +183,20 @@ fn check_size(what: &str, digest: &Digest, wanted: u64, found: usize) -> Result<
 
 /// Goes from a document to the image for this machine, and to its configuration.
 async fn image(store: &Arc<Store>, origin: &Origin, mut found: Found, limits: &Limits) -> Result<Resolved> {
-    for _ in 0..MAX_DOCUMENTS {
+    for _ in 0..manifest::MAX_DOCUMENTS {
         let parsed = manifest::parse(&found.bytes, found.declared.as_deref(), limits)?;
         keep(store, &found.digest, std::mem::take(&mut found.bytes)).await?;
         match parsed {
             Document::Image(manifest) => return with_config(store, origin, found.digest, manifest).await,
             Document::Index(entries) => {
-                let chosen = manifest::choose(&entries)?;
+                let chosen = manifest::choose(&entries, limits)?;
                 found = document(store, origin, &chosen.digest, Some(chosen)).await?;
             }
         }
     }
     Err(Error::new(
         ErrorKind::InvalidImage,
-        format!("indexes are nested more than {} deep", MAX_DOCUMENTS - 1),
+        format!("indexes are nested more than {} deep", manifest::MAX_DOCUMENTS - 1),
     ))
 }
 

@@ -12,25 +12,27 @@ use crate::support::*;
 
 /// One answer: status line and headers, body, and how many bytes of the body are sent.
 #[derive(Clone)]
-struct Answer {
-    head: String,
-    body: Vec<u8>,
-    send: usize,
+pub(crate) struct Answer {
+    pub(crate) head: String,
+    pub(crate) body: Arc<[u8]>,
+    pub(crate) send: usize,
+    /// The body is sent again and again, until no one reads any more.
+    pub(crate) endless: bool,
 }
 
-fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
+pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
-    Answer { head, body: body.to_vec(), send: body.len() }
+    Answer { head, body: body.into(), send: body.len(), endless: false }
 }
 
 type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
 
 /// The server: the answers of each path in turn, the last one for ever. Requests are kept.
-struct Liar {
-    address: String,
+pub(crate) struct Liar {
+    pub(crate) address: String,
     answers: Answers,
-    requests: Arc<Mutex<Vec<String>>>,
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -41,7 +43,7 @@ impl Drop for Liar {
 }
 
 impl Liar {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let answers = Answers::default();
@@ -55,12 +57,12 @@ impl Liar {
         Self { address, answers, requests, task }
     }
 
-    fn say(&self, path: &str, answers: &[Answer]) {
+    pub(crate) fn say(&self, path: &str, answers: &[Answer]) {
         self.answers.lock().unwrap().insert(path.to_owned(), answers.to_vec());
     }
 
     /// Serves the image of a layout as `x:1`.
-    fn serve_image(&self, layout: &Layout, image: &serde_json::Value) -> String {
+    pub(crate) fn serve_image(&self, layout: &Layout, image: &serde_json::Value) -> String {
         let digest = image["digest"].as_str().unwrap();
         let manifest = std::fs::read(layout.blob_path(digest)).unwrap();
         self.say(
@@ -75,7 +77,7 @@ impl Liar {
         format!("{}/x:1", self.address)
     }
 
-    fn requests(&self, part: &str) -> Vec<String> {
+    pub(crate) fn requests(&self, part: &str) -> Vec<String> {
         self.requests.lock().unwrap().iter().filter(|r| r.contains(part)).cloned().collect()
     }
 }
@@ -98,21 +100,21 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
         None => answer("404 Not Found", "", b"{}"),
     };
     let _ = stream.write_all(found.head.as_bytes()).await;
-    let _ = stream.write_all(&found.body[..found.send]).await;
+    while stream.write_all(&found.body[..found.send]).await.is_ok() && found.endless {}
     let _ = stream.shutdown().await;
 }
 
-fn plain() -> PullOptions {
+pub(crate) fn plain() -> PullOptions {
     PullOptions { plain_http: true, ..PullOptions::default() }
 }
 
-fn with_password() -> PullOptions {
+pub(crate) fn with_password() -> PullOptions {
     let pair = Some(("user".to_owned(), "s3cret".to_owned()));
     PullOptions { credentials: CredentialSources { pair, ..Default::default() }, ..plain() }
 }
 
 /// A layout with one gzip layer, its image, and the layer's digest and bytes.
-fn image(place: &Place) -> (Layout, serde_json::Value, String, Vec<u8>) {
+pub(crate) fn image(place: &Place) -> (Layout, serde_json::Value, String, Vec<u8>) {
     let layout = Layout::new(&place.path("layout"));
     // Not compressible, so that the layer has some size.
     let mut state = 1u32;

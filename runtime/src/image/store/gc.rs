@@ -208,6 +208,8 @@ impl Store {
             marked.records.extend(entry.file.clone());
             own_layers.extend(unique(&entry.record.diff_ids));
             own_blobs.extend([entry.record.manifest.as_str(), &entry.record.config]);
+            own_blobs
+                .extend(entry.names.iter().filter_map(|(name, _)| name.rsplit_once('@')).map(|(_, d)| d));
         }
         marked.images.sort_by(|a, b| a.digest.cmp(&b.digest));
         let in_scope = |own: &HashSet<&str>, name: &str| match scope {
@@ -284,6 +286,8 @@ fn kept<'a>(snapshot: &'a Snapshot, doomed: &HashSet<String>) -> (HashSet<&'a st
     for (_, entry) in snapshot.images.iter().filter(|(digest, _)| !doomed.contains(*digest)) {
         layers.extend(entry.record.diff_ids.iter().map(String::as_str));
         blobs.extend([entry.record.manifest.as_str(), &entry.record.config]);
+        // A name with a digest may be that of an index, which led to the image.
+        blobs.extend(entry.names.iter().filter_map(|(name, _)| name.rsplit_once('@')).map(|(_, d)| d));
     }
     for parts in &snapshot.held {
         layers.extend(parts.diff_ids.iter().map(String::as_str));

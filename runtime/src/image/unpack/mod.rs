@@ -31,7 +31,7 @@ pub(crate) use whiteout::OPAQUE_XATTR;
 
 use self::hashing::{Packed, Unpacked};
 use super::digest::Digest;
-use super::limits::Budget;
+use super::limits::{Budget, Flow};
 use super::manifest::Packing;
 use super::store::LayerRecord;
 use crate::{Error, ErrorKind, Result};
@@ -80,12 +80,14 @@ pub(crate) fn unpack(
     budget: &Budget,
     root: OwnedFd,
 ) -> Result<u64> {
-    let mut packed = Packed::new(input, expected);
-    match unpack_stream(&mut packed, expected, budget, root) {
+    let flow = Flow::new(budget);
+    let mut packed = Packed::new(input, expected, &flow);
+    match unpack_stream(&mut packed, expected, budget, &flow, root) {
         Ok((unpacked, bytes)) => {
             packed.finish()?;
-            expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))?;
-            Ok(bytes)
+            let what = format!("archive in {}", expected.name());
+            let verified = expected.diff_id.verify_hash(unpacked, &what);
+            verified.map(|()| bytes).map_err(|e| unlike_configuration(e, expected))
         }
         // Wrong bytes are the registry's fault and not the image's: see which of both it is.
         Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
@@ -102,6 +104,7 @@ fn unpack_stream(
     packed: &mut (impl Read + Send),
     expected: &Expected,
     budget: &Budget,
+    flow: &Flow<'_>,
     root: OwnedFd,
 ) -> Result<(super::digest::Hasher, u64)> {
     std::thread::scope(|scope| {
@@ -110,7 +113,7 @@ fn unpack_stream(
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, budget, root);
+        let unpacked = write_files(outlet, expected, budget, flow, root);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -128,13 +131,24 @@ fn write_files(
     archive: impl Read,
     expected: &Expected,
     budget: &Budget,
+    flow: &Flow<'_>,
     root: OwnedFd,
 ) -> Result<(super::digest::Hasher, u64)> {
-    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), budget);
+    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
     extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
     // What follows the archive's end belongs to the digest as well.
     std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
     Ok(unpacked.finish())
+}
+
+/// Where the packed bytes have been verified, an archive of another DiffID is the image's fault: its
+/// configuration names what its layers do not hold.
+fn unlike_configuration(error: Error, expected: &Expected) -> Error {
+    if expected.digest.is_none() {
+        return error;
+    }
+    let message = format!("{} is not the one that the image configuration names", expected.name());
+    Error::new(ErrorKind::InvalidImage, message).because(error).advise("build the image again and push it")
 }
 
 /// Says in which layer it happened, where that is the image's matter.

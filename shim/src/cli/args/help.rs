@@ -28,7 +28,7 @@ Output:
   Results go to the standard output; progress, logs and errors to the standard error.
   With --output json each is one JSON object in a line: results as each command's help shows
   them, everything else with an \"event\" (resolved, layer_cached, layer_started,
-  layer_progress, layer_done, timeline, log, stopping, trace) or an \"error\" with kind, message,
+  layer_progress, layer_done, warning, timeline, log, stopping, trace) or an \"error\" with kind, message,
   causes, faults, advice, fault and retryable.
 
 Environment:
@@ -103,6 +103,7 @@ Writes one line with the digest, the number of layers and their size to the stan
 Examples:
   skiff pull registry.example.com/team/my-function:1.0
   skiff pull --plain-http 127.0.0.1:5000/demo/python:1
+  skiff pull --platform scf registry.example.com/team/my-function:1.0
   SKIFF_REGISTRY_USERNAME=me SKIFF_REGISTRY_PASSWORD=… skiff pull registry.example.com/a/b@sha256:…
 
 Exit codes:
@@ -116,6 +117,8 @@ With --output json, on the standard output:
    \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}
 
 Environment:
+  SKIFF_PLATFORM
+      stands for --platform.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
       credentials for the registry, after --credentials-file and before Docker's own.";
 

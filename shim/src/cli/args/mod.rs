@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use function::FunctionArgs;
+use function::platform_parser;
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, RmiArgs};
 pub(crate) use source::SourceArgs;
 
@@ -145,6 +146,10 @@ pub(crate) struct RunArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    /// Hold the image to this platform's limits too: fc, fc2 or scf.
+    #[arg(long, help_heading = "Image", env = "SKIFF_PLATFORM", hide_env_values = true)]
+    #[arg(value_parser = platform_parser(), hide_possible_values = true)]
+    pub(crate) platform: Option<&'static dyn skiff::Platform>,
 }
 
 /// The form of what is written.
@@ -248,6 +253,7 @@ mod tests {
             "run image --pids 0",
             "run image extra",
             "pull image --memory 512MiB",
+            "pull image --platform aws",
             "doctor image",
             "--output yaml doctor",
             "",

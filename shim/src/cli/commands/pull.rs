@@ -18,6 +18,9 @@ pub(crate) async fn pull(global: &Global, args: &PullArgs, console: Console) -> 
     require_root()?;
     let source = args.source.source()?;
     let mut options = args.source.pull_options(variable)?;
+    if let Some(platform) = args.platform {
+        options.limits = platform.image_limits();
+    }
     let state_dir = absolute(&global.state_dir)?;
     let interrupts = Interrupts::install()?;
     let store = open(state_dir).await?;
