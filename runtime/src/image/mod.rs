@@ -12,6 +12,7 @@ mod config;
 mod credentials;
 mod digest;
 mod download;
+mod import;
 mod layout;
 pub mod limits;
 mod manifest;
@@ -21,6 +22,7 @@ mod registry;
 mod resolve;
 mod source;
 mod store;
+mod tarball;
 mod unpack;
 
 use std::path::PathBuf;

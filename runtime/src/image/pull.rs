@@ -8,7 +8,6 @@
 //! while someone else has that. So nobody ever holds one thing and waits for another, and two pulls
 //! with common layers cannot block each other.
 
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use super::registry::Client;
 use super::resolve::{self, Location, Plan};
 use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
-use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, layout, unpack};
+use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
 use crate::{Error, ErrorKind, Result};
 
 /// How often to ask for a layer that someone else makes.
@@ -44,11 +43,22 @@ impl Store {
             self.check_cached(source, &image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
+        self.fetch_as(source, source.to_string(), options).await
+    }
+
+    /// Brings an image into the store under a name, whatever is there.
+    pub(crate) async fn fetch_as(
+        self: &Arc<Self>,
+        source: &Source,
+        name: String,
+        options: &PullOptions,
+    ) -> Result<Image> {
+        let begin = Instant::now();
         // Until the lease names them, nothing else keeps the documents of a new image.
         let store = Arc::clone(self);
         let documents = blocking(move || store.hold_documents()).await?;
         let resolved = resolve::source(self, source, options).await?;
-        let record = Record::of(source.to_string(), &resolved);
+        let record = Record::of(name, &resolved);
         let (store, parts) = (Arc::clone(self), record.parts());
         let lease = blocking(move || store.lease(&parts)).await?;
         drop(documents);
@@ -195,16 +205,9 @@ impl Shared {
     /// input end and removes what it made.
     async fn make(&self, plan: &Plan, ingest: Ingest, progress: Progress) -> Result<()> {
         match &plan.location {
-            Location::File(path, section) => {
-                let file = layout::open(path)?;
-                let (path, section) = (path.clone(), *section);
-                let input = move || {
-                    let mut file = file;
-                    let length = section.map_or(u64::MAX, |s| s.length);
-                    file.seek(SeekFrom::Start(section.map_or(0, |s| s.offset)))
-                        .map_err(|e| Error::host(format!("read {}", path.display()), e))?;
-                    Ok(Counted::new(file.take(length), progress))
-                };
+            Location::File(file) => {
+                let part = file.open()?;
+                let input = move || Ok(Counted::new(part, progress));
                 self.unpack(plan, ingest, input).await.map_err(|failure| failure.error)
             }
             Location::Registry(client) => {

@@ -4,6 +4,7 @@
 //! Needs root, and the programs docker-registry, skopeo, umoci and htpasswd.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod archives;
 mod bombs;
 mod collect;
 mod compare;

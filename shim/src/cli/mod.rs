@@ -51,6 +51,9 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
         Command::Rmi(args) | Command::Image { command: ImageCommand::Rm(args) } => {
             commands::rmi::rmi(&cli.global, args, console)
         }
+        Command::Image { command: ImageCommand::Import(args) } => {
+            in_tokio(commands::import::import(&cli.global, args, console))
+        }
         Command::Gc(args) => commands::gc::gc(&cli.global, args, console),
         Command::Doctor => commands::doctor::doctor(&cli.global, console),
         Command::Completions { shell } => commands::documents::completions(*shell),

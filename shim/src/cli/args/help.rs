@@ -236,7 +236,7 @@ With --output json, on the standard output:
 pub(super) const IMAGE: &str = "\
 Examples:
   skiff image ls
-  skiff image rm registry.example.com/team/my-function:1.0
+  skiff image import docker-archive:saved.tar my/function:1
 
 `skiff image COMMAND --help` tells more of each command.
 
@@ -244,3 +244,32 @@ Exit codes:
   0  it worked
   2  bad usage
   3  the image or the host failed";
+
+pub(super) const IMPORT: &str = "\
+Examples:
+  skiff image import docker-archive:saved.tar my/function:1
+  skiff image import oci:./image:latest registry.example.com/team/my-function:1.0
+
+`skiff image import --help` tells of exit codes and output.";
+
+pub(super) const IMPORT_LONG: &str = "\
+Keeps the image under NAME, as if it had been pulled from there. `skiff run NAME` asks a registry for a
+tag all the same, unless --pull missing or --pull never is given. An archive is what `docker save`,
+`podman save` or `skopeo copy` writes, not compressed as a whole; one of several images needs a TAG. The
+name of an archive ends at its first colon.
+
+Examples:
+  docker save my/function:1 -o saved.tar
+  skiff image import docker-archive:saved.tar my/function:1
+  skiff run --pull never my/function:1 --event '{}'
+  skiff image import oci-archive:image.tar:latest registry.example.com/team/my-function:1.0
+
+Exit codes:
+  0  the image is in the store
+  2  bad usage: a source or name that cannot be used
+  3  the image or the host failed
+  129, 130, 143  ended by SIGHUP, SIGINT or SIGTERM
+
+With --output json, on the standard output, as of `skiff pull`:
+  {\"name\":NAME,\"digest\":\"sha256:…\",\"layers\":3,\"packed_bytes\":…,
+   \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}";

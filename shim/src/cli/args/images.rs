@@ -1,6 +1,7 @@
 //! Options of the commands about the images that are here.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use skiff::PullPolicy;
 
 use super::help;
 use crate::cli::values::{Age, StoreSize};
@@ -48,4 +49,38 @@ pub(crate) enum ImageCommand {
     /// Remove images; the same as `skiff rmi`.
     #[command(after_help = help::RMI, after_long_help = help::RMI_LONG)]
     Rm(RmiArgs),
+    /// Bring an image from a directory or archive into the store under a name.
+    #[command(after_help = help::IMPORT, after_long_help = help::IMPORT_LONG)]
+    Import(ImportArgs),
+}
+
+/// Options of `skiff image import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG].
+    pub(crate) source: String,
+    /// The name to keep it under, [REGISTRY/]REPOSITORY[:TAG]; the source's own text by default.
+    pub(crate) name: Option<String>,
+}
+
+/// When a registry is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullWhen {
+    /// Each time, for what a tag leads to; never for a digest that is here.
+    #[default]
+    Always,
+    /// Only if no image of this name is here.
+    Missing,
+    /// Never.
+    Never,
+}
+
+impl From<PullWhen> for PullPolicy {
+    fn from(when: PullWhen) -> Self {
+        match when {
+            PullWhen::Always => Self::Always,
+            PullWhen::Missing => Self::Missing,
+            PullWhen::Never => Self::Never,
+        }
+    }
 }

@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use function::FunctionArgs;
 use function::platform_parser;
-pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, RmiArgs};
+pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs};
 pub(crate) use source::SourceArgs;
 
 use super::values::{EventSource, Listen};
@@ -124,6 +124,9 @@ pub(crate) struct Global {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    /// When to ask the registry what the image is.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t, help_heading = "Image")]
+    pub(crate) pull: PullWhen,
     #[command(flatten)]
     pub(crate) function: FunctionArgs,
     /// Serve on this Unix socket instead of one below the run directory.

@@ -4,6 +4,7 @@ pub(crate) mod doctor;
 pub(crate) mod documents;
 pub(crate) mod gc;
 pub(crate) mod images;
+pub(crate) mod import;
 pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
