@@ -22,7 +22,8 @@ pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStr
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
-    CredentialSources, Image, PullEvent, PullOptions, PullTimings, Source, Store,
+    CredentialSources, GcOptions, GcReport, Image, PullEvent, PullOptions, PullPolicy, PullTimings,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,

@@ -4,8 +4,11 @@
 //! Needs root, and the programs docker-registry, skopeo, umoci and htpasswd.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod archives;
 mod bombs;
+mod collect;
 mod compare;
+mod crash;
 mod evil;
 mod evil_documents;
 mod liar;

@@ -72,21 +72,24 @@ pub(super) struct Unpacked<'a, R> {
     inner: R,
     hasher: Hasher,
     flow: &'a Flow<'a>,
+    count: u64,
 }
 
 impl<'a, R: Read> Unpacked<'a, R> {
     pub(super) fn new(inner: R, algorithm: Algorithm, flow: &'a Flow<'a>) -> Self {
-        Self { inner, hasher: Hasher::new(algorithm), flow }
+        Self { inner, hasher: Hasher::new(algorithm), flow, count: 0 }
     }
 
-    pub(super) fn into_hasher(self) -> Hasher {
-        self.hasher
+    /// The digest in the making, and how many bytes there were.
+    pub(super) fn finish(self) -> (Hasher, u64) {
+        (self.hasher, self.count)
     }
 }
 
 impl<R: Read> Read for Unpacked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
+        self.count += read as u64;
         self.flow.unpacked(read as u64).map_err(io::Error::other)?;
         self.hasher.update(&buffer[..read]);
         Ok(read)

@@ -33,6 +33,7 @@ use self::hashing::{Packed, Unpacked};
 use super::digest::Digest;
 use super::limits::{Budget, Flow};
 use super::manifest::Packing;
+use super::store::LayerRecord;
 use crate::{Error, ErrorKind, Result};
 
 /// What is known of a layer before its bytes come.
@@ -55,9 +56,20 @@ impl Expected {
             None => format!("layer with DiffID {}", self.diff_id),
         }
     }
+
+    /// What the store notes of it when it is made.
+    pub(crate) fn record(&self, archive_bytes: u64) -> LayerRecord {
+        LayerRecord {
+            diff_id: self.diff_id.to_string(),
+            packed_digest: self.digest.as_ref().map(ToString::to_string),
+            packed_bytes: self.size,
+            archive_bytes,
+        }
+    }
 }
 
-/// Unpacks one layer into the empty directory `root` and verifies its size and both digests.
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. Gives the
+/// bytes of its archive.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
@@ -67,14 +79,15 @@ pub(crate) fn unpack(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
-) -> Result<()> {
+) -> Result<u64> {
     let flow = Flow::new(budget);
     let mut packed = Packed::new(input, expected, &flow);
     match unpack_stream(&mut packed, expected, budget, &flow, root) {
-        Ok(unpacked) => {
+        Ok((unpacked, bytes)) => {
             packed.finish()?;
             let what = format!("archive in {}", expected.name());
-            expected.diff_id.verify_hash(unpacked, &what).map_err(|e| unlike_configuration(e, expected))
+            let verified = expected.diff_id.verify_hash(unpacked, &what);
+            verified.map(|()| bytes).map_err(|e| unlike_configuration(e, expected))
         }
         // Wrong bytes are the registry's fault and not the image's: see which of both it is.
         Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
@@ -93,7 +106,7 @@ fn unpack_stream(
     budget: &Budget,
     flow: &Flow<'_>,
     root: OwnedFd,
-) -> Result<super::digest::Hasher> {
+) -> Result<(super::digest::Hasher, u64)> {
     std::thread::scope(|scope| {
         let (inlet, outlet) = pipe::pipe();
         let inflater = std::thread::Builder::new()
@@ -120,12 +133,12 @@ fn write_files(
     budget: &Budget,
     flow: &Flow<'_>,
     root: OwnedFd,
-) -> Result<super::digest::Hasher> {
+) -> Result<(super::digest::Hasher, u64)> {
     let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
     extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
     // What follows the archive's end belongs to the digest as well.
     std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
-    Ok(unpacked.into_hasher())
+    Ok(unpacked.finish())
 }
 
 /// Where the packed bytes have been verified, an archive of another DiffID is the image's fault: its

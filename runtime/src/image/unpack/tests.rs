@@ -119,7 +119,7 @@ fn unpack_bytes(bytes: &[u8], expected: &Expected, limits: Limits) -> (tempfile:
     fs::write(dir.path().join("victim"), "untouched").unwrap();
     let root = OwnedFd::from(fs::File::open(dir.path().join("fs")).unwrap());
     let result = unpack(bytes, expected, &Budget::new(limits), root);
-    (dir, result)
+    (dir, result.map(drop))
 }
 
 fn outside_is_untouched(dir: &Path) {

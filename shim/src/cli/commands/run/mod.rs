@@ -80,6 +80,7 @@ impl Plan {
     fn new(args: &RunArgs) -> Result<Self, Failure> {
         let source = args.source.source()?;
         let mut options = args.source.pull_options(variable)?;
+        options.policy = args.pull.into();
         let config = args.function.resolve(&args.source.image, &args.args, variable)?;
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
