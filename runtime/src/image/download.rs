@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::digest::Digest;
 use super::progress::Progress;
-use super::registry::{Backoff, Client, Failure};
+use super::registry::{Client, Failure};
 use crate::{Error, Result};
 
 /// Pieces in the channel; one is a read of the connection, 16 KiB with TLS and at most 512 KiB.
@@ -90,7 +90,7 @@ struct Feeder<'a> {
 
 impl Feeder<'_> {
     async fn run(&mut self) -> Result<()> {
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         let mut breaks = 0;
         loop {
             let before = self.done;

@@ -28,8 +28,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use config::ImageConfig;
-pub use credentials::CredentialSources;
+pub use credentials::{
+    CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources, EndpointToken,
+    TemporaryCredentials,
+};
 pub use limits::Limits;
+#[doc(hidden)]
+pub use registry::transport::Times;
+pub use registry::transport::{ClientCertificate, Proxies};
 pub use source::{Reference, Source};
 pub use store::Store;
 pub(crate) use store::probe::overlay as probe_overlay;
@@ -43,6 +49,16 @@ pub struct PullOptions {
     pub plain_http: bool,
     /// More certificate authorities (PEM files).
     pub ca_files: Vec<PathBuf>,
+    /// What this host shows to the registry of the reference.
+    pub client_certificate: Option<ClientCertificate>,
+    /// A directory of `HOST[:PORT]/hosts.toml` files with mirrors, in the convention of containerd.
+    pub hosts_dir: Option<PathBuf>,
+    /// Proxies; those of the environment if not given.
+    pub proxies: Option<Proxies>,
+    /// Longest time for the pull in all.
+    pub timeout: Option<Duration>,
+    #[doc(hidden)]
+    pub times: Times,
     /// Where credentials come from.
     pub credentials: CredentialSources,
     /// Bounds on the image.
@@ -56,6 +72,10 @@ impl std::fmt::Debug for PullOptions {
         f.debug_struct("PullOptions")
             .field("plain_http", &self.plain_http)
             .field("ca_files", &self.ca_files)
+            .field("client_certificate", &self.client_certificate)
+            .field("hosts_dir", &self.hosts_dir)
+            .field("proxies", &self.proxies)
+            .field("timeout", &self.timeout)
             .field("credentials", &self.credentials)
             .field("limits", &self.limits)
             .field("observer", &self.observer.is_some())

@@ -12,24 +12,24 @@ use crate::support::*;
 
 /// One answer: status line and headers, body, and how many bytes of the body are sent.
 #[derive(Clone)]
-struct Answer {
-    head: String,
-    body: Vec<u8>,
-    send: usize,
+pub(crate) struct Answer {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) send: usize,
 }
 
-fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
+pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
     Answer { head, body: body.to_vec(), send: body.len() }
 }
 
-type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
+pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
 
 /// The server: the answers of each path in turn, the last one for ever. Requests are kept.
-struct Liar {
-    address: String,
-    answers: Answers,
+pub(crate) struct Liar {
+    pub(crate) address: String,
+    pub(crate) answers: Answers,
     requests: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -41,7 +41,7 @@ impl Drop for Liar {
 }
 
 impl Liar {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let answers = Answers::default();
@@ -55,12 +55,12 @@ impl Liar {
         Self { address, answers, requests, task }
     }
 
-    fn say(&self, path: &str, answers: &[Answer]) {
+    pub(crate) fn say(&self, path: &str, answers: &[Answer]) {
         self.answers.lock().unwrap().insert(path.to_owned(), answers.to_vec());
     }
 
     /// Serves the image of a layout as `x:1`.
-    fn serve_image(&self, layout: &Layout, image: &serde_json::Value) -> String {
+    pub(crate) fn serve_image(&self, layout: &Layout, image: &serde_json::Value) -> String {
         let digest = image["digest"].as_str().unwrap();
         let manifest = std::fs::read(layout.blob_path(digest)).unwrap();
         self.say(
@@ -75,7 +75,7 @@ impl Liar {
         format!("{}/x:1", self.address)
     }
 
-    fn requests(&self, part: &str) -> Vec<String> {
+    pub(crate) fn requests(&self, part: &str) -> Vec<String> {
         self.requests.lock().unwrap().iter().filter(|r| r.contains(part)).cloned().collect()
     }
 }
@@ -102,17 +102,17 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
     let _ = stream.shutdown().await;
 }
 
-fn plain() -> PullOptions {
+pub(crate) fn plain() -> PullOptions {
     PullOptions { plain_http: true, ..PullOptions::default() }
 }
 
-fn with_password() -> PullOptions {
+pub(crate) fn with_password() -> PullOptions {
     let pair = Some(("user".to_owned(), "s3cret".to_owned()));
     PullOptions { credentials: CredentialSources { pair, ..Default::default() }, ..plain() }
 }
 
 /// A layout with one gzip layer, its image, and the layer's digest and bytes.
-fn image(place: &Place) -> (Layout, serde_json::Value, String, Vec<u8>) {
+pub(crate) fn image(place: &Place) -> (Layout, serde_json::Value, String, Vec<u8>) {
     let layout = Layout::new(&place.path("layout"));
     // Not compressible, so that the layer has some size.
     let mut state = 1u32;
@@ -183,6 +183,11 @@ async fn a_lying_configuration_and_huge_documents() {
     assert_eq!(place.error(&name, &plain()).await.kind(), ErrorKind::InvalidImage);
 }
 
+/// The header of a part from `start` on.
+fn part(start: usize, all: usize) -> String {
+    format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1)
+}
+
 #[tokio::test]
 async fn broken_connections_are_continued() {
     let place = Place::new();
@@ -190,7 +195,10 @@ async fn broken_connections_are_continued() {
     let liar = Liar::start().await;
     let name = liar.serve_image(&layout, &descriptor);
     let cut = Answer { send: 70_000, ..answer("200 OK", "", &packed) };
-    let rest = Answer { send: 30_000, ..answer("206 Partial Content", "", &packed[70_000..]) };
+    let rest = Answer {
+        send: 30_000,
+        ..answer("206 Partial Content", &part(70_000, packed.len()), &packed[70_000..])
+    };
     // After the second break the server knows no ranges and sends all again.
     liar.say(&format!("/v2/x/blobs/{layer}"), &[cut, rest, answer("200 OK", "", &packed)]);
     let image = place.pull_with(&name, &plain()).await.unwrap();
