@@ -10,6 +10,7 @@
 mod archive;
 mod config;
 mod credentials;
+mod deadline;
 mod digest;
 mod download;
 mod layout;

@@ -1,14 +1,15 @@
 //! Telling the caller how far a layer is, often enough to see and seldom enough to be cheap.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{PullEvent, PullOptions};
 
-/// Bytes between two reports.
+/// Bytes between two reports, and the time: often enough to see that it goes on.
 const REPORT_BYTES: u64 = 256 << 10;
+const REPORT_TIME: Duration = Duration::from_millis(100);
 
 /// What the layers of one pull share.
 #[derive(Clone)]
@@ -16,11 +17,17 @@ pub(crate) struct Watch {
     observer: Option<Arc<dyn Fn(PullEvent) + Send + Sync>>,
     last_byte: Arc<Mutex<Option<Instant>>>,
     stopped: Arc<AtomicBool>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Watch {
     pub(crate) fn new(options: &PullOptions) -> Self {
-        Self { observer: options.observer.clone(), last_byte: Arc::default(), stopped: Arc::default() }
+        Self {
+            observer: options.observer.clone(),
+            last_byte: Arc::default(),
+            stopped: Arc::default(),
+            bytes: Arc::default(),
+        }
     }
 
     pub(crate) fn tell(&self, event: PullEvent) {
@@ -41,6 +48,11 @@ impl Watch {
         self.last_byte.lock().map_or(None, |last| *last)
     }
 
+    /// Bytes that have come, of all layers.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Ends the reading of local files.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
@@ -48,21 +60,24 @@ impl Watch {
 }
 
 /// Counts the bytes of one layer.
+#[derive(Clone)]
 pub(crate) struct Progress {
     watch: Watch,
     digest: String,
     done: u64,
     told: u64,
+    told_at: Instant,
 }
 
 impl Progress {
     pub(crate) fn new(watch: Watch, digest: String) -> Self {
-        Self { watch, digest, done: 0, told: 0 }
+        Self { watch, digest, done: 0, told: 0, told_at: Instant::now() }
     }
 
     pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
-        if self.done - self.told >= REPORT_BYTES {
+        self.watch.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.done - self.told >= REPORT_BYTES && self.told_at.elapsed() >= REPORT_TIME {
             self.tell();
         }
     }
@@ -77,6 +92,7 @@ impl Progress {
 
     fn tell(&mut self) {
         self.told = self.done;
+        self.told_at = Instant::now();
         self.watch.tell(PullEvent::LayerProgress { digest: self.digest.clone(), done: self.done });
     }
 }

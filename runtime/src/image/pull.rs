@@ -14,20 +14,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::config::{self, ImageConfig};
+use super::deadline::Deadline;
 use super::digest::Digest;
 use super::limits::{self, Budget};
 use super::progress::{Counted, Progress, Watch};
+use super::registry::Client;
 use super::resolve::{self, Location, Plan, Resolved};
 use super::source::{Reference, Source};
 use super::store::{Claim, Ingest, Record, Store};
 use super::{Image, PullEvent, PullOptions, PullTimings, blocking, download, layout, unpack};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Fault, Result};
 
-/// Layers of one image that are fetched and unpacked at the same time.
-const MAX_LAYERS_AT_ONCE: usize = 4;
 /// How often to ask for a layer that someone else makes.
 const POLL: Duration = Duration::from_millis(25);
 
@@ -47,13 +47,8 @@ impl Store {
         {
             return Ok(told(image, begin, options));
         }
-        let resolved = match source {
-            Source::Registry(reference) => resolve::registry(self, reference, options).await?,
-            Source::OciLayout(dir, tag) => {
-                resolve::layout(self, dir, tag.as_deref(), &options.limits).await?
-            }
-            Source::DockerArchive(file) => resolve::archive(self, file, options.limits).await?,
-        };
+        let deadline = Deadline::new(options.timeout);
+        let resolved = deadline.within("its layers were not known", self.resolve(source, options)).await?;
         let resolve = begin.elapsed();
         let watch = Watch::new(options);
         watch.tell(PullEvent::Resolved {
@@ -61,7 +56,9 @@ impl Store {
             layers: resolved.plans.len(),
             bytes: resolved.packed_bytes(),
         });
-        self.layers(&resolved.plans, options, &watch).await?;
+        let fetched = self.layers(&resolved.plans, options, &watch, &deadline).await;
+        self.settle_later();
+        fetched?;
         let record = self.keep_record(source, &resolved).await?;
         let last_byte = watch.last_byte().unwrap_or(begin + resolve);
         let timings = PullTimings {
@@ -70,6 +67,14 @@ impl Store {
             unpack: last_byte.elapsed(),
         };
         Ok(self.image(record, &resolved.configuration.diff_ids, resolved.configuration.config, timings))
+    }
+
+    async fn resolve(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Resolved> {
+        match source {
+            Source::Registry(reference) => resolve::registry(self, reference, options).await,
+            Source::OciLayout(dir, tag) => resolve::layout(self, dir, tag.as_deref(), &options.limits).await,
+            Source::DockerArchive(file) => resolve::archive(self, file, options.limits).await,
+        }
     }
 
     async fn keep_record(self: &Arc<Self>, source: &Source, resolved: &Resolved) -> Result<Record> {
@@ -109,13 +114,18 @@ impl Store {
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that
     /// nothing half-made is left when the error is told.
-    async fn layers(self: &Arc<Self>, plans: &[Plan], options: &PullOptions, watch: &Watch) -> Result<()> {
+    async fn layers(
+        self: &Arc<Self>,
+        plans: &[Plan],
+        options: &PullOptions,
+        watch: &Watch,
+        deadline: &Deadline,
+    ) -> Result<()> {
         let (stop, stopped) = watch::channel(false);
         let shared = Shared {
             store: Arc::clone(self),
             watch: watch.clone(),
             budget: Arc::new(Budget::new(options.limits)),
-            permits: Semaphore::new(MAX_LAYERS_AT_ONCE),
             stopped,
         };
         // Local files are read by threads, which this stops even if the pull is dropped.
@@ -128,7 +138,12 @@ impl Store {
         }
         let mut tasks: FuturesUnordered<_> = unique.into_iter().map(|plan| shared.layer(plan)).collect();
         let mut first = Ok(());
-        while let Some(result) = tasks.next().await {
+        loop {
+            let result = tokio::select! {
+                result = tasks.next() => result,
+                () = deadline.passed(), if first.is_ok() => Some(Err(deadline.error(&how_far(plans, watch)))),
+            };
+            let Some(result) = result else { return first };
             if let (Err(error), Ok(())) = (result, &first) {
                 first = Err(error);
                 watch.stop();
@@ -136,8 +151,13 @@ impl Store {
                 let _ = stop.send(true);
             }
         }
-        first
     }
+}
+
+/// What a pull came to before its time was over.
+fn how_far(plans: &[Plan], watch: &Watch) -> String {
+    let all: u64 = plans.iter().map(|plan| plan.expected.size).sum();
+    format!("{} of {all} bytes of {} layers had come", watch.bytes(), plans.len())
 }
 
 /// The events of an image that needed nothing.
@@ -164,7 +184,6 @@ struct Shared {
     store: Arc<Store>,
     watch: Watch,
     budget: Arc<Budget>,
-    permits: Semaphore,
     stopped: watch::Receiver<bool>,
 }
 
@@ -173,9 +192,7 @@ impl Shared {
         let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id).to_string();
         let bytes = plan.expected.size;
         loop {
-            let permit = self.permits.acquire().await.map_err(|e| {
-                Error::new(ErrorKind::Internal, "the permits of a pull are closed").because(e)
-            })?;
+            let permit = self.store.permit().await?;
             if *self.stopped.borrow() {
                 return Err(stopped());
             }
@@ -187,7 +204,10 @@ impl Shared {
                 Claim::Mine(ingest) => {
                     self.watch.tell(PullEvent::LayerStarted { digest: digest.clone(), bytes });
                     let progress = Progress::new(self.watch.clone(), digest.clone());
-                    self.make(plan, ingest, progress).await?;
+                    match self.make(plan, ingest, progress).await {
+                        Err(error) if is_elsewhere(plan, &error) => continue,
+                        made => made?,
+                    }
                     self.watch.tell(PullEvent::LayerDone { digest });
                     return Ok(());
                 }
@@ -204,44 +224,105 @@ impl Shared {
             Location::File(path, section) => {
                 let file = layout::open(path)?;
                 let (path, section) = (path.clone(), *section);
-                self.unpack(plan, ingest, move || {
+                let input = move || {
                     let mut file = file;
                     let length = section.map_or(u64::MAX, |s| s.length);
                     file.seek(SeekFrom::Start(section.map_or(0, |s| s.offset)))
                         .map_err(|e| Error::host(format!("read {}", path.display()), e))?;
                     Ok(Counted::new(file.take(length), progress))
-                })
-                .await
+                };
+                self.unpack(plan, ingest, input).await.map_err(|failure| failure.error)
             }
             Location::Registry(client) => {
-                let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id);
-                let (sink, stream) = download::channel();
-                let unpacked = self.unpack(plan, ingest, move || Ok(stream));
-                let mut stopped = self.stopped.clone();
-                let fed = async {
-                    tokio::select! {
-                        () = download::feed(client, digest, plan.expected.size, sink, progress) => {}
-                        _ = stopped.wait_for(|stopped| *stopped) => {}
-                    }
+                let failure = match self.fetch(plan, client, ingest, progress.clone()).await {
+                    Ok(()) => return Ok(()),
+                    Err(failure) => failure,
                 };
-                tokio::join!(unpacked, fed).0
+                match failure.ingest {
+                    // What an earlier pull kept may have been damaged since.
+                    Some(ingest) => {
+                        self.fetch(plan, client, ingest, progress).await.map_err(|failure| failure.error)
+                    }
+                    None => Err(failure.error),
+                }
             }
         }
     }
 
-    async fn unpack<R: std::io::Read>(
+    async fn fetch(
+        &self,
+        plan: &Plan,
+        client: &Client,
+        mut ingest: Ingest,
+        progress: Progress,
+    ) -> Result<(), Failed> {
+        let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id);
+        let partial = ingest.partial(digest, plan.expected.size)?;
+        let (sink, stream) = download::channel(partial)?;
+        let unpacked = self.unpack(plan, ingest, move || Ok(stream));
+        let mut stopped = self.stopped.clone();
+        let fed = async {
+            tokio::select! {
+                () = download::feed(client, digest, plan.expected.size, sink, progress) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
+        };
+        tokio::join!(unpacked, fed).0
+    }
+
+    async fn unpack<R: std::io::Read + Send>(
         &self,
         plan: &Plan,
         ingest: Ingest,
         input: impl FnOnce() -> Result<R> + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<(), Failed> {
         let (expected, budget) = (plan.expected.clone(), Arc::clone(&self.budget));
-        blocking(move || {
+        let unpacked = blocking(move || {
             let root = ingest.prepare()?;
-            unpack::unpack(input()?, &expected, &budget, root)?;
-            ingest.commit()
-        })
-        .await
+            Ok(match unpack::unpack(input()?, &expected, &budget, root) {
+                Ok(()) => ingest.commit().map_err(Failed::from),
+                Err(error) => Err(failed(error, ingest)),
+            })
+        });
+        unpacked.await?
+    }
+}
+
+/// Whether a layer that is wrong came from a mirror, and another host is left to be asked.
+fn is_elsewhere(plan: &Plan, error: &Error) -> bool {
+    let wrong = error.kind() == ErrorKind::DigestMismatch || error.fault() == Fault::Image;
+    match (&plan.location, &plan.expected.digest) {
+        (Location::Registry(client), Some(digest)) => wrong && client.distrust(digest),
+        _ => false,
+    }
+}
+
+/// A layer that was not made.
+struct Failed {
+    error: Error,
+    /// The right to make it, where it is worth another attempt.
+    ingest: Option<Ingest>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, ingest: None }
+    }
+}
+
+/// Keeps what came where it was cut off, and lets go of it where it was wrong.
+fn failed(error: Error, ingest: Ingest) -> Failed {
+    match error.kind() {
+        ErrorKind::RegistryUnreachable
+        | ErrorKind::RegistryThrottled
+        | ErrorKind::RegistryFailed
+        | ErrorKind::Unauthorized
+        | ErrorKind::Internal => {
+            ingest.keep_packed();
+            error.into()
+        }
+        _ if ingest.has_resumed() => Failed { error, ingest: Some(ingest) },
+        _ => error.into(),
     }
 }
 

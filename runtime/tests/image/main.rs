@@ -8,4 +8,5 @@ mod compare;
 mod liar;
 mod local;
 mod registry;
+mod resume;
 mod support;

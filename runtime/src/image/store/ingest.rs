@@ -4,28 +4,38 @@
 //! claim ── Committed (someone has made it)
 //!       ├─ Busy (someone makes it now)
 //!       └─ Mine ── prepare ── unpack into fs/ ── commit ── layers/…
-//!                                             └─ drop ──── nothing
+//!                                             └─ drop ──── nothing, or packed bytes to go on from
 //! ```
 //! The lock is on the directory itself. Between opening and locking it may have been renamed (made)
 //! or removed (failed), so its name must still lead to the same inode after that.
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Store;
+use super::{Store, settle};
 use crate::image::digest::Digest;
+use crate::image::download::Partial;
 use crate::image::unpack::remove_all;
 use crate::{Error, Result};
 
 /// The root directory of a layer that does not describe it.
 const LAYER_MODE: Mode = Mode::from_raw_mode(0o755);
+/// Packed bytes that a pull keeps for a later one are in a file of this name and the digest.
+const PARTIAL_PREFIX: &str = "packed-";
+/// A layer of fewer bytes is fetched anew: that costs less than writing its bytes twice.
+const PARTIAL_FROM_BYTES: u64 = 8 << 20;
+/// Who was cut off comes again soon, or not at all.
+const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The state of a layer.
 pub(crate) enum Claim {
@@ -37,11 +47,16 @@ pub(crate) enum Claim {
     Mine(Ingest),
 }
 
-/// The right to make one layer. Dropping it without a commit removes what was made.
+/// The right to make one layer. Dropping it without a commit removes what was made, except for
+/// packed bytes that were asked to be kept.
 pub(crate) struct Ingest {
     path: PathBuf,
     target: PathBuf,
+    marker: PathBuf,
     dir: File,
+    /// Whether this maker went on from what an earlier one kept.
+    resumed: bool,
+    keep_packed: bool,
     committed: bool,
 }
 
@@ -52,8 +67,17 @@ impl Store {
         if target.exists() {
             return Ok(Claim::Committed);
         }
+        let Some(mine) = self.lock_ingest(diff_id)? else {
+            return Ok(Claim::Busy);
+        };
+        // Made between the first look and the lock; `mine` removes the empty directory again.
+        if mine.target.exists() { Ok(Claim::Committed) } else { Ok(Claim::Mine(mine)) }
+    }
+
+    /// The lock on a layer, whether or not it is there; `None` if someone else has it.
+    pub(super) fn lock_ingest(&self, diff_id: &Digest) -> Result<Option<Ingest>> {
         let name = format!("{}-{}", diff_id.algorithm().as_str(), diff_id.hex());
-        let path = self.root.join("ingest").join(name);
+        let path = self.root.join("ingest").join(&name);
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(Error::host(format!("make the directory {}", path.display()), e));
@@ -61,11 +85,17 @@ impl Store {
             _ => {}
         }
         let Some(dir) = lock(&path)? else {
-            return Ok(Claim::Busy);
+            return Ok(None);
         };
-        let mine = Ingest { path, target, dir, committed: false };
-        // Made between the first look and the lock; `mine` removes the empty directory again.
-        if mine.target.exists() { Ok(Claim::Committed) } else { Ok(Claim::Mine(mine)) }
+        Ok(Some(Ingest {
+            target: self.layer_dir(diff_id),
+            marker: self.root.join(settle::DIRECTORY).join(name),
+            path,
+            dir,
+            resumed: false,
+            keep_packed: false,
+            committed: false,
+        }))
     }
 }
 
@@ -91,49 +121,138 @@ fn lock(path: &Path) -> Result<Option<File>> {
 impl Ingest {
     /// Removes what an earlier maker left, and gives the empty root directory of the layer.
     pub(crate) fn prepare(&self) -> Result<OwnedFd> {
-        let failed =
-            |call: &str, e: std::io::Error| Error::host(format!("{call} {}", self.path.display()), e);
-        self.wipe().map_err(|e| failed("empty", e))?;
+        self.wipe(true).map_err(|e| self.failed("empty", e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let make = || {
             rustix::fs::mkdirat(&self.dir, "fs", LAYER_MODE)?;
             let fs = rustix::fs::openat(&self.dir, "fs", flags, Mode::empty())?;
             rustix::fs::fchmod(&fs, LAYER_MODE).map(|()| fs)
         };
-        make().map_err(|e| failed("make the directory fs in", e.into()))
+        make().map_err(|e| self.failed("make the directory fs in", e.into()))
     }
 
-    /// Makes the layer complete: all of it is on the disk before its name appears.
+    /// What an earlier pull kept of the packed layer; `None` for a layer that is too small for that.
+    ///
+    /// Asked for a second time, nothing is kept: what there was led to a layer that is not right.
+    pub(crate) fn partial(&mut self, digest: &Digest, size: u64) -> Result<Option<Partial>> {
+        if size < PARTIAL_FROM_BYTES || std::mem::take(&mut self.resumed) {
+            self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
+            return Ok(None);
+        }
+        let name = format!("{PARTIAL_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
+        let path = self.path.join(name);
+        let open = || -> std::io::Result<Partial> {
+            let mut file =
+                OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            let mut bytes = file.seek(SeekFrom::End(0))?;
+            if bytes > size {
+                file.set_len(0)?;
+                bytes = file.seek(SeekFrom::Start(0))?;
+            }
+            Ok(Partial { file, bytes })
+        };
+        let partial = open().map_err(|e| Error::host(format!("open {}", path.display()), e))?;
+        self.resumed = partial.bytes > 0;
+        Ok(Some(partial))
+    }
+
+    /// Whether the layer began with bytes that an earlier pull kept.
+    pub(crate) fn has_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Has the packed bytes that came kept for a later pull.
+    pub(crate) fn keep_packed(mut self) {
+        self.keep_packed = true;
+    }
+
+    /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that.
     pub(crate) fn commit(mut self) -> Result<()> {
-        let shown = self.target.display().to_string();
-        rustix::fs::syncfs(&self.dir).map_err(|e| Error::host(format!("syncfs for {shown}"), e))?;
-        std::fs::rename(&self.path, &self.target)
-            .map_err(|e| Error::host(format!("rename {} to {shown}", self.path.display()), e))?;
+        self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
+        settle::mark(&self.marker)?;
+        std::fs::rename(&self.path, &self.target).map_err(|e| {
+            let (from, to) = (self.path.display(), self.target.display());
+            Error::host(format!("rename {from} to {to}"), e)
+        })?;
         self.committed = true;
         Ok(())
     }
 
-    fn wipe(&self) -> std::io::Result<()> {
-        remove_all(self.dir.as_fd(), OsStr::new("fs"))
+    /// Takes a complete layer back: it is no longer there, and vanishes with this.
+    pub(super) fn revoke(self) -> Result<()> {
+        match std::fs::rename(&self.target, self.path.join("revoked")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::host(format!("remove {}", self.target.display()), e))
+            }
+            _ => Ok(()),
+        }
     }
+
+    fn failed(&self, call: &str, e: std::io::Error) -> Error {
+        Error::host(format!("{call} {}", self.path.display()), e)
+    }
+
+    fn remove_packed(&self) -> std::io::Result<()> {
+        self.remove_where(is_packed)
+    }
+
+    fn wipe(&self, keep_packed: bool) -> std::io::Result<()> {
+        self.remove_where(|name| !(keep_packed && is_packed(name)))
+    }
+
+    fn remove_where(&self, unwanted: impl Fn(&OsStr) -> bool) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            if unwanted(&name) {
+                remove_all(self.dir.as_fd(), &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a pull that was killed left packed bytes that are worth going on from.
+    fn has_fresh_packed(&self) -> bool {
+        let fresh = |entry: std::fs::DirEntry| {
+            let data = entry.metadata().ok()?;
+            let age = data.modified().ok()?.elapsed().unwrap_or_default();
+            (is_packed(&entry.file_name()) && data.len() > 0 && age < PARTIAL_KEPT).then_some(())
+        };
+        std::fs::read_dir(&self.path)
+            .is_ok_and(|entries| entries.flatten().filter_map(fresh).next().is_some())
+    }
+}
+
+fn is_packed(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PARTIAL_PREFIX.as_bytes())
 }
 
 impl Drop for Ingest {
     fn drop(&mut self) {
         // Under the lock. What cannot be removed now is removed by the next maker or opening.
-        if !self.committed && self.wipe().is_ok() {
+        if !self.committed && self.wipe(self.keep_packed).is_ok() {
+            // Fails where packed bytes are kept.
             let _ = std::fs::remove_dir(&self.path);
         }
     }
 }
 
-/// Removes layers in the making that nobody makes.
+/// Removes layers in the making that nobody makes; packed bytes that came lately stay.
 pub(super) fn sweep(ingest: &Path) -> Result<()> {
     let failed = |e| Error::host(format!("read the directory {}", ingest.display()), e);
     for entry in std::fs::read_dir(ingest).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if let Some(dir) = lock(&path)? {
-            drop(Ingest { path, target: PathBuf::new(), dir, committed: false });
+            let nowhere = PathBuf::new();
+            let mut left = Ingest {
+                path,
+                target: nowhere.clone(),
+                marker: nowhere,
+                dir,
+                resumed: false,
+                keep_packed: false,
+                committed: false,
+            };
+            left.keep_packed = left.has_fresh_packed();
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! blobs/ALGORITHM/HEX            manifests and configurations, as fetched
 //! layers/ALGORITHM/DIFFID/fs/    a layer in overlay form; complete, or not there
 //! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it
+//! unsettled/ALGORITHM-DIFFID     a complete layer that may not be on the disk yet
 //! images/HEX.json                what a name was when it was last pulled
 //! ```
 //! Several processes may share a store: a layer appears by `rename`, and whoever makes one holds a
@@ -12,13 +13,16 @@
 mod ingest;
 pub(crate) mod probe;
 mod record;
+mod settle;
 
 use std::fs::DirBuilder;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) use ingest::{Claim, Ingest};
 pub(crate) use record::Record;
@@ -31,7 +35,15 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Layers that are made now, of all pulls.
+    permits: Semaphore,
+    /// Whether a thread waits to settle what was pulled.
+    settling: AtomicBool,
 }
+
+/// Layers that are fetched and unpacked at the same time, of all pulls together: each has two threads
+/// and some buffers, and up to a few MiB of memory.
+const MAX_LAYERS_AT_ONCE: usize = 10;
 
 /// Makes names of temporary files of one process differ.
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -53,8 +65,9 @@ impl Store {
         let root = std::path::absolute(state_dir)
             .map_err(|e| Error::host(format!("find the state directory {}", state_dir.display()), e))?;
         make_dir(&root)?;
-        let store = Self { root };
-        for name in ["blobs", "layers", "ingest", "images", "tmp"] {
+        let store =
+            Self { root, permits: Semaphore::new(MAX_LAYERS_AT_ONCE), settling: AtomicBool::new(false) };
+        for name in ["blobs", "layers", "ingest", "images", "tmp", settle::DIRECTORY] {
             make_dir(&store.root.join(name))?;
         }
         for algorithm in Algorithm::ALL {
@@ -64,7 +77,14 @@ impl Store {
         probe::overlay(&store.root, &store.root.join("tmp"))?;
         ingest::sweep(&store.root.join("ingest"))?;
         sweep_temporary(&store.root.join("tmp"));
+        store.revoke_unsettled()?;
         Ok(Arc::new(store))
+    }
+
+    /// Leave to make one layer.
+    pub(crate) async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        let closed = |e| Error::new(ErrorKind::Internal, "the permits of the store are closed").because(e);
+        self.permits.acquire().await.map_err(closed)
     }
 
     /// The directory of a layer; `fs` in it is the layer itself.

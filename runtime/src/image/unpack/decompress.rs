@@ -2,54 +2,44 @@
 
 use std::io::{self, BufReader, Cursor, Read};
 
+use super::window::{self, Room};
 use crate::image::manifest::Packing;
 
 /// RFC 1952, section 2.3.1.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
-/// RFC 8878, section 3.1.1.
-const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// RFC 8878, section 3.1.2: 0x184D2A50 to 0x184D2A5F; zstd:chunked images begin with one.
-const ZSTD_SKIPPABLE_TAIL: &[u8] = &[0x2a, 0x4d, 0x18];
-/// Largest zstd window, as a power of two: 128 MiB, zstd's own default for decoders.
-const ZSTD_WINDOW_LOG: u32 = 27;
-const BUFFER_BYTES: usize = 128 << 10;
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// The bytes of the archive in `packed`.
 pub(super) fn open<'a>(packed: &'a mut impl Read, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {
-    let mut head = Vec::with_capacity(4);
-    packed.take(4).read_to_end(&mut head)?;
-    let compression = Compression::of(&head);
+    let mut head = Vec::with_capacity(window::HEAD_BYTES);
+    packed.take(window::HEAD_BYTES as u64).read_to_end(&mut head)?;
+    let zstd_window = window::of(&head);
+    let is_gzip = head.starts_with(GZIP_MAGIC);
     let whole = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(head).chain(packed));
-    match (packing, compression) {
-        (_, Compression::None) => Ok(Box::new(whole)),
-        (Packing::Plain, _) => Err(io::Error::new(
+    match (packing, is_gzip, zstd_window) {
+        (_, false, None) => Ok(Box::new(whole)),
+        (Packing::Plain, ..) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "it is compressed, but its media type says that it is a plain archive",
         )),
-        (Packing::ByMagic, Compression::Gzip) => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
-        (Packing::ByMagic, Compression::Zstd) => {
+        (Packing::ByMagic, true, _) => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
+        (Packing::ByMagic, false, Some(window)) => {
+            let room = Room::take(window).map_err(io::Error::other)?;
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Ok(Box::new(decoder))
+            decoder.window_log_max(room.window_log())?;
+            Ok(Box::new(Zstd { decoder, _room: room }))
         }
     }
 }
 
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
+/// A decoder that gives its memory's room back when it goes. The decoder goes first.
+struct Zstd<R: Read> {
+    decoder: R,
+    _room: Room,
 }
 
-impl Compression {
-    fn of(head: &[u8]) -> Self {
-        let skippable = head.len() == 4 && head[0] & 0xf0 == 0x50 && head[1..] == *ZSTD_SKIPPABLE_TAIL;
-        if head.starts_with(GZIP_MAGIC) {
-            Self::Gzip
-        } else if head.starts_with(ZSTD_MAGIC) || skippable {
-            Self::Zstd
-        } else {
-            Self::None
-        }
+impl<R: Read> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buffer)
     }
 }

@@ -1,7 +1,8 @@
 //! A layer, from its bytes as fetched to a directory in overlay form, in one pass.
 //!
 //! ```text
-//! packed bytes ─ count, hash ─ inflate ─ count, hash ─ archive entries ─ files below the layer's root
+//! packed bytes ─ count, hash ─ inflate ─ pipe ─ count, hash ─ archive entries ─ files below the layer's root
+//!               └────── one thread ───────┘      └───────────────── another ───────────────────┘
 //! ```
 //! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
 //! must throw the directory away on any error.
@@ -13,10 +14,12 @@ mod hashing;
 mod meta;
 mod path;
 mod pax;
+mod pipe;
 mod remove;
 #[cfg(test)]
 mod tests;
 mod whiteout;
+mod window;
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -59,7 +62,12 @@ impl Expected {
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
 /// `input` wrapped into its `io::Error`.
-pub(crate) fn unpack(input: impl Read, expected: &Expected, budget: &Budget, root: OwnedFd) -> Result<()> {
+pub(crate) fn unpack(
+    input: impl Read + Send,
+    expected: &Expected,
+    budget: &Budget,
+    root: OwnedFd,
+) -> Result<()> {
     let mut packed = Packed::new(input, expected);
     match unpack_stream(&mut packed, expected, budget, root) {
         Ok(unpacked) => {
@@ -78,13 +86,38 @@ pub(crate) fn unpack(input: impl Read, expected: &Expected, budget: &Budget, roo
 }
 
 fn unpack_stream(
-    packed: &mut impl Read,
+    packed: &mut (impl Read + Send),
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
 ) -> Result<super::digest::Hasher> {
-    let inflated = decompress::open(packed, expected.packing).map_err(|e| broken(e, &expected.name()))?;
-    let mut unpacked = Unpacked::new(inflated, expected.diff_id.algorithm(), budget);
+    std::thread::scope(|scope| {
+        let (inlet, outlet) = pipe::pipe();
+        let inflater = std::thread::Builder::new()
+            .name("skiff-inflate".into())
+            .spawn_scoped(scope, || inflate(packed, expected, inlet))
+            .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
+        let unpacked = write_files(outlet, expected, budget, root);
+        // The outlet is gone, so the thread ends even if it has more.
+        inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
+        unpacked
+    })
+}
+
+fn inflate(packed: &mut impl Read, expected: &Expected, inlet: pipe::Inlet) {
+    match decompress::open(packed, expected.packing) {
+        Ok(mut inflated) => inlet.fill_from(&mut inflated),
+        Err(error) => inlet.fail(error),
+    }
+}
+
+fn write_files(
+    archive: impl Read,
+    expected: &Expected,
+    budget: &Budget,
+    root: OwnedFd,
+) -> Result<super::digest::Hasher> {
+    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), budget);
     extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
     // What follows the archive's end belongs to the digest as well.
     std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;

@@ -1,0 +1,139 @@
+//! The memory of zstd decoders: a frame says how far back it looks (its window), and that much is
+//! held while it is read. What all decoders of this process hold together is bounded; who would
+//! go over it waits until others have ended.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::{Error, ErrorKind, Result};
+
+/// RFC 8878, section 3.1.1.
+const MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// RFC 8878, section 3.1.2: 0x184D2A50 to 0x184D2A5F; zstd:chunked images begin with one.
+const SKIPPABLE_TAIL: &[u8] = &[0x2a, 0x4d, 0x18];
+/// Bytes that [`of`] looks at.
+pub(super) const HEAD_BYTES: usize = 6;
+
+/// Windows of all decoders together, and the largest of one: what `zstd --ultra -20` makes, four
+/// times what the specification asks of decoders (RFC 8878, section 3.1.1.1.2).
+const MAX_BYTES: u64 = 1 << MAX_LOG;
+const MAX_LOG: u32 = 25;
+/// What is taken for frames that do not say it: the specification's own recommendation, and what
+/// images made in Go have.
+const USUAL_LOG: u32 = 23;
+
+/// What a zstd archive needs; `None` for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window(u64);
+
+/// Reads the first bytes of an archive.
+pub(super) fn of(head: &[u8]) -> Option<Window> {
+    let skippable = head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == *SKIPPABLE_TAIL;
+    if skippable {
+        return Some(Window(1 << USUAL_LOG));
+    }
+    let rest = head.strip_prefix(MAGIC)?;
+    let has_window = rest.first().is_some_and(|descriptor| descriptor & 0x20 == 0);
+    let &[_, window, ..] = rest else { return Some(Window(1 << USUAL_LOG)) };
+    if !has_window {
+        // A frame with its size instead: small, and frames of other kinds may follow.
+        return Some(Window(1 << USUAL_LOG));
+    }
+    let base = 1u64 << (10 + (window >> 3));
+    Some(Window(base + base / 8 * u64::from(window & 7)))
+}
+
+static HELD: Mutex<u64> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+/// Room for one decoder's window, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    log: u32,
+}
+
+impl Room {
+    /// Waits for room. A holder waits for nothing but its own input, so it comes.
+    ///
+    /// # Errors
+    /// `LimitExceeded` for a window that is never allowed.
+    pub(super) fn take(window: Window) -> Result<Self> {
+        if window.0 > MAX_BYTES {
+            let (found, limit) = (window.0 >> 20, MAX_BYTES >> 20);
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("a layer needs a zstd window of {found} MiB, which is over the limit of {limit} MiB"),
+            )
+            .advise("compress the image with zstd level 19 or lower, and without --long"));
+        }
+        let room = Self { log: window.0.next_power_of_two().trailing_zeros() };
+        let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |held: &mut u64| *held + room.bytes() > MAX_BYTES;
+        *FREED.wait_while(held, is_full).unwrap_or_else(PoisonError::into_inner) += room.bytes();
+        Ok(room)
+    }
+
+    /// For the decoder, as a power of two.
+    pub(super) fn window_log(&self) -> u32 {
+        self.log
+    }
+
+    fn bytes(&self) -> u64 {
+        1 << self.log
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *HELD.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes();
+        FREED.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn frame(level: i32, window_log: u32, bytes: usize) -> Vec<u8> {
+        let mut encoder = zstd::stream::read::Encoder::new(std::io::repeat(7).take(bytes as u64), level)
+            .expect("an encoder");
+        encoder.window_log(window_log).expect("a window");
+        encoder.include_contentsize(false).expect("no size");
+        let mut packed = Vec::new();
+        encoder.read_to_end(&mut packed).expect("packed");
+        packed
+    }
+
+    #[test]
+    fn windows_are_read_from_real_frames() {
+        for log in [10, 21, 23, 25, 27] {
+            assert_eq!(of(&frame(3, log, 1 << 20)), Some(Window(1 << log)), "{log}");
+        }
+        assert_eq!(of(&[0x5a, 0x2a, 0x4d, 0x18, 0, 0]), Some(Window(1 << USUAL_LOG)));
+        assert_eq!(of(b"\x1f\x8b\x08\0\0\0"), None);
+        assert_eq!(of(b""), None);
+        assert_eq!(of(&MAGIC[..3]), None);
+        assert_eq!(of(MAGIC), Some(Window(1 << USUAL_LOG)));
+    }
+
+    #[test]
+    fn a_huge_window_is_refused() {
+        let error = Room::take(Window(1 << 27)).expect_err("128 MiB");
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+        assert!(error.to_string().contains("128 MiB"), "{error}");
+        Room::take(Window(u64::MAX)).expect_err("endless");
+    }
+
+    #[test]
+    fn room_is_bounded_and_given_back() {
+        let first = Room::take(Window(MAX_BYTES)).expect("all of it");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| Room::take(Window(1 << 20)).map(|room| room.window_log()));
+            // It cannot have any before the first goes.
+            assert!(*HELD.lock().expect("lock") <= MAX_BYTES);
+            drop(first);
+            assert_eq!(second.join().expect("joined").expect("room"), 20);
+        });
+    }
+}

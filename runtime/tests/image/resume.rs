@@ -1,0 +1,271 @@
+//! Pulls that are cut off: what they leave, and how the next one goes on; and hosts that go down.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use skiff_runtime::ErrorKind;
+use skiff_runtime::image::{Image, PullOptions, Source, Store};
+
+use crate::support::*;
+
+/// Bytes of the layer: what is smaller is not kept.
+const LAYER_BYTES: usize = 9 << 20;
+
+/// A registry over a layout with the image `x:1`, which knows ranges and sends at most `budget`
+/// bytes of the layer; after that it breaks every connection.
+struct Rationed {
+    address: String,
+    layer: String,
+    budget: Arc<AtomicU64>,
+    ranges: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Rationed {
+    fn start(place: &Place) -> Self {
+        let layout = Layout::new(&place.path("layout"));
+        let noise: String = (0..LAYER_BYTES as u64).map(|n| char::from(b'!' + (n * n % 89) as u8)).collect();
+        let archive = tar(&[("noise", &noise)]);
+        let image = layout.image(&[(TAR, archive.clone(), archive.clone())], "amd64");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let registry = Self {
+            address: listener.local_addr().unwrap().to_string(),
+            layer: sha256(&archive),
+            budget: Arc::default(),
+            ranges: Arc::default(),
+        };
+        let (budget, ranges) = (Arc::clone(&registry.budget), Arc::clone(&registry.ranges));
+        let layer = registry.layer.clone();
+        let manifest = image["digest"].as_str().unwrap().to_owned();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (layer, ranges, budget) = (layer.clone(), Arc::clone(&ranges), Arc::clone(&budget));
+                let (dir, manifest) = (layout.dir.clone(), manifest.clone());
+                std::thread::spawn(move || serve(stream, &dir, &manifest, &layer, &ranges, &budget));
+            }
+        });
+        registry
+    }
+
+    fn name(&self) -> String {
+        format!("{}/x:1", self.address)
+    }
+
+    fn may_send(&self, bytes: u64) {
+        self.budget.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The first bytes that were asked for of the layer, and forgets them.
+    fn ranges(&self) -> Vec<u64> {
+        std::mem::take(&mut self.ranges.lock().unwrap())
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    dir: &std::path::Path,
+    manifest: &str,
+    layer: &str,
+    ranges: &Mutex<Vec<u64>>,
+    budget: &AtomicU64,
+) -> Option<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        request.push(byte[0]);
+    }
+    let request = String::from_utf8(request).ok()?;
+    let path = request.split(' ').nth(1)?;
+    let digest = if path.contains("/manifests/") { manifest } else { path.rsplit('/').next()? };
+    let body = fs::read(dir.join("blobs").join(digest.replace(':', "/"))).ok()?;
+    let range = request.to_ascii_lowercase();
+    let from: usize = match range.split_once("range: bytes=") {
+        Some((_, rest)) => rest.split('-').next()?.parse().ok()?,
+        None => 0,
+    };
+    let (status, total) = (if from > 0 { "206 Partial Content" } else { "200 OK" }, body.len());
+    let mut head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n", total - from);
+    if from > 0 {
+        head.push_str(&format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1));
+    }
+    let mut rest = &body[from..];
+    if digest == layer {
+        ranges.lock().unwrap().push(from as u64);
+        let take = |left: u64| Some(left.saturating_sub(rest.len() as u64));
+        let left = budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).ok()?;
+        rest = &rest[..rest.len().min(left as usize)];
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+    stream.write_all(rest).ok()
+}
+
+fn plain() -> PullOptions {
+    PullOptions { plain_http: true, ..PullOptions::default() }
+}
+
+/// The packed bytes that the store keeps.
+fn kept(place: &Place) -> Option<PathBuf> {
+    let ingest = fs::read_dir(place.path("state/ingest")).unwrap().next()?.unwrap().path();
+    let mut left = fs::read_dir(ingest).unwrap().map(|entry| entry.unwrap().path());
+    let packed = left.next().unwrap();
+    assert!(packed.file_name().unwrap().to_str().unwrap().starts_with("packed-sha256-"), "{packed:?}");
+    assert!(left.next().is_none(), "only packed bytes may be kept");
+    Some(packed)
+}
+
+/// Whether a pull that goes on has kept so much.
+fn has_kept(place: &Place, bytes: u64) -> bool {
+    let ingest = fs::read_dir(place.path("state/ingest")).unwrap().flatten();
+    let files = ingest.filter_map(|entry| fs::read_dir(entry.path()).ok()).flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).any(|data| data.is_file() && data.len() >= bytes)
+}
+
+fn is_right(image: &Image) {
+    let noise = fs::read(image.layers[0].join("noise")).unwrap();
+    assert_eq!(noise.len(), LAYER_BYTES);
+    let wanted = |n: usize| b'!' + ((n as u64 * n as u64) % 89) as u8;
+    assert!(noise.iter().enumerate().all(|(n, byte)| *byte == wanted(n)));
+}
+
+/// A pull that fails after six MiB.
+async fn cut_off(place: &Place, registry: &Rationed) -> u64 {
+    registry.may_send(6 << 20);
+    let error = place.pull_with(&registry.name(), &plain()).await.expect_err("it is cut off");
+    assert_eq!(error.kind(), ErrorKind::RegistryUnreachable);
+    registry.may_send(u64::MAX);
+    registry.ranges();
+    fs::metadata(kept(place).expect("packed bytes")).unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_goes_on_where_the_last_was_cut_off() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    let kept = cut_off(&place, &registry).await;
+    assert!(kept > 1 << 20 && kept <= 6 << 20, "{kept}");
+    // Another process, another day.
+    let store = Store::open(&place.path("state")).unwrap();
+    let source: Source = registry.name().parse().unwrap();
+    let image = store.pull(&source, &plain()).await.unwrap();
+    assert_eq!(registry.ranges(), [kept]);
+    is_right(&image);
+    place.nothing_half_made();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_and_spoiled_is_fetched_again() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    cut_off(&place, &registry).await;
+    let path = kept(&place).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let image = place.pull_with(&registry.name(), &plain()).await.unwrap();
+    assert_eq!(registry.ranges(), [bytes.len() as u64, 0]);
+    is_right(&image);
+    place.nothing_half_made();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_layer_has_is_not_believed() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    cut_off(&place, &registry).await;
+    fs::write(kept(&place).unwrap(), vec![0; LAYER_BYTES * 2]).unwrap();
+    is_right(&place.pull_with(&registry.name(), &plain()).await.unwrap());
+    assert_eq!(registry.ranges(), [0]);
+    place.nothing_half_made();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_dropped_keeps_what_came() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    registry.may_send(6 << 20);
+    let source: Source = registry.name().parse().unwrap();
+    let options = plain();
+    let came = async {
+        while !has_kept(&place, 4 << 20) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        result = place.store.pull(&source, &options) => panic!("it ended: {result:?}"),
+        () = came => {}
+    }
+    registry.may_send(u64::MAX);
+    registry.ranges();
+    // The thread that unpacks sees a little later that no one wants it any more.
+    is_right(&place.pull_with(&registry.name(), &plain()).await.unwrap());
+    let ranges = registry.ranges();
+    assert!(ranges.len() == 1 && ranges[0] > 1 << 20, "{ranges:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_not_kept() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    registry.may_send(u64::MAX);
+    let blob = place.path("layout/blobs").join(registry.layer.replace(':', "/"));
+    let mut bytes = fs::read(&blob).unwrap();
+    bytes[8 << 20] ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    let error = place.error(&registry.name(), &plain()).await;
+    assert_eq!(error.kind(), ErrorKind::DigestMismatch);
+}
+
+fn markers(place: &Place) -> Vec<PathBuf> {
+    fs::read_dir(place.path("state/unsettled")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_a_crash_of_the_host_may_have_spoiled_is_not_believed() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+    let [first, second, third] = markers(&place).try_into().expect("one marker for each layer");
+    // As after a crash: of an earlier boot, and written only in part. One layer is as in this boot.
+    fs::write(&first, "00000000-0000-0000-0000-000000000000").unwrap();
+    fs::write(&second, "").unwrap();
+    let store = Store::open(&place.path("state")).unwrap();
+    assert_eq!(markers(&place), [third]);
+    let (options, events) = observed();
+    let image = store.pull(&source.parse().unwrap(), &options).await.unwrap();
+    assert_eq!(started(&events), 2, "the two are made again, the third was whole");
+    assert_eq!(read(&image, 2, "etc/three"), "3");
+    place.nothing_half_made();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settled_layers_survive_a_crash_of_the_host() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+    place.store.settle().unwrap();
+    assert!(markers(&place).is_empty());
+    let store = Store::open(&place.path("state")).unwrap();
+    let (options, events) = observed();
+    store.pull(&source.parse().unwrap(), &options).await.unwrap();
+    assert_eq!(started(&events), 0);
+    place.store.settle().expect("nothing to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_settle_by_themselves() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+    for _ in 0..600 {
+        if markers(&place).is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("still unsettled: {:?}", markers(&place));
+}
