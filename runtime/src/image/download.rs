@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::digest::Digest;
 use super::progress::Progress;
-use super::registry::{Backoff, Client, Failure};
+use super::registry::{Client, Failure};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes in the channel; one read of the connection is 16 KiB with TLS and at most 512 KiB.
@@ -174,7 +174,7 @@ struct Feeder<'a> {
 
 impl Feeder<'_> {
     async fn run(&mut self) -> Result<()> {
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         let mut breaks = 0;
         loop {
             let before = self.done;
