@@ -32,9 +32,6 @@ pub(crate) const OS: &str = "linux";
 /// The architecture that Skiff runs.
 pub(crate) const ARCHITECTURE: &str = "amd64";
 
-/// Documents on the way to an image: an index, an index in it, the image.
-pub(crate) const MAX_DOCUMENTS: usize = 3;
-
 /// How an index without attestations is made.
 const REBUILD: &str =
     "build the image again with docker buildx build --provenance=false --sbom=false, and push it";
@@ -312,10 +309,7 @@ fn packing(media_type: &str) -> Option<Packing> {
 /// `InvalidImage` for an index with attestations where the limits refuse them; `NoMatchingPlatform`,
 /// saying which platforms there are.
 pub(crate) fn choose<'a>(entries: &'a [Descriptor], limits: &Limits) -> Result<&'a Descriptor> {
-    let attestation = entries.iter().find(|e| e.is_attestation());
-    if let (Attestations::Refuse, Some(attestation)) = (limits.attestations, attestation) {
-        return Err(refused(attestation, limits));
-    }
+    check_attestation(attestation(entries), limits)?;
     if let Some(found) = entries.iter().find(|e| e.fits()) {
         return Ok(found);
     }
@@ -343,40 +337,29 @@ pub(crate) fn choose<'a>(entries: &'a [Descriptor], limits: &Limits) -> Result<&
     Err(no_platform(&format!("the index has no image for {OS}/{ARCHITECTURE}; it has: {names}")))
 }
 
-/// The text begins as that of Alibaba FC, the only platform known to refuse such an index.
-fn refused(attestation: &Descriptor, limits: &Limits) -> Error {
-    let owner = limits.owner.map(|owner| format!(" under {owner}")).unwrap_or_default();
-    Error::new(
-        ErrorKind::InvalidImage,
-        format!(
-            "invalid image, platform of image is unknown/unknown: the index lists {}, which is no image \
-             but an attestation of the build (provenance or SBOM), and that is refused{owner}",
-            attestation.digest
-        ),
-    )
-    .advise(REBUILD)
+/// The first attestation that an index lists.
+pub(crate) fn attestation(entries: &[Descriptor]) -> Option<&Digest> {
+    entries.iter().find(|e| e.is_attestation()).map(|e| &e.digest)
 }
 
-/// Checks the documents of an image that is in the store against limits that may be others than
-/// those of its pull. `first` is what the image was asked for by; `blob` finds a document.
+/// Whether the limits allow an index with this attestation. The error's text begins as that of
+/// Alibaba FC, the only platform known to refuse such an index.
 ///
 /// # Errors
-/// As [`parse`] and [`choose`].
-pub(crate) fn check_again(
-    first: &Digest,
-    limits: &Limits,
-    blob: impl Fn(&Digest) -> Option<Vec<u8>>,
-) -> Result<()> {
-    let mut digest = first.clone();
-    for _ in 0..MAX_DOCUMENTS {
-        // What is not there has not led to the image.
-        let Some(bytes) = blob(&digest) else { break };
-        match parse(&bytes, None, limits)? {
-            Document::Image(_) => break,
-            Document::Index(entries) => digest = choose(&entries, limits)?.digest.clone(),
-        }
-    }
-    Ok(())
+/// `InvalidImage`.
+pub(crate) fn check_attestation(attestation: Option<&impl fmt::Display>, limits: &Limits) -> Result<()> {
+    let (Attestations::Refuse, Some(attestation)) = (limits.attestations, attestation) else {
+        return Ok(());
+    };
+    let owner = limits.owner.map(|owner| format!(" under {owner}")).unwrap_or_default();
+    Err(Error::new(
+        ErrorKind::InvalidImage,
+        format!(
+            "invalid image, platform of image is unknown/unknown: the index lists {attestation}, which is no image \
+             but an attestation of the build (provenance or SBOM), and that is refused{owner}",
+        ),
+    )
+    .advise(REBUILD))
 }
 
 /// The error of an image for another machine.

@@ -172,8 +172,19 @@ pub struct Image {
     pub packed_bytes: u64,
     /// How long it took.
     pub timings: PullTimings,
+    /// What limits of a later pull are about.
+    pub(crate) described: Described,
     /// Keeps it in the store.
     pub(crate) lease: Lease,
+}
+
+/// What the documents of an image say that its layers do not show.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Described {
+    /// Layers of the manifest.
+    pub(crate) layers: u64,
+    /// Digest of an attestation that the image's index lists.
+    pub(crate) attestation: Option<String>,
 }
 
 impl Image {
@@ -187,6 +198,7 @@ impl Image {
             config,
             layers,
             packed_bytes: 0,
+            described: Described::default(),
             timings: PullTimings::default(),
             lease: Lease::default(),
         }

@@ -16,14 +16,14 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::deadline::Deadline;
-use super::limits::{self, Budget, Limits};
+use super::limits::{Budget, Limits};
 use super::manifest;
 use super::progress::{Counted, Progress, Watch};
 use super::registry::Client;
 use super::resolve::{self, Location, Plan};
 use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
-use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
+use super::{Described, Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
 use crate::{Error, ErrorKind, Fault, Result};
 
 /// How often to ask for a layer that someone else makes.
@@ -41,7 +41,7 @@ impl Store {
     pub async fn pull(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Image> {
         let begin = Instant::now();
         if let Some(image) = self.cached(source, options.policy).await? {
-            self.check_cached(source, &image, &options.limits)?;
+            check_described(&image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
         self.fetch_as(source, source.to_string(), options).await
@@ -89,6 +89,7 @@ impl Store {
             layers: self.overlay_layers(&resolved.configuration.diff_ids),
             config: resolved.configuration.config,
             packed_bytes: record.packed_bytes,
+            described: Described { layers: record.diff_ids.len() as u64, attestation: record.attestation },
             timings,
             lease,
         })
@@ -108,14 +109,6 @@ impl Store {
                 .advise("pull or import it first, or allow it to be pulled"));
         }
         Ok(found)
-    }
-
-    /// Holds an image that is here to limits that may be others than those of its pull.
-    fn check_cached(&self, source: &Source, image: &Image, limits: &Limits) -> Result<()> {
-        limits.check_packed(image.packed_bytes)?;
-        let fixed = if let Source::Registry(reference) = source { reference.digest() } else { None };
-        let Some(digest) = fixed else { return Ok(()) };
-        manifest::check_again(digest, limits, |digest| self.blob(digest, limits::MAX_MANIFEST_BYTES))
     }
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that
@@ -164,6 +157,13 @@ impl Store {
 fn how_far(plans: &[Plan], watch: &Watch) -> String {
     let all: u64 = plans.iter().map(|plan| plan.expected.size).sum();
     format!("{} of {all} bytes of {} layers had come", watch.bytes(), plans.len())
+}
+
+/// Holds an image that is here to limits that may be others than those of its pull.
+fn check_described(image: &Image, limits: &Limits) -> Result<()> {
+    limits.check_layers(image.described.layers)?;
+    limits.check_packed(image.packed_bytes)?;
+    manifest::check_attestation(image.described.attestation.as_ref(), limits)
 }
 
 /// The events of an image that needed nothing.

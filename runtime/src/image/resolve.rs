@@ -17,6 +17,9 @@ use super::tarball::LocalFile;
 use super::unpack::Expected;
 use crate::{Error, ErrorKind, Result};
 
+/// Documents on the way to an image: an index, an index in it, the image.
+const MAX_DOCUMENTS: usize = 3;
+
 /// Where the bytes of a layer are.
 #[derive(Clone)]
 pub(crate) enum Location {
@@ -41,6 +44,8 @@ pub(crate) struct Resolved {
     pub(crate) configuration: Configuration,
     /// Lowest first.
     pub(crate) plans: Vec<Plan>,
+    /// The first attestation of an index on the way, which other limits may refuse.
+    pub(crate) attestation: Option<Digest>,
 }
 
 impl Resolved {
@@ -159,6 +164,7 @@ async fn archive(store: &Arc<Store>, file: &Path, tag: Option<String>, limits: L
         config_digest: archive.config_digest,
         configuration: archive.configuration,
         plans,
+        attestation: None,
     })
 }
 
@@ -193,12 +199,17 @@ fn check_size(what: &str, digest: &Digest, wanted: u64, found: usize) -> Result<
 
 /// Goes from a document to the image for this machine, and to its configuration.
 async fn image(store: &Arc<Store>, origin: &Origin, mut found: Found, limits: &Limits) -> Result<Resolved> {
-    for _ in 0..manifest::MAX_DOCUMENTS {
+    let mut attestation = None;
+    for _ in 0..MAX_DOCUMENTS {
         let parsed = manifest::parse(&found.bytes, found.declared.as_deref(), limits)?;
         keep(store, &found.digest, std::mem::take(&mut found.bytes)).await?;
         match parsed {
-            Document::Image(manifest) => return with_config(store, origin, found.digest, manifest).await,
+            Document::Image(manifest) => {
+                let resolved = with_config(store, origin, found.digest, manifest).await?;
+                return Ok(Resolved { attestation, ..resolved });
+            }
             Document::Index(entries) => {
+                attestation = attestation.or_else(|| manifest::attestation(&entries).cloned());
                 let chosen = manifest::choose(&entries, limits)?;
                 found = document(store, origin, &chosen.digest, Some(chosen)).await?;
             }
@@ -206,7 +217,7 @@ async fn image(store: &Arc<Store>, origin: &Origin, mut found: Found, limits: &L
     }
     Err(Error::new(
         ErrorKind::InvalidImage,
-        format!("indexes are nested more than {} deep", manifest::MAX_DOCUMENTS - 1),
+        format!("indexes are nested more than {} deep", MAX_DOCUMENTS - 1),
     ))
 }
 
@@ -242,7 +253,7 @@ async fn with_config(
             })
         })
         .collect::<Result<_>>()?;
-    Ok(Resolved { digest, config_digest: manifest.config.digest, configuration, plans })
+    Ok(Resolved { digest, config_digest: manifest.config.digest, configuration, plans, attestation: None })
 }
 
 fn check_configuration(configuration: &Configuration, layers: usize) -> Result<()> {

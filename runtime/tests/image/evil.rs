@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use skiff_runtime::image::{Attestations, Limits, PullOptions};
+use skiff_runtime::image::{Attestations, Limits, PullOptions, PullPolicy};
 use skiff_runtime::{Error, ErrorKind, Fault};
 
 use crate::liar::{Answer, Liar, answer, image, plain, with_password};
@@ -303,11 +303,19 @@ async fn an_image_that_is_here_is_held_to_the_limits_of_each_pull() {
     evil.liar.requests.lock().unwrap().clear();
     evil.place.pull_with(&pinned, &plain()).await.expect("from the store");
     for (options, kind) in [
-        (refuse, ErrorKind::InvalidImage),
+        (refuse.clone(), ErrorKind::InvalidImage),
         (with(|limits| limits.packed_bytes = 10), ErrorKind::LimitExceeded),
         (with(|limits| limits.layers = 0), ErrorKind::LimitExceeded),
     ] {
         assert_eq!(evil.place.error(&pinned, &options).await.kind(), kind);
     }
+    // The same by a tag, which is not asked for again.
+    evil.liar.say(TAG, &[answer("200 OK", "", index.as_bytes())]);
+    evil.place.pull_with(&evil.name, &plain()).await.expect("by its tag");
+    evil.liar.requests.lock().unwrap().clear();
+    let missing = |limits| PullOptions { limits, policy: PullPolicy::Missing, ..plain() };
+    evil.place.pull_with(&evil.name, &missing(Limits::default())).await.expect("from the store");
+    let error = evil.place.error(&evil.name, &missing(refuse.limits)).await;
+    assert!(error.to_string().contains("unknown/unknown"), "{error}");
     assert!(evil.liar.requests("").is_empty(), "no network for what is here");
 }

@@ -31,6 +31,9 @@ pub(crate) struct Record {
     /// Lowest first.
     pub(crate) diff_ids: Vec<String>,
     pub(crate) packed_bytes: u64,
+    /// An attestation that the name's index lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attestation: Option<String>,
 }
 
 impl Record {

@@ -4,7 +4,7 @@ use super::{Record, Store};
 use crate::Result;
 use crate::image::config::{self, Configuration};
 use crate::image::resolve::Resolved;
-use crate::image::{Image, PullTimings, limits};
+use crate::image::{Described, Image, PullTimings, limits};
 
 impl Store {
     /// The image that a name led to when it was last pulled or imported, with a lease; `None` if there
@@ -25,6 +25,7 @@ impl Store {
             layers: self.overlay_layers(&configuration.diff_ids),
             config: configuration.config,
             packed_bytes: record.packed_bytes,
+            described: Described { layers: record.diff_ids.len() as u64, attestation: record.attestation },
             timings: PullTimings::default(),
             lease,
         }))
@@ -47,6 +48,7 @@ impl Record {
             config: resolved.config_digest.to_string(),
             diff_ids: resolved.configuration.diff_ids.iter().map(ToString::to_string).collect(),
             packed_bytes: resolved.packed_bytes(),
+            attestation: resolved.attestation.as_ref().map(ToString::to_string),
         }
     }
 }
