@@ -10,12 +10,16 @@
 mod decompress;
 mod entries;
 mod extract;
+mod fields;
 mod hashing;
+mod journal;
 mod meta;
 mod path;
 mod pax;
 mod pipe;
+mod recipe;
 mod remove;
+mod sparse;
 #[cfg(test)]
 mod tests;
 mod whiteout;
@@ -26,6 +30,7 @@ use std::os::fd::OwnedFd;
 
 pub(crate) use entries::{Entries, Kind};
 pub(crate) use path::clean as clean_path;
+pub(crate) use recipe::{NAME as RECIPE, Recipe};
 pub(crate) use remove::remove_all;
 pub(crate) use whiteout::OPAQUE_XATTR;
 
@@ -57,7 +62,8 @@ impl Expected {
     }
 }
 
-/// Unpacks one layer into the empty directory `root` and verifies its size and both digests.
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. With a
+/// `recipe`, writes down what `image verify` needs.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
@@ -67,9 +73,10 @@ pub(crate) fn unpack(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<()> {
     let mut packed = Packed::new(input, expected);
-    match unpack_stream(&mut packed, expected, budget, root) {
+    match unpack_stream(&mut packed, expected, budget, root, recipe) {
         Ok(unpacked) => {
             packed.finish()?;
             expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))
@@ -90,6 +97,7 @@ fn unpack_stream(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<super::digest::Hasher> {
     std::thread::scope(|scope| {
         let (inlet, outlet) = pipe::pipe();
@@ -97,7 +105,7 @@ fn unpack_stream(
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, budget, root);
+        let unpacked = write_files(outlet, expected, budget, root, recipe);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -116,11 +124,10 @@ fn write_files(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<super::digest::Hasher> {
     let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), budget);
-    extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
-    // What follows the archive's end belongs to the digest as well.
-    std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
+    extract::extract(&mut unpacked, budget, root, recipe).map_err(|e| within(e, expected))?;
     Ok(unpacked.into_hasher())
 }
 

@@ -118,7 +118,7 @@ fn unpack_bytes(bytes: &[u8], expected: &Expected, limits: Limits) -> (tempfile:
     fs::create_dir(dir.path().join("fs")).unwrap();
     fs::write(dir.path().join("victim"), "untouched").unwrap();
     let root = OwnedFd::from(fs::File::open(dir.path().join("fs")).unwrap());
-    let result = unpack(bytes, expected, &Budget::new(limits), root);
+    let result = unpack(bytes, expected, &Budget::new(limits), root, None);
     (dir, result)
 }
 
@@ -218,9 +218,10 @@ fn extended_headers() {
     assert_eq!(xattr(&dir, &long, "user.note").as_deref(), Some(&b"two\nlines"[..]));
     assert_eq!(text(&dir, &format!("{long}2")), "y");
     assert_eq!(xattr(&dir, "ping", "security.capability").as_deref(), Some(&capability[..]));
-    for name in ["trusted.overlay.redirect", "user.overlay.opaque"] {
-        assert_eq!(xattr(&dir, "plain", name), None, "{name}");
-    }
+    assert_eq!(xattr(&dir, "plain", "trusted.overlay.redirect"), None, "overlayfs must not act on it");
+    assert_eq!(xattr(&dir, "plain", "trusted.overlay.overlay.redirect").as_deref(), Some(&b"/etc"[..]));
+    assert_eq!(xattr(&dir, "plain", "user.overlay.opaque").as_deref(), Some(&b"y"[..]));
+    assert_eq!(xattr(&dir, "plain", "security.selinux"), None);
 }
 
 #[test]
