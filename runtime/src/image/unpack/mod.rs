@@ -7,6 +7,7 @@
 //! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
 //! must throw the directory away on any error.
 
+mod compare;
 mod decompress;
 mod entries;
 mod extract;
@@ -17,11 +18,13 @@ mod meta;
 mod path;
 mod pax;
 mod pipe;
+mod rebuild;
 mod recipe;
 mod remove;
 mod sparse;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod whiteout;
 mod window;
 
@@ -32,6 +35,7 @@ pub(crate) use entries::{Entries, Kind};
 pub(crate) use path::clean as clean_path;
 pub(crate) use recipe::{NAME as RECIPE, Recipe};
 pub(crate) use remove::remove_all;
+pub(crate) use verify::{Difference, LayerReport, Rehash, verify_layer};
 pub(crate) use whiteout::OPAQUE_XATTR;
 
 use self::hashing::{Packed, Unpacked};

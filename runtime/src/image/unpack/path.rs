@@ -70,12 +70,13 @@ pub(super) struct Dir {
     /// bit, or the filesystem is mounted with `grpid` (mount(8)).
     gid: u32,
     set_gid: bool,
+    pub(super) inode: u64,
 }
 
 impl Dir {
     pub(super) fn new(fd: OwnedFd) -> rustix::io::Result<Self> {
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Self { fd, gid: stat.st_gid, set_gid: stat.st_mode & 0o2000 != 0 })
+        Ok(Self { fd, gid: stat.st_gid, set_gid: stat.st_mode & 0o2000 != 0, inode: stat.st_ino })
     }
 }
 

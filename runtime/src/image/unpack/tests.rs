@@ -118,14 +118,19 @@ fn unpack_bytes(bytes: &[u8], expected: &Expected, limits: Limits) -> (tempfile:
     fs::create_dir(dir.path().join("fs")).unwrap();
     fs::write(dir.path().join("victim"), "untouched").unwrap();
     let root = OwnedFd::from(fs::File::open(dir.path().join("fs")).unwrap());
-    let result = unpack(bytes, expected, &Budget::new(limits), root, None);
+    let recipe = Recipe::new(fs::File::create(dir.path().join("recipe")).unwrap()).unwrap();
+    let result = unpack(bytes, expected, &Budget::new(limits), root, Some(recipe));
+    if result.is_ok() {
+        let report = verify_layer(dir.path(), &expected.diff_id).unwrap();
+        assert!(report.is_sound(), "what was just unpacked is what it should be: {report:?}");
+    }
     (dir, result)
 }
 
 fn outside_is_untouched(dir: &Path) {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["fs", "victim"]);
+    assert_eq!(names, ["fs", "recipe", "victim"]);
     assert_eq!(fs::read_to_string(dir.join("victim")).unwrap(), "untouched");
     assert_eq!(fs::metadata(dir.join("victim")).unwrap().nlink(), 1);
 }
