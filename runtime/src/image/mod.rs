@@ -12,6 +12,8 @@ mod config;
 mod credentials;
 mod digest;
 mod download;
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 pub mod limits;
 mod manifest;
