@@ -54,6 +54,9 @@ pub fn verify(layer_dir: &Path, diff_id: &str) -> String {
 
 fn describe(report: &LayerReport) -> String {
     let LayerReport { entries, bytes, rehash, difference } = report;
+    if report.is_sound() {
+        return String::new();
+    }
     match (difference, rehash) {
         (Some(Difference { path, what }), _) => format!("{}: {what}", path.display()),
         (None, Rehash::Differs { found }) => format!("{entries} entries in {bytes} bytes hash to {found}"),

@@ -4,9 +4,11 @@
 //! Needs root, and the programs docker-registry, skopeo, umoci and htpasswd.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod breakout;
 mod compare;
 mod liar;
 mod local;
+mod raw;
 mod registry;
 mod resume;
 mod support;
