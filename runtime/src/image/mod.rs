@@ -14,6 +14,8 @@ mod credentials;
 mod deadline;
 mod digest;
 mod download;
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod layout;
 pub mod limits;
