@@ -10,7 +10,7 @@
 mod archive;
 mod config;
 mod credentials;
-mod digest;
+pub(crate) mod digest;
 mod download;
 mod layout;
 pub mod limits;

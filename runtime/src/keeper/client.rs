@@ -130,7 +130,8 @@ impl Keeper {
         Ok(Self { socket, table, process: Mutex::new(Some(process)), reader, gone })
     }
 
-    /// Starts a container. `fds` are the request, the network namespace and the disks.
+    /// Starts a container. `fds` are the request, the network namespace, the group of a recording if
+    /// the request says so, and the disks.
     pub(crate) async fn start(&self, id: &str, deadline: Duration, fds: &[OwnedFd]) -> Result<Started> {
         let (sender, receiver) = oneshot::channel();
         {

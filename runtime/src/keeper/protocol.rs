@@ -25,7 +25,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
 /// Most descriptors beside a packet.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 5;
 /// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
 const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.
@@ -36,7 +36,8 @@ const MAX_TEXT: usize = 4096;
 pub(crate) enum ToKeeper {
     /// The first message; with the lock of the run's directory.
     Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
-    /// Start a container; with the request, the network namespace, and the disks that it names.
+    /// Start a container; with the request, the network namespace, the group of a recording and the
+    /// disks, as the request names them.
     Start { id: String, deadline_ms: u64 },
     /// Kill all containers, clean, and end.
     Shutdown,
@@ -96,6 +97,8 @@ pub(crate) struct StartRequest {
     pub(crate) id: String,
     pub(crate) hostname: String,
     pub(crate) layers: Vec<PathBuf>,
+    /// A fanotify group comes before the disks: it is to be told what is opened.
+    pub(crate) record: bool,
     pub(crate) writable: SpaceKind,
     pub(crate) tmp: SpaceKind,
     pub(crate) read_only: bool,

@@ -128,6 +128,10 @@ pub(crate) struct RunArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    /// Then run the image's command once, without network, to record what a start of it touches
+    /// (image acceleration; used by run --accelerate).
+    #[arg(long, help_heading = "Image")]
+    pub(crate) prepare: bool,
 }
 
 /// The form of what is written.
