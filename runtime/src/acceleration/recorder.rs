@@ -16,6 +16,8 @@ use super::tree::{Found, Tree};
 use crate::sys::{PAGE_SIZE, new_watch, readable};
 use crate::{Error, Result};
 
+/// Events that are looked at: a start that opens more opens the same over and over.
+const MAX_EVENTS: usize = 200_000;
 /// How much is read ahead of a file that was read and not mapped, or mapped by a process that has
 /// ended: which parts were read, nobody tells.
 const UNMAPPED_HEAD: u64 = 4 << 20;
@@ -24,12 +26,14 @@ const UNTOUCHED_HEAD: u64 = PAGE_SIZE;
 
 /// A group of the kernel's, and what it has told.
 pub(crate) struct Recorder {
-    group: Fanotify,
+    /// `None` when no more is to be recorded.
+    group: Option<Fanotify>,
     /// Where the start process sees the root filesystem, until that is the container's root.
     mounted_at: PathBuf,
     order: Vec<String>,
     known: HashSet<String>,
     path_bytes: usize,
+    events: usize,
     pages: Pages,
 }
 
@@ -51,7 +55,8 @@ impl Recorder {
         match made {
             Ok((group, copy)) => {
                 let (order, known, pages) = (Vec::new(), HashSet::new(), Pages::default());
-                Some((Self { group, mounted_at, order, known, path_bytes: 0, pages }, copy))
+                let group = Some(group);
+                Some((Self { group, mounted_at, order, known, path_bytes: 0, events: 0, pages }, copy))
             }
             Err(error) => {
                 tracing::debug!(%error, "this host has no fanotify: nothing is recorded");
@@ -61,20 +66,28 @@ impl Recorder {
     }
 
     /// Tells when there is something to take. Must be called in a tokio runtime; to be dropped
-    /// together with the recorder, for it keeps the kernel recording.
-    pub(super) fn watch(&self) -> Result<AsyncFd<OwnedFd>> {
-        let copy = self.group.as_fd().try_clone_to_owned();
-        copy.and_then(readable).map_err(|e| Error::host("cannot watch what a container opens", e))
+    /// with [`Recorder::stop`], for it keeps the kernel recording. `None` after that.
+    pub(super) fn watch(&self) -> Result<Option<AsyncFd<OwnedFd>>> {
+        let Some(group) = &self.group else { return Ok(None) };
+        let copy = group.as_fd().try_clone_to_owned();
+        copy.and_then(readable).map(Some).map_err(|e| Error::host("cannot watch what a container opens", e))
+    }
+
+    /// Takes no more events: those that wait hold the container's mounts.
+    pub(super) fn stop(&mut self) {
+        self.group = None;
     }
 
     /// Takes some of what the kernel has to tell; false when there is nothing more now. Does not
     /// block.
     pub(super) fn take_events(&mut self) -> bool {
-        let events = match self.group.read_events() {
+        let Some(group) = &self.group else { return false };
+        let events = match group.read_events() {
             Ok(events) => events,
             // Else a file of which it cannot give a descriptor; that event is gone.
             Err(e) => return e != Errno::EAGAIN,
         };
+        self.events += events.len();
         for event in &events {
             if let Some(path) = event.fd().and_then(|file| self.path_of(file)) {
                 self.add(path);
@@ -83,9 +96,9 @@ impl Recorder {
         !events.is_empty()
     }
 
-    /// Whether no more is recorded, however long it goes on.
+    /// Whether more would be too much.
     pub(super) fn is_full(&self) -> bool {
-        self.order.len() >= MAX_ENTRIES || self.path_bytes >= MAX_PATH_BYTES
+        self.events >= MAX_EVENTS || self.order.len() >= MAX_ENTRIES || self.path_bytes >= MAX_PATH_BYTES
     }
 
     fn add(&mut self, path: String) {

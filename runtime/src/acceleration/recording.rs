@@ -103,17 +103,18 @@ async fn record(
     mut subject: Subject,
     mut serves: watch::Receiver<bool>,
 ) -> Result<Option<Recorded>> {
-    let events = recorder.watch()?;
+    let mut events = recorder.watch()?;
     let mut until = Instant::now() + PATIENCE;
     let mut ready = false;
     loop {
-        match next(&events, &mut subject.ended, &mut serves, ready, until).await {
+        match next(events.as_ref(), &mut subject.ended, &mut serves, ready, until).await {
             Next::Opened(mut readable) => {
                 if !recorder.take_events() {
                     readable.clear_ready();
                 }
-                if ready && recorder.is_full() {
-                    break;
+                if recorder.is_full() {
+                    recorder.stop();
+                    events = None;
                 }
             }
             Next::Ready => {
@@ -135,14 +136,20 @@ async fn record(
 }
 
 async fn next<'a>(
-    events: &'a AsyncFd<OwnedFd>,
+    events: Option<&'a AsyncFd<OwnedFd>>,
     ended: &mut watch::Receiver<Option<Ended>>,
     serves: &mut watch::Receiver<bool>,
     ready: bool,
     until: Instant,
 ) -> Next<'a> {
+    let readable = async {
+        match events {
+            Some(events) => events.readable().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        readable = events.readable() => readable.map_or(Next::Over, Next::Opened),
+        readable = readable => readable.map_or(Next::Over, Next::Opened),
         told = serves.wait_for(|serves| *serves), if !ready => match told {
             Ok(_) => Next::Ready,
             // The container's owner is gone: it is being killed.
@@ -164,11 +171,10 @@ async fn look(mut recorder: Recorder, group: &Group) -> Result<Recorder> {
     .await
 }
 
-async fn keep(recorder: Recorder, subject: Subject) -> Result<Option<Recorded>> {
+async fn keep(mut recorder: Recorder, subject: Subject) -> Result<Option<Recorded>> {
     blocking(move || {
+        recorder.stop();
         let list = recorder.list(&subject.layers);
-        // Before anything else: events that are not taken hold the container's mounts.
-        drop(recorder);
         if list.entries.is_empty() {
             return Ok(None);
         }
