@@ -57,7 +57,7 @@ impl Runtime {
         crate::keeper::find(options.keeper.as_deref())?;
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
-        let state_dir = options.state_dir.clone();
+        let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
         let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
         // The first start often comes as soon as the keeper is there.
         hasten_joins(run.hierarchy());

@@ -16,10 +16,11 @@ use crate::sys::PAGE_SIZE;
 
 /// Processes that are looked at; a start has few.
 const MAX_PROCESSES: usize = 64;
-/// Bytes of one process's table of mappings (its 65,530 mappings at most make this or less).
+/// Bytes of the tables of mappings of all processes: 65,530 mappings, which one may have at most,
+/// make about half of it.
 const MAX_MAPS_BYTES: u64 = 16 << 20;
-/// Pages that are looked at in one snapshot: 16 GiB of mappings.
-const MAX_PAGES: u64 = 4 << 20;
+/// Pages that are looked at in one snapshot: 4 GiB of mappings.
+const MAX_PAGES: u64 = 1 << 20;
 /// Parts that are this near to each other (in bytes) are read as one: a disk needs about as long for
 /// the gap as for another request.
 const MAX_GAP: u64 = 64 << 10;
@@ -30,6 +31,12 @@ const PRESENT: u64 = 1 << 63;
 /// the leading slash). A mapped file of which no page is in use has no parts.
 #[derive(Debug, Default)]
 pub(super) struct Pages(BTreeMap<String, Vec<Range>>);
+
+/// What is left to be looked at in one snapshot.
+struct Budget {
+    maps: u64,
+    pages: u64,
+}
 
 /// A line of `/proc/PID/maps` that is about a file.
 struct Mapping<'a> {
@@ -43,7 +50,7 @@ impl Pages {
     /// Adds what these processes use now of the files that `wanted` takes. Processes that end
     /// meanwhile are left out.
     pub(super) fn add(&mut self, pids: &[Pid], wanted: impl Fn(&str) -> bool) {
-        let mut budget = MAX_PAGES;
+        let mut budget = Budget { maps: MAX_MAPS_BYTES, pages: MAX_PAGES };
         for pid in pids.iter().take(MAX_PROCESSES) {
             self.add_process(*pid, &wanted, &mut budget);
         }
@@ -52,16 +59,17 @@ impl Pages {
         }
     }
 
-    fn add_process(&mut self, pid: Pid, wanted: &impl Fn(&str) -> bool, budget: &mut u64) {
+    fn add_process(&mut self, pid: Pid, wanted: &impl Fn(&str) -> bool, budget: &mut Budget) {
         let open = |name: &str| File::open(format!("/proc/{}/{name}", pid.as_raw_nonzero()));
         let (Ok(maps), Ok(pagemap)) = (open("maps"), open("pagemap")) else { return };
         let mut bytes = Vec::new();
         // As far as it could be read.
-        let _ = maps.take(MAX_MAPS_BYTES).read_to_end(&mut bytes);
+        let _ = maps.take(budget.maps).read_to_end(&mut bytes);
+        budget.maps = budget.maps.saturating_sub(bytes.len() as u64);
         for line in String::from_utf8_lossy(&bytes).lines() {
             let Some(mapping) = mapping(line).filter(|m| wanted(m.path)) else { continue };
-            let pages = ((mapping.end - mapping.start) / PAGE_SIZE).min(*budget);
-            *budget -= pages;
+            let pages = ((mapping.end - mapping.start) / PAGE_SIZE).min(budget.pages);
+            budget.pages -= pages;
             let ranges = self.0.entry(mapping.path.to_owned()).or_default();
             add_present(&pagemap, &mapping, pages, ranges);
         }

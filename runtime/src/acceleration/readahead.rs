@@ -128,7 +128,7 @@ fn read_ahead(tree: &Tree, list: &List) {
     let work = || {
         while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
             match step {
-                Step::Directory(path) => tree.directories(path).for_each(read_names),
+                Step::Directory(path) => tree.directories(path).for_each(|directory| read_names(&directory)),
                 Step::File(path, ranges) => {
                     if let Some(Found::File(file, _)) = tree.find(path) {
                         ask_for(&file, ranges);
@@ -147,10 +147,10 @@ fn read_ahead(tree: &Tree, list: &List) {
 }
 
 /// Brings in a directory's blocks: overlayfs looks names up in each layer from the highest down.
-fn read_names(directory: OwnedFd) {
+fn read_names(directory: &OwnedFd) {
     let mut buffer = [MaybeUninit::uninit(); 32 << 10];
     let mut seen = 0;
-    let mut names = RawDir::new(&directory, &mut buffer);
+    let mut names = RawDir::new(directory, &mut buffer);
     while let Some(Ok(name)) = names.next() {
         seen += name.file_name().to_bytes().len() + 24;
         if seen > MAX_DIRECTORY_BYTES {
