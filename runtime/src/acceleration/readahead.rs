@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +19,8 @@ use crate::sys::resident_pages;
 /// Threads that read ahead for one start. Most of their time they wait for directories and inodes,
 /// which the kernel reads one at a time for each thread.
 const THREADS: usize = 8;
+/// Bytes that one thread asks for at a time.
+const CHUNK: u64 = 512 << 10;
 /// Starts that are read ahead for at the same time; more would only wait for the same disk.
 const MAX_AT_ONCE: usize = 4;
 /// Files that are looked at to tell a warm page cache from a cold one.
@@ -131,7 +134,7 @@ fn read_ahead(tree: &Tree, list: &List) {
                 Step::Directory(path) => tree.directories(path).for_each(|directory| read_names(&directory)),
                 Step::File(path, ranges) => {
                     if let Some(Found::File(file, _)) = tree.find(path) {
-                        ask_for(&file, ranges);
+                        bring_in(&file, ranges);
                     }
                 }
             }
@@ -159,11 +162,22 @@ fn read_names(directory: &OwnedFd) {
     }
 }
 
-/// Starts the disk; waits for the blocks that tell where the file is at most.
-fn ask_for(file: &OwnedFd, ranges: &[Range]) {
+/// Brings parts of a file in, and waits for them: what the start itself needs meanwhile would else
+/// wait behind all that is read ahead, for a disk mostly takes requests in their order.
+fn bring_in(file: &OwnedFd, ranges: &[Range]) {
     for (offset, length) in ranges {
-        // A hint: a filesystem that does not take it reads when it is asked.
-        let _ = fadvise(file, *offset, std::num::NonZeroU64::new(*length), Advice::WillNeed);
+        let mut done = 0;
+        while done < *length {
+            let chunk = CHUNK.min(length - done);
+            // A hint: where a filesystem does not take it, the last byte is read all the same.
+            let _ = fadvise(file, offset + done, NonZeroU64::new(chunk), Advice::WillNeed);
+            done += chunk;
+            let read = rustix::io::pread(file, &mut [0; 1], offset + done - 1);
+            if !matches!(read, Ok(1)) {
+                // It has become shorter, or the disk is broken, which the start will tell.
+                return;
+            }
+        }
     }
 }
 

@@ -28,7 +28,8 @@ Output:
   Results go to the standard output; progress, logs and errors to the standard error.
   With --output json each is one JSON object in a line: results as each command's help shows
   them, everything else with an \"event\" (resolved, layer_cached, layer_started,
-  layer_progress, layer_done, timeline, log, stopping, trace) or an \"error\" with kind, message,
+  layer_progress, layer_done, prepared, not_prepared, timeline, log, stopping,
+  trace) or an \"error\" with kind, message,
   causes, faults, advice, fault and retryable.
 
 Environment:
