@@ -12,3 +12,4 @@ mod raw;
 mod registry;
 mod resume;
 mod support;
+mod umoci;
