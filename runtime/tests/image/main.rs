@@ -18,3 +18,4 @@ mod raw;
 mod registry;
 mod resume;
 mod support;
+mod umoci;
