@@ -79,6 +79,8 @@ kinds! {
     RegistryThrottled => Registry, true, "registry_throttled";
     /// The registry failed (5xx) or answered what the distribution specification does not allow.
     RegistryFailed => Registry, true, "registry_failed";
+    /// The pull did not end in the time that the caller gave it.
+    PullTimedOut => Registry, true, "pull_timed_out";
     /// Bytes do not hash to the digest that names them.
     DigestMismatch => Registry, false, "digest_mismatch";
     /// A layer or manifest ended early, or its compression or archive is broken.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+use super::bounded;
 use super::digest::Digest;
 use super::limits;
 use super::manifest::{Platform, shown};
@@ -20,13 +21,13 @@ const MAX_SIGNAL_BYTES: u64 = 32;
 #[non_exhaustive]
 pub struct ImageConfig {
     /// The command's fixed beginning.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub entrypoint: Vec<String>,
     /// Arguments after the entrypoint, or the command without one.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub cmd: Vec<String>,
     /// `NAME=VALUE` pairs.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::list")]
     pub env: Vec<String>,
     /// `USER`, `UID`, `USER:GROUP` or `UID:GID`; empty is root.
     #[serde(deserialize_with = "null_is_default")]
@@ -40,7 +41,7 @@ pub struct ImageConfig {
     #[serde(deserialize_with = "keys")]
     pub exposed_ports: Vec<String>,
     /// Labels.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "bounded::map")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -68,7 +69,7 @@ struct Raw {
 struct RawRootfs {
     #[serde(rename = "type")]
     kind: String,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "bounded::list")]
     diff_ids: Vec<String>,
 }
 
@@ -82,8 +83,8 @@ where
 
 /// The keys of a map whose values are empty objects.
 fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(deserializer)?;
-    Ok(map.unwrap_or_default().into_keys().collect())
+    let map: BTreeMap<String, serde::de::IgnoredAny> = bounded::map(deserializer)?;
+    Ok(map.into_keys().collect())
 }
 
 /// Reads a configuration document that has been verified.
@@ -93,7 +94,7 @@ fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Er
 pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration> {
     let invalid =
         |why: String| Error::new(ErrorKind::InvalidImage, format!("the image configuration: {why}"));
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(shown(&e.to_string())))?;
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(shown(&unquoted(&e))))?;
     if raw.rootfs.kind != "layers" {
         return Err(invalid(format!("rootfs.type is {:?}, not \"layers\"", shown(&raw.rootfs.kind))));
     }
@@ -104,6 +105,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Configuration> {
     let diff_ids = raw.rootfs.diff_ids.iter().map(|id| id.parse()).collect::<Result<_>>()?;
     let platform = Platform { os: raw.os, architecture: raw.architecture, variant: raw.variant };
     Ok(Configuration { config: raw.config, platform, diff_ids })
+}
+
+/// The parser's error without the text that it may quote, which can be of a variable.
+fn unquoted(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match (text.starts_with("invalid"), text.find('"'), text.rfind('"')) {
+        (true, Some(first), Some(last)) => format!("{}…{}", &text[..first], &text[last + 1..]),
+        _ => text,
+    }
 }
 
 /// What no kernel would take: told at the pull, not by each start. Values are not shown, since images
@@ -182,6 +192,7 @@ mod tests {
             (r#"{"Cmd":["hunter2\u0000"]}"#.to_owned(), "Cmd[0] has a NUL"),
             (r#"{"Entrypoint":["hunter2\u0000"]}"#.to_owned(), "Entrypoint[0] has a NUL"),
             (r#"{"User":"hunter2\u0000"}"#.to_owned(), "User has a NUL"),
+            (r#"{"Env":"SECRET=hunter2"}"#.to_owned(), "invalid type: string …, expected a list"),
             (format!(r#"{{"User":"{}"}}"#, "hunter2".repeat(1000)), "User has 7000 bytes, more than 256"),
             (format!(r#"{{"WorkingDir":"/{}"}}"#, "hunter2".repeat(1000)), "WorkingDir has 7001 bytes"),
             (format!(r#"{{"StopSignal":"{}"}}"#, "hunter2".repeat(10)), "StopSignal has 70 bytes"),

@@ -21,11 +21,11 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::digest::Digest;
 use super::progress::Progress;
-use super::registry::{Backoff, Client, Failure};
+use super::registry::{Client, Failure};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes in the channel; one read of the connection is 16 KiB with TLS and at most 512 KiB.
-const CHANNEL_BYTES: u32 = 1 << 20;
+const CHANNEL_BYTES: u32 = 512 << 10;
 /// Breaks of one layer that are mended, whatever came in between.
 const MAX_BREAKS: u32 = 20;
 /// A connection that brings less than [`SLOW_BYTES`] in this time of waiting for it counts as broken,
@@ -174,7 +174,7 @@ struct Feeder<'a> {
 
 impl Feeder<'_> {
     async fn run(&mut self) -> Result<()> {
-        let mut backoff = Backoff::default();
+        let mut backoff = self.client.backoff();
         let mut breaks = 0;
         loop {
             let before = self.done;

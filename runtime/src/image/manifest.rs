@@ -17,6 +17,7 @@ pub(crate) use oci_client::manifest::{
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::bounded::{self, Annotations, List};
 use super::digest::Digest;
 use super::limits::{self, Attestations, Limits};
 use crate::{Error, ErrorKind, Result};
@@ -141,14 +142,18 @@ pub(crate) enum Document {
     Image(Manifest),
 }
 
+/// The keys of [`Raw`].
+const KEYS: [&str; 7] =
+    ["schemaVersion", "mediaType", "config", "layers", "manifests", "artifactType", "fsLayers"];
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
     schema_version: u32,
     media_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<List<RawDescriptor>>,
+    manifests: Option<List<RawDescriptor>>,
     artifact_type: Option<String>,
     /// Docker's schema 1 calls its layers so.
     fs_layers: Option<IgnoredAny>,
@@ -161,7 +166,7 @@ struct RawDescriptor {
     digest: String,
     size: u64,
     platform: Option<Platform>,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
 }
 
 impl RawDescriptor {
@@ -171,7 +176,7 @@ impl RawDescriptor {
             digest: self.digest.parse()?,
             size: self.size,
             platform: self.platform,
-            annotations: self.annotations.unwrap_or_default(),
+            annotations: self.annotations.unwrap_or_default().0,
         })
     }
 }
@@ -200,8 +205,9 @@ fn unsupported(what: &str, media_type: &str) -> Error {
 pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Result<Document> {
     limits::check("bytes of the manifest", bytes.len() as u64, limits::MAX_MANIFEST_BYTES)?;
     // The parser's errors may quote the document.
-    let raw: Raw = serde_json::from_slice(bytes)
-        .map_err(|e| invalid(format!("cannot be read: {}", shown(&e.to_string()))))?;
+    let unreadable = |e: serde_json::Error| invalid(format!("cannot be read: {}", shown(&e.to_string())));
+    let raw: Raw = serde_json::from_slice(bytes).map_err(unreadable)?;
+    bounded::refuse_other_case(bytes, &KEYS).map_err(unreadable)?;
     if raw.schema_version != 2 {
         return Err(Error::new(
             ErrorKind::UnsupportedMediaType,
@@ -225,9 +231,9 @@ pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Re
         return Err(invalid("has the layers of schema version 1 too, which is ambiguous"));
     }
     match (is_index, raw.manifests, raw.layers, raw.config) {
-        (true, Some(manifests), None, None) => index(manifests),
+        (true, Some(manifests), None, None) => index(manifests.0),
         (false, None, Some(layers), Some(config)) => {
-            image(config, layers, raw.artifact_type.as_deref(), limits)
+            image(config, layers.0, raw.artifact_type.as_deref(), limits)
         }
         (_, Some(_), Some(_), _) => Err(invalid("has both layers and manifests, which is ambiguous")),
         (true, ..) => Err(invalid("is an index without manifests, or with the fields of an image")),
@@ -380,195 +386,4 @@ pub(crate) fn no_platform(message: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-    fn descriptor(media_type: &str, size: u64) -> String {
-        format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{}","size":{size}}}"#, "1".repeat(64))
-    }
-
-    fn manifest(config_type: &str, layers: &[String]) -> String {
-        format!(
-            r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
-            descriptor(config_type, 10),
-            layers.join(",")
-        )
-    }
-
-    fn read(text: &str) -> Result<Document> {
-        parse(text.as_bytes(), None, &Limits::default())
-    }
-
-    fn kind(text: &str) -> ErrorKind {
-        read(text).expect_err(text).kind()
-    }
-
-    fn entry(os: &str, architecture: &str) -> String {
-        format!(
-            r#"{{"mediaType":"{OCI_MANIFEST}","digest":"sha256:{}","size":1,
-            "platform":{{"os":"{os}","architecture":"{architecture}"}}}}"#,
-            "2".repeat(64)
-        )
-    }
-
-    fn chosen(entries: &[String]) -> Result<Descriptor> {
-        chosen_under(entries, &Limits::default())
-    }
-
-    fn chosen_under(entries: &[String], limits: &Limits) -> Result<Descriptor> {
-        let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
-        match read(&text)? {
-            Document::Index(entries) => choose(&entries, limits).cloned(),
-            Document::Image(_) => panic!("an index was read as an image"),
-        }
-    }
-
-    #[test]
-    fn both_families_of_manifests_are_read() {
-        let oci = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]);
-        let docker =
-            manifest(CONFIG_TYPES[1], &[descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", 7)]);
-        for (text, bytes) in [(oci, 5), (docker, 7)] {
-            match read(&text).expect("valid") {
-                Document::Image(manifest) => assert_eq!(manifest.packed_bytes(), bytes),
-                Document::Index(_) => panic!("an image was read as an index"),
-            }
-        }
-    }
-
-    #[test]
-    fn layer_types() {
-        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar"), Some(Packing::Plain));
-        for suffix in ["+gzip", "+zstd"] {
-            let name = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
-            assert_eq!(packing(&name), Some(Packing::ByMagic));
-        }
-        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-        assert_eq!(packing(foreign), Some(Packing::ByMagic));
-        for other in ["", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "text/plain"] {
-            assert_eq!(packing(other), None);
-        }
-        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), None);
-    }
-
-    #[test]
-    fn other_artifacts_are_refused_by_name() {
-        let helm = manifest("application/vnd.cncf.helm.config.v1+json", &[descriptor(GZIP, 5)]);
-        let error = read(&helm).expect_err("helm");
-        assert_eq!(error.kind(), ErrorKind::UnsupportedMediaType);
-        assert!(error.to_string().contains("helm"), "{error}");
-        let layer = manifest(CONFIG_TYPES[0], &[descriptor("application/wasm", 5)]);
-        assert!(read(&layer).expect_err("wasm").to_string().contains("application/wasm"));
-        assert_eq!(kind(r#"{"schemaVersion":1,"fsLayers":[]}"#), ErrorKind::UnsupportedMediaType);
-        let typed = r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#;
-        assert_eq!(kind(typed), ErrorKind::UnsupportedMediaType);
-    }
-
-    #[test]
-    fn ambiguous_and_broken_documents_are_refused() {
-        let both = format!(
-            r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#,
-            descriptor(CONFIG_TYPES[0], 1)
-        );
-        assert!(read(&both).expect_err("both").to_string().contains("ambiguous"));
-        let lying = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
-        let negative = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]).replace(":5", ":-5");
-        let doubled = r#"{"schemaVersion":2,"schemaVersion":2,"manifests":[]}"#;
-        let deep = "[".repeat(100_000);
-        let none = manifest(CONFIG_TYPES[0], &[]);
-        for text in ["", "{}", "[]", "null", &lying, &negative, doubled, &deep, &none] {
-            assert_eq!(kind(text), ErrorKind::InvalidImage, "{text:.80}");
-        }
-    }
-
-    #[test]
-    fn limits_hold() {
-        let many: Vec<_> = (0..=limits::MAX_LAYERS).map(|_| descriptor(GZIP, 1)).collect();
-        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &many)), ErrorKind::LimitExceeded);
-        read(&manifest(CONFIG_TYPES[0], &many[1..])).expect("as many as are allowed");
-        let huge = [descriptor(GZIP, u64::MAX), descriptor(GZIP, u64::MAX)];
-        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &huge)), ErrorKind::LimitExceeded);
-        let spaces = " ".repeat(usize::try_from(limits::MAX_MANIFEST_BYTES).expect("fits") + 1);
-        assert_eq!(kind(&spaces), ErrorKind::LimitExceeded);
-    }
-
-    #[test]
-    fn platforms() {
-        let unknown = entry("unknown", "unknown");
-        let amd64 = entry("linux", "amd64");
-        chosen(&[entry("linux", "arm64"), unknown.clone(), amd64]).expect("amd64");
-        let error =
-            chosen(&[entry("linux", "arm64"), unknown.clone(), entry("windows", "amd64")]).expect_err("none");
-        assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
-        assert!(error.to_string().ends_with("it has: linux/arm64, windows/amd64"), "{error}");
-        let error = chosen(&[unknown]).expect_err("attestations");
-        assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
-        assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
-        assert_eq!(chosen(&[]).expect_err("empty").kind(), ErrorKind::NoMatchingPlatform);
-    }
-    #[test]
-    fn attestations_are_ignored_or_refused() {
-        let refuse = Limits { owner: Some("some"), attestations: Attestations::Refuse, ..Limits::default() };
-        let with = [entry("linux", "amd64"), entry("unknown", "unknown")];
-        chosen(&with).expect("ignored");
-        let error = chosen_under(&with, &refuse).expect_err("refused");
-        assert_eq!(error.kind(), ErrorKind::InvalidImage);
-        let text = error.to_string();
-        assert!(text.starts_with("invalid image, platform of image is unknown/unknown"), "{text}");
-        assert!(text.contains("sha256:2222") && text.ends_with("refused under some"), "{text}");
-        assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
-        chosen_under(&with[..1], &refuse).expect("an index without attestations");
-    }
-
-    #[test]
-    fn only_entries_that_are_manifests_are_chosen() {
-        let wasm = entry("linux", "amd64").replace(OCI_MANIFEST, "application/wasm");
-        assert_eq!(
-            chosen(std::slice::from_ref(&wasm)).expect_err("wasm").kind(),
-            ErrorKind::NoMatchingPlatform
-        );
-        assert_eq!(chosen(&[wasm, entry("linux", "amd64")]).expect("the other").media_type, OCI_MANIFEST);
-    }
-
-    #[test]
-    fn a_document_may_not_come_as_another_kind() {
-        let list = r#"{"schemaVersion":2,"manifests":[]}"#;
-        let typed = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
-        let read_as =
-            |text: &str, declared| parse(text.as_bytes(), Some(declared), &Limits::default()).map(drop);
-        for text in [list, &typed] {
-            read_as(text, OCI_INDEX).expect("an index");
-            read_as(text, DOCKER_LIST).expect("of the other family");
-            read_as(text, "text/plain").expect("a type that says nothing");
-            let error = read_as(text, OCI_MANIFEST).expect_err("not an image");
-            assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
-        }
-    }
-
-    #[test]
-    fn artifacts_and_encrypted_layers_are_named() {
-        let artifact = manifest("application/vnd.oci.empty.v1+json", &[descriptor(GZIP, 5)])
-            .replace("\"config\"", "\"artifactType\":\"application/vnd.some.sbom\",\"config\"");
-        assert!(read(&artifact).expect_err("sbom").to_string().contains("application/vnd.some.sbom"));
-        let encrypted = manifest(CONFIG_TYPES[0], &[descriptor(&format!("{GZIP}+encrypted"), 5)]);
-        let error = read(&encrypted).expect_err("encrypted");
-        assert!(error.to_string().contains("sha256:1111"), "{error}");
-        assert!(error.advice().is_some_and(|a| a.contains("encryption")));
-    }
-
-    #[test]
-    fn errors_do_not_grow_with_the_document() {
-        let long = "x\\u001b".repeat(100_000);
-        for text in [
-            format!(r#"{{"schemaVersion":"{long}"}}"#),
-            format!(r#"{{"schemaVersion":2,"mediaType":"{long}"}}"#),
-            manifest(&long, &[]),
-            manifest(CONFIG_TYPES[0], &[descriptor(&long, 1)]),
-        ] {
-            let error = read(&text).expect_err("refused").chain();
-            assert!(error.len() < 1000 && !error.contains('\u{1b}'), "{error:.200}");
-        }
-    }
-}
+mod tests;

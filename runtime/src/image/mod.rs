@@ -8,8 +8,10 @@
 //! [`limits`], and no path in a layer leads out of the layer's directory.
 
 mod archive;
+mod bounded;
 mod config;
 mod credentials;
+mod deadline;
 mod digest;
 mod download;
 mod import;
@@ -30,8 +32,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use config::ImageConfig;
-pub use credentials::CredentialSources;
+pub use credentials::{
+    CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources, EndpointToken,
+    TemporaryCredentials,
+};
 pub use limits::{Attestations, Limits};
+#[doc(hidden)]
+pub use registry::transport::Times;
+pub use registry::transport::{ClientCertificate, Proxies};
 pub use source::{Reference, Source};
 use store::Lease;
 pub(crate) use store::probe::overlay as probe_overlay;
@@ -46,6 +54,16 @@ pub struct PullOptions {
     pub plain_http: bool,
     /// More certificate authorities (PEM files).
     pub ca_files: Vec<PathBuf>,
+    /// What this host shows to the registry of the reference.
+    pub client_certificate: Option<ClientCertificate>,
+    /// A directory of `HOST[:PORT]/hosts.toml` files with mirrors, in the convention of containerd.
+    pub hosts_dir: Option<PathBuf>,
+    /// Proxies; those of the environment if not given.
+    pub proxies: Option<Proxies>,
+    /// Longest time for the pull in all.
+    pub timeout: Option<Duration>,
+    #[doc(hidden)]
+    pub times: Times,
     /// Where credentials come from.
     pub credentials: CredentialSources,
     /// Bounds on the image.
@@ -61,6 +79,10 @@ impl std::fmt::Debug for PullOptions {
         f.debug_struct("PullOptions")
             .field("plain_http", &self.plain_http)
             .field("ca_files", &self.ca_files)
+            .field("client_certificate", &self.client_certificate)
+            .field("hosts_dir", &self.hosts_dir)
+            .field("proxies", &self.proxies)
+            .field("timeout", &self.timeout)
             .field("credentials", &self.credentials)
             .field("limits", &self.limits)
             .field("policy", &self.policy)

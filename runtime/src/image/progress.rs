@@ -1,7 +1,7 @@
 //! Telling the caller how far a layer is, often enough to see and seldom enough to be cheap.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,17 @@ pub(crate) struct Watch {
     observer: Option<Arc<dyn Fn(PullEvent) + Send + Sync>>,
     last_byte: Arc<Mutex<Option<Instant>>>,
     stopped: Arc<AtomicBool>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Watch {
     pub(crate) fn new(options: &PullOptions) -> Self {
-        Self { observer: options.observer.clone(), last_byte: Arc::default(), stopped: Arc::default() }
+        Self {
+            observer: options.observer.clone(),
+            last_byte: Arc::default(),
+            stopped: Arc::default(),
+            bytes: Arc::default(),
+        }
     }
 
     pub(crate) fn tell(&self, event: PullEvent) {
@@ -40,6 +46,11 @@ impl Watch {
     /// When the last byte of the last layer came, if any had to come.
     pub(crate) fn last_byte(&self) -> Option<Instant> {
         self.last_byte.lock().map_or(None, |last| *last)
+    }
+
+    /// Bytes that have come, of all layers.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Ends the reading of local files.
@@ -65,6 +76,7 @@ impl Progress {
 
     pub(crate) fn add(&mut self, bytes: u64) {
         self.done += bytes;
+        self.watch.bytes.fetch_add(bytes, Ordering::Relaxed);
         if self.done - self.told >= REPORT_BYTES && self.told_at.elapsed() >= REPORT_TIME {
             self.tell();
         }

@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
+use super::deadline::Deadline;
 use super::limits::{self, Budget, Limits};
 use super::manifest;
 use super::progress::{Counted, Progress, Watch};
@@ -23,7 +24,7 @@ use super::resolve::{self, Location, Plan};
 use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
 use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Fault, Result};
 
 /// How often to ask for a layer that someone else makes.
 const POLL: Duration = Duration::from_millis(25);
@@ -54,10 +55,12 @@ impl Store {
         options: &PullOptions,
     ) -> Result<Image> {
         let begin = Instant::now();
+        let deadline = Deadline::new(options.timeout);
         // Until the lease names them, nothing else keeps the documents of a new image.
         let store = Arc::clone(self);
         let documents = blocking(move || store.hold_documents()).await?;
-        let resolved = resolve::source(self, source, options).await?;
+        let resolved =
+            deadline.within("its layers were not known", resolve::source(self, source, options)).await?;
         let record = Record::of(name, &resolved);
         let (store, parts) = (Arc::clone(self), record.parts());
         let lease = blocking(move || store.lease(&parts)).await?;
@@ -69,7 +72,7 @@ impl Store {
             layers: resolved.plans.len(),
             bytes: resolved.packed_bytes(),
         });
-        let fetched = self.layers(&resolved.plans, options, &watch).await;
+        let fetched = self.layers(&resolved.plans, options, &watch, &deadline).await;
         self.settle_later();
         fetched?;
         let store = Arc::clone(self);
@@ -117,7 +120,13 @@ impl Store {
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that
     /// nothing half-made is left when the error is told.
-    async fn layers(self: &Arc<Self>, plans: &[Plan], options: &PullOptions, watch: &Watch) -> Result<()> {
+    async fn layers(
+        self: &Arc<Self>,
+        plans: &[Plan],
+        options: &PullOptions,
+        watch: &Watch,
+        deadline: &Deadline,
+    ) -> Result<()> {
         let (stop, stopped) = watch::channel(false);
         let shared = Shared {
             store: Arc::clone(self),
@@ -135,7 +144,12 @@ impl Store {
         }
         let mut tasks: FuturesUnordered<_> = unique.into_iter().map(|plan| shared.layer(plan)).collect();
         let mut first = Ok(());
-        while let Some(result) = tasks.next().await {
+        loop {
+            let result = tokio::select! {
+                result = tasks.next() => result,
+                () = deadline.passed(), if first.is_ok() => Some(Err(deadline.error(&how_far(plans, watch)))),
+            };
+            let Some(result) = result else { return first };
             if let (Err(error), Ok(())) = (result, &first) {
                 first = Err(error);
                 watch.stop();
@@ -143,8 +157,13 @@ impl Store {
                 let _ = stop.send(true);
             }
         }
-        first
     }
+}
+
+/// What a pull came to before its time was over.
+fn how_far(plans: &[Plan], watch: &Watch) -> String {
+    let all: u64 = plans.iter().map(|plan| plan.expected.size).sum();
+    format!("{} of {all} bytes of {} layers had come", watch.bytes(), plans.len())
 }
 
 /// The events of an image that needed nothing.
@@ -191,7 +210,10 @@ impl Shared {
                 Claim::Mine(ingest) => {
                     self.watch.tell(PullEvent::LayerStarted { digest: digest.clone(), bytes });
                     let progress = Progress::new(self.watch.clone(), digest.clone());
-                    self.make(plan, ingest, progress).await?;
+                    match self.make(plan, ingest, progress).await {
+                        Err(error) if is_elsewhere(plan, &error) => continue,
+                        made => made?,
+                    }
                     self.watch.tell(PullEvent::LayerDone { digest });
                     return Ok(());
                 }
@@ -262,6 +284,15 @@ impl Shared {
             })
         });
         unpacked.await?
+    }
+}
+
+/// Whether a layer that is wrong came from a mirror, and another host is left to be asked.
+fn is_elsewhere(plan: &Plan, error: &Error) -> bool {
+    let wrong = error.kind() == ErrorKind::DigestMismatch || error.fault() == Fault::Image;
+    match (&plan.location, &plan.expected.digest) {
+        (Location::Registry(client), Some(digest)) => wrong && client.distrust(digest),
+        _ => false,
     }
 }
 

@@ -107,10 +107,7 @@ pub(crate) async fn source(store: &Arc<Store>, source: &Source, options: &PullOp
 
 /// Resolves a reference at its registry; documents that are in the store are not fetched.
 async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptions) -> Result<Resolved> {
-    let sources = options.credentials.clone();
-    let wanted = reference.clone();
-    let credentials = super::blocking(move || sources.find(&wanted)).await?;
-    let client = Arc::new(Client::new(reference, options, credentials)?);
+    let client = Arc::new(Client::new(reference, options).await?);
     let origin = Origin::Registry(Arc::clone(&client));
     let found = match reference.digest() {
         Some(digest) => document(store, &origin, digest, None).await?,

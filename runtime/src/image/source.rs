@@ -8,7 +8,8 @@
 //! | `docker-archive:FILE[:TAG]` | a file as `docker save` writes it |
 //!
 //! The prefixes win over a repository called so on Docker Hub; write `docker.io/library/oci:TAG` for
-//! that. The name of an archive ends at its first colon, for its tag may have more of them.
+//! that. The name of an archive ends at its first colon, for its tag may have more of them. A registry
+//! may be an IPv6 literal in brackets.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     inner: oci_client::Reference,
+    /// `[IPv6]:PORT`, which the grammar of `inner` does not know.
+    address: Option<String>,
     digest: Option<Digest>,
 }
 
@@ -63,7 +66,7 @@ impl Reference {
     /// The registry as written, `docker.io` by default.
     #[must_use]
     pub fn registry(&self) -> &str {
-        self.inner.registry()
+        self.address.as_deref().unwrap_or_else(|| self.inner.registry())
     }
 
     /// The repository, with Docker Hub's `library/` where it was left out.
@@ -80,7 +83,7 @@ impl Reference {
 
     /// Host and port to talk to (Docker Hub's differs from its name).
     pub(crate) fn host(&self) -> &str {
-        self.inner.resolve_registry()
+        self.address.as_deref().unwrap_or_else(|| self.inner.resolve_registry())
     }
 
     pub(crate) fn digest(&self) -> Option<&Digest> {
@@ -90,7 +93,10 @@ impl Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
+        match &self.address {
+            None => self.inner.fmt(f),
+            Some(address) => f.write_str(&self.inner.whole().replacen(STAND_IN, address, 1)),
+        }
     }
 }
 
@@ -98,15 +104,52 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let inner: oci_client::Reference = text.parse().map_err(|e| {
-            refused(text, &format!("{e}"))
-                .advise("write [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST] with a lower-case repository")
-        })?;
+        let advice = "write [REGISTRY/]REPOSITORY[:TAG][@sha256:DIGEST] with a lower-case repository";
+        let (address, plain) = stand_in(text)?;
+        let inner: oci_client::Reference = plain
+            .as_deref()
+            .unwrap_or(text)
+            .parse()
+            .map_err(|e| refused(text, &format!("{e}")).advise(advice))?;
+        // The grammar allows `BAD/x`, where BAD could be a host; it is not one without a dot or port.
+        if inner.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(refused(text, "the repository has upper-case letters").advise(advice));
+        }
+        check_port(text, inner.registry())?;
         let digest = inner
             .digest()
             .map(|digest| digest.parse().map_err(|e: Error| refused(text, &e.to_string())))
             .transpose()?;
-        Ok(Self { inner, digest })
+        Ok(Self { inner, address, digest })
+    }
+}
+
+/// Stands for an IPv6 literal while the rest is parsed.
+const STAND_IN: &str = "ipv6.invalid";
+
+/// The IPv6 literal and port that `text` begins with, and the text with another host in their place.
+fn stand_in(text: &str) -> Result<(Option<String>, Option<String>)> {
+    let Some(rest) = text.strip_prefix('[') else { return Ok((None, None)) };
+    let wrong = || {
+        refused(text, "what stands in brackets must be an IPv6 address").advise("write [::1]:5000/REPOSITORY")
+    };
+    let (address, rest) = rest.split_once(']').ok_or_else(wrong)?;
+    let address: std::net::Ipv6Addr = address.parse().map_err(|_| wrong())?;
+    let (port, rest) = rest.split_once('/').ok_or_else(wrong)?;
+    if !port.is_empty() && !port.starts_with(':') {
+        return Err(wrong());
+    }
+    check_port(text, &format!("x{port}"))?;
+    Ok((Some(format!("[{address}]{port}")), Some(format!("{STAND_IN}/{rest}"))))
+}
+
+/// A port is a number from 1 to 65535.
+fn check_port(text: &str, registry: &str) -> Result<()> {
+    match registry.split_once(':') {
+        Some((_, port)) if !port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Err(refused(text, "the port is not a number from 1 to 65535"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -198,6 +241,11 @@ mod tests {
             ("me/app:1", "docker.io/me/app:1".to_owned()),
             ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000/a/b:t".to_owned()),
             ("localhost/x", "localhost/x:latest".to_owned()),
+            ("[::1]:5000/a/b:t", "[::1]:5000/a/b:t".to_owned()),
+            ("[0:0::1]/a", "[::1]/a:latest".to_owned()),
+            (&format!("[fe80::1]:80/a@{digest}"), format!("[fe80::1]:80/a@{digest}")),
+            ("index.docker.io/alpine", "docker.io/library/alpine:latest".to_owned()),
+            ("Host.Example/x", "Host.Example/x:latest".to_owned()),
             (&format!("ghcr.io/a/b@{digest}"), format!("ghcr.io/a/b@{digest}")),
             (&format!("ghcr.io/a/b:1@{digest}"), format!("ghcr.io/a/b:1@{digest}")),
         ] {
@@ -231,6 +279,19 @@ mod tests {
             "",
             " ",
             "UPPER",
+            "BAD/reference",
+            "BAD/reference:1",
+            "h:0/x",
+            "h:65536/x",
+            "[::1]",
+            "[::1/x",
+            "[::1]5000/x",
+            "[::1]:/x",
+            "[::1]:x/x",
+            "[::1]:65536/x",
+            "[127.0.0.1]/x",
+            "[::1%eth0]/x",
+            "[::1]/UPPER",
             "a b",
             "a:b:c",
             "/x",

@@ -1,5 +1,6 @@
 //! Small layers that become large: each is cut off with a clear error, in little memory, and what it
 //! had written is removed.
+#![allow(clippy::print_stdout, reason = "the figures are shown with --no-capture")]
 
 use std::io::{Read, Write as _};
 use std::path::Path;
@@ -200,4 +201,42 @@ async fn a_zstd_window_of_128_mebibytes() {
     let error = refused(ZSTD, &packed, Limits::default()).await;
     assert!(error.chain().contains("window") || error.chain().contains("memory"), "{error:?}");
     assert!(error.advice().is_some(), "{error:?}");
+}
+
+/// Documents of the largest size that is read, full of the smallest things: a million texts.
+#[tokio::test]
+async fn documents_of_a_million_texts() {
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    let pull = async |what: &str, descriptor: serde_json::Value| {
+        let source = layout.index(&[("v1", descriptor)]);
+        reset_peak();
+        let before = peak_kib();
+        let error = place.error(&source, &PullOptions::default()).await;
+        let grown = peak_kib() - before;
+        println!("{what}: {grown} KiB more memory: {error}");
+        assert!(grown < MEMORY_KIB, "{what} took {grown} KiB");
+        assert_eq!(error.kind(), ErrorKind::InvalidImage, "{what}: {error:?}");
+    };
+    let list = |item: &str, bytes: usize| vec![item; bytes / (item.len() + 1)].join(",");
+    let layer = layout.blob(TAR, &tar(&[("a", "b")]));
+    let id = sha256(&tar(&[("a", "b")]));
+    for (what, field) in [
+        ("Env", format!("\"Env\":[{}]", list("\"\"", 7 << 20))),
+        ("Cmd", format!("\"Cmd\":[{}]", list("\"\"", 7 << 20))),
+        ("Labels", {
+            let labels: Vec<_> = (0..500_000).map(|n| format!("\"{n}\":\"\"")).collect();
+            format!("\"Labels\":{{{}}}", labels.join(","))
+        }),
+    ] {
+        let config = format!(
+            r#"{{"os":"linux","architecture":"amd64","config":{{{field}}},
+            "rootfs":{{"type":"layers","diff_ids":["{id}"]}}}}"#
+        );
+        let config = layout.blob(CONFIG, config.as_bytes());
+        pull(what, layout.manifest(&config, std::slice::from_ref(&layer))).await;
+    }
+    let layers = list(r#"{"digest":"","size":0}"#, 4_000_000);
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{{"digest":"","size":0}},"layers":[{layers}]}}"#);
+    pull("layers", layout.blob(MANIFEST, manifest.as_bytes())).await;
 }

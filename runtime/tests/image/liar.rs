@@ -26,12 +26,12 @@ pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     Answer { head, body: body.into(), send: body.len(), endless: false }
 }
 
-type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
+pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
 
 /// The server: the answers of each path in turn, the last one for ever. Requests are kept.
 pub(crate) struct Liar {
     pub(crate) address: String,
-    answers: Answers,
+    pub(crate) answers: Answers,
     pub(crate) requests: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -185,6 +185,11 @@ async fn a_lying_configuration_and_huge_documents() {
     assert_eq!(place.error(&name, &plain()).await.kind(), ErrorKind::InvalidImage);
 }
 
+/// The header of a part from `start` on.
+fn part(start: usize, all: usize) -> String {
+    format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1)
+}
+
 #[tokio::test]
 async fn broken_connections_are_continued() {
     let place = Place::new();
@@ -192,7 +197,10 @@ async fn broken_connections_are_continued() {
     let liar = Liar::start().await;
     let name = liar.serve_image(&layout, &descriptor);
     let cut = Answer { send: 70_000, ..answer("200 OK", "", &packed) };
-    let rest = Answer { send: 30_000, ..answer("206 Partial Content", "", &packed[70_000..]) };
+    let rest = Answer {
+        send: 30_000,
+        ..answer("206 Partial Content", &part(70_000, packed.len()), &packed[70_000..])
+    };
     // After the second break the server knows no ranges and sends all again.
     liar.say(&format!("/v2/x/blobs/{layer}"), &[cut, rest, answer("200 OK", "", &packed)]);
     let image = place.pull_with(&name, &plain()).await.unwrap();

@@ -25,7 +25,7 @@ fn memory(config: &FunctionConfig, packed_bytes: u64, row: &ImageMemory) -> Warn
             "the function has {} MiB of memory; for an image of {packed_bytes} bytes {name} advises {range}",
             config.memory_mib
         ),
-        advice: format!("give it {} MiB of memory, or make the image smaller", row.memory_mib),
+        advice: format!("give it {} MiB of memory or more", row.memory_mib),
     }
 }
 

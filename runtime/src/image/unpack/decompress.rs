@@ -7,7 +7,7 @@ use crate::image::manifest::Packing;
 
 /// RFC 1952, section 2.3.1.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
-const BUFFER_BYTES: usize = 128 << 10;
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// The bytes of the archive in `packed`.
 pub(super) fn open<'a>(packed: &'a mut impl Read, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Bytes of one buffer: large enough that a switch of threads costs nothing beside its work.
-const BUFFER_BYTES: usize = 256 << 10;
+const BUFFER_BYTES: usize = 128 << 10;
 /// Buffers of one layer.
 const BUFFERS: usize = 4;
 

@@ -49,6 +49,7 @@ impl SourceArgs {
             file: self.credentials_file.clone(),
             pair: credentials_pair(lookup)?,
             docker_config: true,
+            ..CredentialSources::default()
         };
         let (plain_http, ca_files) = (self.plain_http, self.ca_file.clone());
         Ok(PullOptions { plain_http, ca_files, credentials, ..PullOptions::default() })
