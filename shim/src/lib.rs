@@ -22,7 +22,8 @@ pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStr
 pub use platform::{InvocationKind, Platform, PlatformAnswer};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
-    CredentialSources, Image, PullEvent, PullOptions, PullTimings, Source, Store,
+    ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
+    EndpointToken, Image, Proxies, PullEvent, PullOptions, PullTimings, Source, Store, TemporaryCredentials,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,
