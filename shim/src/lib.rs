@@ -24,8 +24,9 @@ pub use instance::{
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
-    CredentialSources, GcOptions, GcReport, Image, PullEvent, PullOptions, PullPolicy, PullTimings,
-    Reference, Removal, RemovedImage, Source, Store, StoredImage,
+    ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
+    EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime, RuntimeOptions,

@@ -33,7 +33,8 @@ Output:
   causes, faults, advice, fault and retryable.
 
 Environment:
-  SKIFF_STATE_DIR, SKIFF_RUN_DIR, SKIFF_KEEPER, SKIFF_LOG_LEVEL, SKIFF_OUTPUT, SKIFF_PLATFORM
+  SKIFF_STATE_DIR, SKIFF_RUN_DIR, SKIFF_KEEPER, SKIFF_LOG_LEVEL, SKIFF_OUTPUT, SKIFF_PLATFORM,
+  SKIFF_HOSTS_DIR
       stand for the options of these names; options win.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
       credentials for the registry.
@@ -85,7 +86,11 @@ and on the standard error, beside the events that `skiff --help` names:
 
 Environment:
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
-      credentials for the registry, after --credentials-file and before Docker's own.
+      credentials for the registry, after the options for credentials and before Docker's own.
+  SKIFF_CREDENTIALS_TOKEN
+      token for the service of --credentials-url.
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+      proxies on the way to registries (lower case too); never for this host's loopback.
   SKIFF_FUNCTION_ACCESS_KEY_ID, SKIFF_FUNCTION_ACCESS_KEY_SECRET, SKIFF_FUNCTION_SECURITY_TOKEN
       temporary credentials of the role that the function runs as; it gets them as the platform
       gives them.
@@ -130,7 +135,11 @@ Environment:
   SKIFF_PLATFORM
       stands for --platform.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
-      credentials for the registry, after --credentials-file and before Docker's own.";
+      credentials for the registry, after the options for credentials and before Docker's own.
+  SKIFF_CREDENTIALS_TOKEN
+      token for the service of --credentials-url.
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+      proxies on the way to registries (lower case too); never for this host's loopback.";
 
 pub(super) const DOCTOR: &str = "\
 Examples:
