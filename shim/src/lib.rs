@@ -18,14 +18,17 @@ pub mod proxy;
 
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{Credentials, FunctionConfig, Secret};
-pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, State, Timeline};
+pub use instance::{
+    EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, Rehearsal, State, Timeline,
+};
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
-    CredentialSources, GcOptions, GcReport, Image, PullEvent, PullOptions, PullPolicy, PullTimings,
-    Reference, Removal, RemovedImage, Source, Store, StoredImage,
+    ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
+    EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials,
 };
 pub use skiff_runtime::{
-    Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,
-    Stats, Writable,
+    Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime, RuntimeOptions,
+    StartTimings, Stats, Writable,
 };

@@ -12,8 +12,10 @@ mod bounded;
 mod config;
 mod credentials;
 mod deadline;
-mod digest;
+pub(crate) mod digest;
 mod download;
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod layout;
 pub mod limits;

@@ -28,11 +28,13 @@ Output:
   Results go to the standard output; progress, logs and errors to the standard error.
   With --output json each is one JSON object in a line: results as each command's help shows
   them, everything else with an \"event\" (resolved, layer_cached, layer_started,
-  layer_progress, layer_done, warning, timeline, log, stopping, trace) or an \"error\" with kind, message,
+  layer_progress, layer_done, prepared, not_prepared, warning, timeline, log,
+  stopping, trace) or an \"error\" with kind, message,
   causes, faults, advice, fault and retryable.
 
 Environment:
-  SKIFF_STATE_DIR, SKIFF_RUN_DIR, SKIFF_KEEPER, SKIFF_LOG_LEVEL, SKIFF_OUTPUT, SKIFF_PLATFORM
+  SKIFF_STATE_DIR, SKIFF_RUN_DIR, SKIFF_KEEPER, SKIFF_LOG_LEVEL, SKIFF_OUTPUT, SKIFF_PLATFORM,
+  SKIFF_HOSTS_DIR
       stand for the options of these names; options win.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
       credentials for the registry.
@@ -84,7 +86,11 @@ and on the standard error, beside the events that `skiff --help` names:
 
 Environment:
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
-      credentials for the registry, after --credentials-file and before Docker's own.
+      credentials for the registry, after the options for credentials and before Docker's own.
+  SKIFF_CREDENTIALS_TOKEN
+      token for the service of --credentials-url.
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+      proxies on the way to registries (lower case too); never for this host's loopback.
   SKIFF_FUNCTION_ACCESS_KEY_ID, SKIFF_FUNCTION_ACCESS_KEY_SECRET, SKIFF_FUNCTION_SECURITY_TOKEN
       temporary credentials of the role that the function runs as; it gets them as the platform
       gives them.
@@ -100,10 +106,16 @@ Examples:
 pub(super) const PULL_LONG: &str = "\
 Writes one line with the digest, the number of layers and their size to the standard output.
 
+With --prepare the image's command is then run once, as a function of the platform fc with its
+defaults and no network, until its server listens or for 10 s, and killed. What it opened is kept;
+`skiff run --accelerate` reads that ahead when the page cache is cold. This needs skiff-keeper. If
+it fails, the image is in the store all the same: a warning says why, and the exit code is 0.
+
 Examples:
   skiff pull registry.example.com/team/my-function:1.0
   skiff pull --plain-http 127.0.0.1:5000/demo/python:1
   skiff pull --platform scf registry.example.com/team/my-function:1.0
+  skiff pull --prepare registry.example.com/team/my-function:1.0
   SKIFF_REGISTRY_USERNAME=me SKIFF_REGISTRY_PASSWORD=… skiff pull registry.example.com/a/b@sha256:…
 
 Exit codes:
@@ -115,12 +127,19 @@ Exit codes:
 With --output json, on the standard output:
   {\"name\":REFERENCE,\"digest\":\"sha256:…\",\"layers\":3,\"packed_bytes\":…,
    \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}
+and with --prepare, on the standard error, one of
+  {\"event\":\"prepared\",\"files\":…,\"bytes\":…,\"listened\":true|false}
+  {\"event\":\"not_prepared\",\"warning\":TEXT}
 
 Environment:
   SKIFF_PLATFORM
       stands for --platform.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
-      credentials for the registry, after --credentials-file and before Docker's own.";
+      credentials for the registry, after the options for credentials and before Docker's own.
+  SKIFF_CREDENTIALS_TOKEN
+      token for the service of --credentials-url.
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+      proxies on the way to registries (lower case too); never for this host's loopback.";
 
 pub(super) const DOCTOR: &str = "\
 Examples:

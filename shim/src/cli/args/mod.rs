@@ -153,6 +153,10 @@ pub(crate) struct PullArgs {
     #[arg(long, help_heading = "Image", env = "SKIFF_PLATFORM", hide_env_values = true)]
     #[arg(value_parser = platform_parser(), hide_possible_values = true)]
     pub(crate) platform: Option<&'static dyn skiff::Platform>,
+    /// Then run the image's command once, without network, to record what a start of it touches
+    /// (image acceleration; used by run --accelerate).
+    #[arg(long, help_heading = "Image")]
+    pub(crate) prepare: bool,
 }
 
 /// The form of what is written.
@@ -257,6 +261,13 @@ mod tests {
             "run image extra",
             "pull image --memory 512MiB",
             "pull image --platform aws",
+            "pull image --client-cert c.pem",
+            "pull image --client-key c.pem",
+            "pull image --credentials-file f --credential-helper h",
+            "pull image --credentials-file f --credentials-url https://h",
+            "pull image --credential-helper h --credentials-url https://h",
+            "pull image --credentials-token-file f",
+            "pull image --pull-timeout soon",
             "doctor image",
             "--output yaml doctor",
             "",

@@ -4,15 +4,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use skiff::{CredentialSources, PullOptions, Source};
+use skiff::{ClientCertificate, CredentialEndpoint, CredentialSources, EndpointToken, PullOptions, Source};
 
 use crate::cli::failure::Failure;
+use crate::cli::values::Time;
 
 /// User name for the registry.
 const USERNAME: &str = "SKIFF_REGISTRY_USERNAME";
 
 /// Password or token for the registry.
 const PASSWORD: &str = "SKIFF_REGISTRY_PASSWORD";
+
+/// Token for the credentials service.
+const TOKEN: &str = "SKIFF_CREDENTIALS_TOKEN";
 
 /// The image and the way to it.
 #[derive(Debug, Args)]
@@ -28,9 +32,42 @@ pub(crate) struct SourceArgs {
     /// Trust these certificate authorities too (a PEM file; may be given again).
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Vec<PathBuf>,
+    /// Show this certificate to the registry (a PEM file).
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The key of the certificate (a PEM file, not encrypted).
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub(crate) client_key: Option<PathBuf>,
+    /// Mirrors of registries: a directory of HOST[:PORT]/hosts.toml files, as containerd has it.
+    #[arg(long, value_name = "DIR", env = "SKIFF_HOSTS_DIR", hide_env_values = true)]
+    #[arg(default_value = "/etc/skiff/hosts")]
+    pub(crate) hosts_dir: PathBuf,
+    /// Time for the pull in all, such as 5m [default: no limit].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) pull_timeout: Option<Time>,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+}
+
+/// Where credentials come from: one of these, or else variables or Docker's configuration. Never
+/// the secrets themselves: arguments can be seen by every user of the host.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Image")]
+pub(crate) struct CredentialArgs {
     /// A JSON file with username, password and, if they expire, expiry.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["credential_helper", "credentials_url"])]
     pub(crate) credentials_file: Option<PathBuf>,
+    /// A program that speaks Docker's credential-helper protocol: a path, or NAME for
+    /// docker-credential-NAME.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "credentials_url")]
+    pub(crate) credential_helper: Option<PathBuf>,
+    /// A service that answers ?registry=…&repository=… with the JSON of a credentials file:
+    /// https://…, http://127.0.0.1…, or unix:/PATH.
+    #[arg(long, value_name = "URL")]
+    pub(crate) credentials_url: Option<String>,
+    /// A file with the token that the service is shown.
+    #[arg(long, value_name = "FILE", requires = "credentials_url")]
+    pub(crate) credentials_token_file: Option<PathBuf>,
 }
 
 impl SourceArgs {
@@ -45,14 +82,35 @@ impl SourceArgs {
         &self,
         lookup: impl Fn(&str) -> Option<OsString>,
     ) -> Result<PullOptions, Failure> {
-        let credentials = CredentialSources {
+        let credentials = self.credentials.sources(lookup)?;
+        let pair = self.client_cert.clone().zip(self.client_key.clone());
+        Ok(PullOptions {
+            plain_http: self.plain_http,
+            ca_files: self.ca_file.clone(),
+            client_certificate: pair.map(|(certificate, key)| ClientCertificate { certificate, key }),
+            hosts_dir: Some(self.hosts_dir.clone()),
+            timeout: self.pull_timeout.map(|time| time.0),
+            credentials,
+            ..PullOptions::default()
+        })
+    }
+}
+
+impl CredentialArgs {
+    fn sources(&self, lookup: impl Fn(&str) -> Option<OsString>) -> Result<CredentialSources, Failure> {
+        let token = match &self.credentials_token_file {
+            Some(file) => Some(EndpointToken::File(file.clone())),
+            None => variable(&lookup, TOKEN)?.map(EndpointToken::Value),
+        };
+        let endpoint = self.credentials_url.clone().map(|url| CredentialEndpoint { url, token });
+        Ok(CredentialSources {
             file: self.credentials_file.clone(),
+            helper: self.credential_helper.clone(),
+            endpoint,
             pair: credentials_pair(lookup)?,
             docker_config: true,
             ..CredentialSources::default()
-        };
-        let (plain_http, ca_files) = (self.plain_http, self.ca_file.clone());
-        Ok(PullOptions { plain_http, ca_files, credentials, ..PullOptions::default() })
+        })
     }
 }
 
