@@ -23,7 +23,7 @@ pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
     CredentialSources, GcOptions, GcReport, Image, PullEvent, PullOptions, PullPolicy, PullTimings,
-    Reference, Removal, RemovedImage, Source, Store, StoredImage,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage, VerifyOptions, VerifyReport,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,

@@ -29,6 +29,9 @@ pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 pub const MAX_XATTR_BYTES: u64 = 64 << 10;
 /// Extended attributes of one entry.
 pub const MAX_XATTRS: u64 = 128;
+/// Bytes that the whiteouts of all layers of an image take in memory until their layer's end; some
+/// 150,000 of them.
+pub const MAX_WHITEOUT_BYTES: u64 = 16 << 20;
 /// Images that an index may list.
 pub const MAX_INDEX_ENTRIES: u64 = 1024;
 
@@ -149,18 +152,30 @@ pub(crate) struct Budget {
     entries: AtomicU64,
     unpacked: AtomicU64,
     inflated: AtomicU64,
+    whiteouts: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(limits: Limits) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { limits, entries: zero(), unpacked: zero(), inflated: zero() }
+        Self { limits, entries: zero(), unpacked: zero(), inflated: zero(), whiteouts: zero() }
     }
 
     /// Counts one archive entry.
     pub(crate) fn entry(&self) -> Result<()> {
         let entries = self.entries.fetch_add(1, Ordering::Relaxed) + 1;
         self.limits.check_entries(entries)
+    }
+
+    /// Counts memory for whiteouts.
+    pub(crate) fn whiteout(&self, bytes: u64) -> Result<()> {
+        let all = self.whiteouts.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        check("bytes for the whiteouts of the image", all, MAX_WHITEOUT_BYTES)
+    }
+
+    /// Gives back the memory of a layer that is complete.
+    pub(crate) fn whiteouts_done(&self, bytes: u64) {
+        self.whiteouts.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

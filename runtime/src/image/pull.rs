@@ -278,7 +278,8 @@ impl Shared {
         let (expected, budget) = (plan.expected.clone(), Arc::clone(&self.budget));
         let unpacked = blocking(move || {
             let root = ingest.prepare()?;
-            Ok(match unpack::unpack(input()?, &expected, &budget, root) {
+            let recipe = unpack::Recipe::new(ingest.recipe()?)?;
+            Ok(match unpack::unpack(input()?, &expected, &budget, root, Some(recipe)) {
                 Ok(archive_bytes) => ingest.commit(&expected.record(archive_bytes)).map_err(Failed::from),
                 Err(error) => Err(failed(error, ingest)),
             })

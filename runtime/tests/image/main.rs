@@ -6,6 +6,7 @@
 
 mod archives;
 mod bombs;
+mod breakout;
 mod collect;
 mod compare;
 mod crash;
@@ -13,6 +14,8 @@ mod evil;
 mod evil_documents;
 mod liar;
 mod local;
+mod raw;
 mod registry;
 mod resume;
 mod support;
+mod verify;

@@ -9,7 +9,7 @@
 
 mod callback;
 mod docker;
-mod document;
+pub(super) mod document;
 mod endpoint;
 mod file;
 mod helper;

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use super::{LayerRecord, Store, settle};
 use crate::image::digest::Digest;
 use crate::image::download::Partial;
-use crate::image::unpack::remove_all;
+use crate::image::unpack::{self, remove_all};
 use crate::{Error, Result};
 
 /// The root directory of a layer that does not describe it.
@@ -129,6 +129,13 @@ impl Ingest {
             rustix::fs::fchmod(&fs, LAYER_MODE).map(|()| fs)
         };
         make().map_err(|e| self.failed("make the directory fs in", e.into()))
+    }
+
+    /// An empty file beside the layer's root, for its recipe.
+    pub(crate) fn recipe(&self) -> Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&self.dir, unpack::RECIPE, flags, Mode::RUSR | Mode::WUSR);
+        made.map(File::from).map_err(|e| self.failed("make the file recipe in", e.into()))
     }
 
     /// What an earlier pull kept of the packed layer; `None` for a layer that is too small for that.

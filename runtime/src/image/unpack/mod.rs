@@ -7,17 +7,24 @@
 //! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
 //! must throw the directory away on any error.
 
+mod compare;
 mod decompress;
 mod entries;
 mod extract;
+mod fields;
 mod hashing;
+mod journal;
 mod meta;
 mod path;
 mod pax;
 mod pipe;
+mod rebuild;
+mod recipe;
 mod remove;
+mod sparse;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod whiteout;
 mod window;
 
@@ -26,7 +33,9 @@ use std::os::fd::OwnedFd;
 
 pub(crate) use entries::{Entries, Kind};
 pub(crate) use path::clean as clean_path;
+pub(crate) use recipe::{NAME as RECIPE, Recipe};
 pub(crate) use remove::remove_all;
+pub(crate) use verify::{Difference, LayerReport, Rehash, verify_layer};
 pub(crate) use whiteout::OPAQUE_XATTR;
 
 use self::hashing::{Packed, Unpacked};
@@ -69,7 +78,7 @@ impl Expected {
 }
 
 /// Unpacks one layer into the empty directory `root` and verifies its size and both digests. Gives the
-/// bytes of its archive.
+/// bytes of its archive. With a `recipe`, writes down what `image verify` needs.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
@@ -79,10 +88,11 @@ pub(crate) fn unpack(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<u64> {
     let flow = Flow::new(budget);
     let mut packed = Packed::new(input, expected, &flow);
-    match unpack_stream(&mut packed, expected, budget, &flow, root) {
+    match unpack_stream(&mut packed, expected, budget, &flow, root, recipe) {
         Ok((unpacked, bytes)) => {
             packed.finish()?;
             let what = format!("archive in {}", expected.name());
@@ -106,6 +116,7 @@ fn unpack_stream(
     budget: &Budget,
     flow: &Flow<'_>,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<(super::digest::Hasher, u64)> {
     std::thread::scope(|scope| {
         let (inlet, outlet) = pipe::pipe();
@@ -113,7 +124,7 @@ fn unpack_stream(
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, budget, flow, root);
+        let unpacked = write_files(outlet, expected, budget, flow, root, recipe);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -133,11 +144,10 @@ fn write_files(
     budget: &Budget,
     flow: &Flow<'_>,
     root: OwnedFd,
+    recipe: Option<Recipe>,
 ) -> Result<(super::digest::Hasher, u64)> {
     let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
-    extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
-    // What follows the archive's end belongs to the digest as well.
-    std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
+    extract::extract(&mut unpacked, budget, root, recipe).map_err(|e| within(e, expected))?;
     Ok(unpacked.finish())
 }
 
