@@ -236,9 +236,9 @@ impl Store {
                     continue;
                 }
                 if folder == "layers" {
-                    self.discard(&path).map(drop)?
+                    self.discard(&path)?;
                 } else {
-                    gc::unlink(&path)?
+                    gc::unlink(&path)?;
                 }
                 damage.removed = true;
             }
