@@ -26,7 +26,8 @@ pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
     EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
-    Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials, VerifyOptions,
+    VerifyReport,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime, RuntimeOptions,

@@ -128,3 +128,21 @@ fn an_imported_image_runs_under_its_name_without_a_registry() {
         .fails(3, &["there is no file /nonexistent"]);
     sandbox.run(&["image", "import", &source, "UPPER"]).fails(2, &["UPPER"]);
 }
+
+#[test]
+fn a_damaged_layer_is_told_and_repaired() {
+    let sandbox = Sandbox::new();
+    let image = images::oci("function");
+    sandbox.run(&["pull", &image, "--quiet"]).ok();
+    let report = sandbox.run(&["image", "verify", "--output", "json"]).ok();
+    assert_eq!((&report.json()["sound"], &report.json()["layers"]), (&true.into(), &2.into()));
+    assert!(report.json_events().iter().any(|event| event["event"] == "verified" && event["of"] == 4));
+    let layer = layers(sandbox.state_dir()).remove(0);
+    std::fs::write(layer.join("fs/added"), "x").expect("a file");
+    let outcome = sandbox.run(&["image", "verify", &image]).fails(3, &["1 damaged parts", "--repair"]);
+    assert!(outcome.stdout().contains("damaged: layer sha256:"), "{}", outcome.stdout());
+    assert!(sandbox.run(&["image", "verify", "--repair"]).stdout().contains("(removed)"));
+    sandbox.run(&["pull", &image, "--quiet"]).ok();
+    sandbox.run(&["image", "verify"]).ok();
+    sandbox.run(&["image", "verify", "nothing/here"]).fails(3, &["no image nothing/here"]);
+}

@@ -45,7 +45,10 @@ pub use registry::transport::{ClientCertificate, Proxies};
 pub use source::{Reference, Source};
 use store::Lease;
 pub(crate) use store::probe::overlay as probe_overlay;
-pub use store::{GcOptions, GcReport, MAX_OWNER_BYTES, Pin, Removal, RemovedImage, Store, StoredImage};
+pub use store::{
+    Damage, GcOptions, GcReport, MAX_OWNER_BYTES, Pin, Removal, RemovedImage, Store, StoredImage,
+    VerifyOptions, VerifyReport,
+};
 
 use crate::{Error, ErrorKind, Result};
 

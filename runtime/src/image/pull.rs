@@ -44,7 +44,8 @@ impl Store {
             check_described(&image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
-        self.fetch_as(source, source.to_string(), options).await
+        // On the heap: this future is held by those of all callers.
+        Box::pin(self.fetch_as(source, source.to_string(), options)).await
     }
 
     /// Brings an image into the store under a name, whatever is there.

@@ -15,9 +15,7 @@ fn skopeo(from: &str, to: &str) {
 }
 
 fn with(policy: PullPolicy) -> PullOptions {
-    let mut options = PullOptions::default();
-    options.policy = policy;
-    options
+    PullOptions { policy, ..PullOptions::default() }
 }
 
 /// A tar of entries (name, kind, link or text).
@@ -96,7 +94,8 @@ async fn hostile_archives_of_layouts() {
     let secret = place.path("secret");
     fs::write(&secret, r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let outside = secret.to_str().unwrap().as_bytes();
-    let more: [(&str, &[(&str, tar::EntryType, &[u8])], &str); 4] = [
+    type Entry<'a> = (&'a str, tar::EntryType, &'a [u8]);
+    let more: [(&str, &[Entry<'_>], &str); 4] = [
         ("a symbolic link", &[("extra", Symlink, outside)], "is a link"),
         ("a hard link", &[("extra", Link, b"index.json")], "is a link"),
         ("the index twice", &[("index.json", Regular, b"{}")], "is in it twice"),

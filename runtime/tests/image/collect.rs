@@ -303,11 +303,7 @@ async fn policies_of_pulling() {
     let place = Place::new();
     let (layout, source) = pair(&place);
     let name = format!("{source}:one");
-    let with = |policy| {
-        let mut options = PullOptions::default();
-        options.policy = policy;
-        options
-    };
+    let with = |policy| PullOptions { policy, ..PullOptions::default() };
     let error = place.error(&name, &with(PullPolicy::Never)).await;
     assert_eq!(error.kind(), ErrorKind::ImageNotFound);
     let image = place.pull_with(&name, &with(PullPolicy::Missing)).await.unwrap();

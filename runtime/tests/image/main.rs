@@ -19,3 +19,4 @@ mod registry;
 mod resume;
 mod support;
 mod umoci;
+mod verify;

@@ -54,6 +54,9 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
         Command::Image { command: ImageCommand::Import(args) } => {
             in_tokio(commands::import::import(&cli.global, args, console))
         }
+        Command::Image { command: ImageCommand::Verify(args) } => {
+            commands::verify::verify(&cli.global, args, console)
+        }
         Command::Gc(args) => commands::gc::gc(&cli.global, args, console),
         Command::Doctor => commands::doctor::doctor(&cli.global, console),
         Command::Completions { shell } => commands::documents::completions(*shell),

@@ -27,6 +27,7 @@ mod settle;
 mod stored;
 mod trash;
 mod usage;
+mod verify;
 
 use std::fs::DirBuilder;
 use std::io::{Read as _, Write as _};
@@ -45,6 +46,7 @@ pub(crate) use lease::Lease;
 pub use pin::{MAX_OWNER_BYTES, Pin};
 pub(crate) use record::Record;
 pub use remove::Removal;
+pub use verify::{Damage, VerifyOptions, VerifyReport};
 
 use super::digest::{Algorithm, Digest};
 use super::unpack::OPAQUE_XATTR;

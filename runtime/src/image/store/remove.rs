@@ -31,8 +31,8 @@ pub struct Removal {
 }
 
 /// What a text names.
-struct Target {
-    digest: String,
+pub(super) struct Target {
+    pub(super) digest: String,
     /// One name of it; `None` for the image with all its names.
     name: Option<String>,
 }
@@ -93,7 +93,7 @@ fn missing(image: &str) -> Error {
 }
 
 /// Names win over digits.
-fn find(snapshot: &Snapshot, image: &str) -> Result<Target> {
+pub(super) fn find(snapshot: &Snapshot, image: &str) -> Result<Target> {
     if let Some(target) = by_name(snapshot, image) {
         return Ok(target);
     }

@@ -79,8 +79,8 @@ impl Expected {
     }
 }
 
-/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. With a
-/// `recipe`, writes down what `image verify` needs. Gives the bytes of its archive.
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. Gives the
+/// bytes of its archive. With a `recipe`, writes down what `image verify` needs.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what

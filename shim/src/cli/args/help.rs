@@ -292,3 +292,35 @@ Exit codes:
 With --output json, on the standard output, as of `skiff pull`:
   {\"name\":NAME,\"digest\":\"sha256:…\",\"layers\":3,\"packed_bytes\":…,
    \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}";
+
+pub(super) const VERIFY: &str = "\
+Examples:
+  skiff image verify
+  skiff image verify --repair registry.example.com/team/my-function:1.0
+
+`skiff image verify --help` tells of exit codes and output.";
+
+pub(super) const VERIFY_LONG: &str = "\
+Hashes manifests, configurations and layers against their digests, and compares each file of a layer
+with what its archive said: content, mode, owner, times, attributes. Reads everything; others may pull
+and start meanwhile. One line for each thing that is wrong, and the sum.
+
+With --repair what is damaged is removed, and fetched again by the next pull; what a running instance
+or a pull uses stays and is told. Layers that an older version of Skiff made cannot be hashed again:
+they are counted, and are no error.
+
+Examples:
+  skiff image verify
+  skiff image verify registry.example.com/team/my-function:1.0
+  skiff image verify --repair
+
+Exit codes:
+  0  nothing is wrong, or all that was wrong has been removed
+  2  bad usage
+  3  something is damaged or missing, an image is not there, or the host failed
+
+With --output json, on the standard output:
+  {\"sound\":true,\"images\":2,\"layers\":5,\"documents\":4,
+   \"damages\":[{\"part\":\"layer sha256:…\",\"what\":TEXT,\"removed\":false},…],
+   \"incomplete\":[REFERENCE,…],\"unverifiable\":[DIFFID,…]}
+and on the standard error {\"event\":\"verified\",\"part\":\"layer sha256:…\",\"done\":1,\"of\":9} for each part.";

@@ -52,6 +52,20 @@ pub(crate) enum ImageCommand {
     /// Bring an image from a directory or archive into the store under a name.
     #[command(after_help = help::IMPORT, after_long_help = help::IMPORT_LONG)]
     Import(ImportArgs),
+    /// Hash again what is here, and compare it with what was pulled.
+    #[command(after_help = help::VERIFY, after_long_help = help::VERIFY_LONG)]
+    Verify(VerifyArgs),
+}
+
+/// Options of `skiff image verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Names, NAME@DIGEST, or digests (6 digits or more) [default: all that is here].
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Remove what is damaged and not in use; the next pull fetches it again.
+    #[arg(long)]
+    pub(crate) repair: bool,
 }
 
 /// Options of `skiff image import`.

@@ -25,7 +25,8 @@ pub(crate) fn images(global: &Global, args: &ImagesArgs, console: Console) -> Re
     }
     let now = SystemTime::now();
     let rows = images.iter().flat_map(|image| rows(image, args.digests, now));
-    let table = table(std::iter::once(HEAD.map(String::from)).chain(rows).collect());
+    let rows: Vec<_> = std::iter::once(HEAD.map(String::from)).chain(rows).collect();
+    let table = table(&rows);
     console.result(|| table, || Value::Null)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -87,7 +88,7 @@ fn ago(age: Duration) -> String {
 }
 
 /// Columns that are as wide as their widest text, two spaces apart.
-fn table(rows: Vec<[String; 9]>) -> String {
+fn table(rows: &[[String; 9]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
     let line = |row: &[String; 9]| {
@@ -139,7 +140,7 @@ mod tests {
             (row[0], row[8]) = (name.to_owned(), last.to_owned());
             row
         };
-        let text = table(vec![row("long name", ""), row("a", "in use")]);
+        let text = table(&[row("long name", ""), row("a", "in use")]);
         assert_eq!(text, "long name  x  x  x  x  x  x  x\na          x  x  x  x  x  x  x  in use");
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod import;
 pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
+pub(crate) mod verify;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,278 @@
+//! Hashing again all that is here.
+//!
+//! Images are leased while they are looked at. Damaged parts are removed when these leases are given
+//! back, and only what nobody else holds.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::catalog::unique;
+use super::lease::{Lease, Parts};
+use super::{Store, gc, remove};
+use crate::image::digest::{Digest, Hasher};
+use crate::image::unpack::{RECIPE, Rehash, verify_layer};
+use crate::image::{config, limits};
+use crate::{Error, Result};
+
+/// Told of each part that has been looked at: its name, how many are done, how many there are.
+type Observer = Arc<dyn Fn(&str, usize, usize) + Send + Sync>;
+
+/// What to verify.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct VerifyOptions {
+    /// Names or digests of images, as for [`Store::remove`]; all that is here if there are none.
+    pub images: Vec<String>,
+    /// Remove what is damaged, unless it is in use, so that the next pull fetches it again.
+    pub repair: bool,
+    /// Told of each part that has been looked at; must be quick.
+    pub observer: Option<Observer>,
+}
+
+impl std::fmt::Debug for VerifyOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("VerifyOptions");
+        shown.field("images", &self.images).field("repair", &self.repair);
+        shown.field("observer", &self.observer.is_some()).finish()
+    }
+}
+
+/// Something that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// `layer sha256:…` or `document sha256:…`.
+    pub part: String,
+    /// What is wrong.
+    pub what: String,
+    /// Whether it has been removed.
+    pub removed: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Images that were looked at.
+    pub images: usize,
+    /// Layers that were looked at.
+    pub layers: usize,
+    /// Manifests and configurations that were looked at.
+    pub documents: usize,
+    /// What is wrong.
+    pub damages: Vec<Damage>,
+    /// Names (or digests) of images that lack parts; they are pulled again when they are asked for.
+    pub incomplete: Vec<String>,
+    /// DiffIDs of layers that cannot be hashed again: an older version of Skiff made them, or their
+    /// archive names a file twice.
+    pub unverifiable: Vec<String>,
+}
+
+impl VerifyReport {
+    /// Whether all is as it should be, or was made so.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.incomplete.is_empty() && self.damages.iter().all(|damage| damage.removed)
+    }
+}
+
+/// The parts to look at, and what keeps them.
+struct Work {
+    images: BTreeMap<String, (String, Parts)>,
+    layers: BTreeSet<String>,
+    documents: BTreeSet<String>,
+    leases: Vec<Lease>,
+}
+
+impl Store {
+    /// Hashes again manifests, configurations and layers, and compares the files of layers with what
+    /// their archives said. Reads all of them; blocks.
+    ///
+    /// # Errors
+    /// `ImageNotFound`, `InvalidReference`, `DiskFull` (leases are files), `Host`. Damage is no error.
+    pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
+        let work = self.work(&options.images)?;
+        let all = work.layers.len() + work.documents.len();
+        let mut done = 0;
+        let mut tell = |part: &str| {
+            done += 1;
+            if let Some(observer) = &options.observer {
+                observer(part, done, all);
+            }
+        };
+        let mut report = VerifyReport { images: work.images.len(), ..VerifyReport::default() };
+        for digest in &work.documents {
+            let part = format!("document {digest}");
+            if let Some(wrong) = self.check_document(digest)? {
+                report.damages.push(Damage { part: part.clone(), what: wrong, removed: false });
+            }
+            report.documents += 1;
+            tell(&part);
+        }
+        for diff_id in &work.layers {
+            let part = format!("layer {diff_id}");
+            match self.check_layer(diff_id)? {
+                Found::Sound => {}
+                Found::Unverifiable => report.unverifiable.push(diff_id.clone()),
+                Found::Damaged(what) => {
+                    report.damages.push(Damage { part: part.clone(), what, removed: false });
+                }
+            }
+            report.layers += 1;
+            tell(&part);
+        }
+        for (name, parts) in work.images.values() {
+            if !self.has_all(parts) {
+                report.incomplete.push(name.clone());
+            }
+        }
+        drop(work.leases);
+        if options.repair && !report.damages.is_empty() {
+            self.repair(&mut report.damages)?;
+        }
+        Ok(report)
+    }
+
+    /// Leases the images and lists their parts, or everything.
+    fn work(&self, images: &[String]) -> Result<Work> {
+        let snapshot = {
+            let alone = self.hold_alone()?;
+            self.snapshot(&alone)?
+        };
+        let mut chosen = BTreeSet::new();
+        for image in images {
+            chosen.insert(remove::find(&snapshot, image)?.digest);
+        }
+        let (mut layers, mut documents) = (BTreeSet::new(), BTreeSet::new());
+        let mut work = Work {
+            images: BTreeMap::new(),
+            layers: BTreeSet::new(),
+            documents: BTreeSet::new(),
+            leases: vec![],
+        };
+        for (digest, entry) in &snapshot.images {
+            if !images.is_empty() && !chosen.contains(digest) {
+                continue;
+            }
+            let parts = entry.record.parts();
+            work.leases.push(self.lease(&parts)?);
+            layers.extend(unique(&parts.diff_ids).into_iter().map(str::to_owned));
+            documents.extend([parts.manifest.clone(), parts.config.clone()]);
+            let name = entry.names.first().map_or_else(|| digest.clone(), |(name, _)| name.clone());
+            work.images.insert(digest.clone(), (name, parts));
+        }
+        let present = |folder: &str| self.contents(folder).map(|all| all.into_iter().map(|(name, _)| name));
+        let (here, blobs): (BTreeSet<_>, BTreeSet<_>) =
+            (present("layers")?.collect(), present("blobs")?.collect());
+        let all = images.is_empty();
+        work.layers = here.into_iter().filter(|name| all || layers.contains(name)).collect();
+        work.documents = blobs.into_iter().filter(|name| all || documents.contains(name)).collect();
+        Ok(work)
+    }
+
+    /// What is wrong with a document, which may have been removed meanwhile.
+    fn check_document(&self, name: &str) -> Result<Option<String>> {
+        let Ok(digest) = name.parse::<Digest>() else {
+            return Ok(Some("its name is no digest".into()));
+        };
+        let path = self.blob_path(&digest);
+        let mut file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::host(format!("open {}", path.display()), e)),
+        };
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match std::io::Read::read(&mut file, &mut buffer) {
+                Ok(0) => break,
+                Ok(read) => hasher.update(&buffer[..read]),
+                Err(e) => return Ok(Some(format!("it cannot be read: {e}"))),
+            }
+        }
+        let found = hasher.finish();
+        Ok((found != digest).then(|| format!("its bytes have the digest {found}")))
+    }
+
+    fn check_layer(&self, name: &str) -> Result<Found> {
+        let Ok(diff_id) = name.parse::<Digest>() else {
+            return Ok(Found::Damaged("its name is no digest".into()));
+        };
+        let dir = self.layer_dir(&diff_id);
+        let found = check_files(&dir, &diff_id);
+        // A layer of no image may have been collected meanwhile.
+        if dir.exists() { found } else { Ok(Found::Sound) }
+    }
+
+    /// Whether the configuration says what the record says, and all layers are there.
+    fn has_all(&self, parts: &Parts) -> bool {
+        let layers = parts.diff_ids.iter().all(|id| id.parse().is_ok_and(|id: Digest| self.has_layer(&id)));
+        let config = || {
+            let bytes = self.blob(&parts.config.parse().ok()?, limits::MAX_CONFIG_BYTES)?;
+            config::parse(&bytes).ok()
+        };
+        layers
+            && config().is_some_and(|config| {
+                config.diff_ids.iter().map(ToString::to_string).eq(parts.diff_ids.iter().cloned())
+            })
+    }
+
+    /// Removes damaged parts that nobody holds.
+    fn repair(&self, damages: &mut [Damage]) -> Result<()> {
+        let alone = self.hold_alone()?;
+        let snapshot = self.snapshot(&alone)?;
+        let held: HashSet<&str> = snapshot
+            .held
+            .iter()
+            .flat_map(|parts| parts.diff_ids.iter().chain([&parts.manifest, &parts.config]))
+            .map(String::as_str)
+            .collect();
+        for (folder, prefix) in [("layers", "layer "), ("blobs", "document ")] {
+            for (name, path) in self.contents(folder)? {
+                let part = format!("{prefix}{name}");
+                let Some(damage) = damages.iter_mut().find(|damage| damage.part == part) else { continue };
+                if held.contains(name.as_str()) {
+                    continue;
+                }
+                if folder == "layers" {
+                    self.discard(&path)?;
+                } else {
+                    gc::unlink(&path)?;
+                }
+                damage.removed = true;
+            }
+        }
+        drop(alone);
+        self.empty_trash().map(drop)
+    }
+}
+
+/// What a look at a layer told.
+enum Found {
+    Sound,
+    Unverifiable,
+    Damaged(String),
+}
+
+fn check_files(dir: &Path, diff_id: &Digest) -> Result<Found> {
+    if !dir.join("fs").is_dir() {
+        return Ok(Found::Damaged("it has no directory fs".into()));
+    }
+    if !dir.join(RECIPE).exists() {
+        return Ok(Found::Unverifiable);
+    }
+    let report = match verify_layer(dir, diff_id) {
+        Ok(report) => report,
+        Err(e) if e.kind() == crate::ErrorKind::CorruptImage => return Ok(Found::Damaged(e.chain())),
+        Err(e) => return Err(e),
+    };
+    Ok(match (report.difference, report.rehash) {
+        (Some(difference), _) => {
+            Found::Damaged(format!("{}: {}", difference.path.display(), difference.what))
+        }
+        (None, Rehash::Differs { found }) => Found::Damaged(format!("its archive has the digest {found}")),
+        (None, Rehash::Impossible) => Found::Unverifiable,
+        (None, Rehash::Equal) => Found::Sound,
+    })
+}

@@ -1,0 +1,86 @@
+//! Verifying what is in the store, and repairing it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use skiff_runtime::ErrorKind;
+use skiff_runtime::image::{Store, VerifyOptions, VerifyReport};
+
+use crate::support::*;
+
+fn verify(store: &Store, images: &[&str], repair: bool) -> VerifyReport {
+    let mut options = VerifyOptions::default();
+    options.images = images.iter().map(|image| (*image).to_owned()).collect();
+    options.repair = repair;
+    store.verify(&options).unwrap()
+}
+
+#[tokio::test]
+async fn a_sound_store_is_sound() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+    let mut options = VerifyOptions::default();
+    let told: std::sync::Arc<std::sync::Mutex<Vec<(usize, usize)>>> = std::sync::Arc::default();
+    let noted = told.clone();
+    options.observer =
+        Some(std::sync::Arc::new(move |_: &str, done, all| noted.lock().unwrap().push((done, all))));
+    let report = place.store.verify(&options).unwrap();
+    assert!(report.is_sound() && report.unverifiable.is_empty(), "{report:?}");
+    assert_eq!((report.images, report.layers, report.documents), (1, 3, 2));
+    assert_eq!(*told.lock().unwrap(), [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]);
+    assert_eq!(verify(&place.store, &[&source], false).layers, 3);
+    options.images = vec!["nothing".into()];
+    assert_eq!(place.store.verify(&options).expect_err("missing").kind(), ErrorKind::ImageNotFound);
+}
+
+#[tokio::test]
+async fn damage_is_found_told_and_repaired() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    for what in ["content", "mode", "missing", "extra", "document"] {
+        let image = place.pull(&source).await.unwrap();
+        let file = image.layers[0].join("etc/one");
+        match what {
+            "content" => fs::write(&file, "2").unwrap(),
+            "mode" => fs::set_permissions(&file, fs::Permissions::from_mode(0o4777)).unwrap(),
+            "missing" => fs::remove_file(&file).unwrap(),
+            "extra" => fs::write(image.layers[0].join("etc/new"), "x").unwrap(),
+            _ => {
+                let blob = fs::read_dir(place.path("state/blobs/sha256")).unwrap().next().unwrap().unwrap();
+                fs::write(blob.path(), "{}").unwrap();
+            }
+        }
+        let held = verify(&place.store, &[], true);
+        assert_eq!(held.damages.len(), 1, "{what}: {held:?}");
+        assert!(!held.damages[0].removed && !held.is_sound(), "{what}: it is in use");
+        drop(image);
+        let report = verify(&place.store, &[&source], false);
+        assert!(!report.is_sound() && report.damages.len() == 1, "{what}: {report:?}");
+        assert_eq!(report.damages[0].part.starts_with("document"), what == "document", "{report:?}");
+        let report = verify(&place.store, &[], true);
+        assert!(report.damages.iter().all(|damage| damage.removed), "{what}: {report:?}");
+        let left = verify(&place.store, &[], false);
+        assert!(left.damages.is_empty(), "{what}: {left:?}");
+        let image = place.pull(&source).await.unwrap();
+        assert_eq!(read(&image, 0, "etc/one"), "1", "{what}");
+        let report = verify(&place.store, &[], false);
+        assert!(report.is_sound(), "{what}: {report:?}");
+    }
+    place.nothing_half_made();
+}
+
+#[tokio::test]
+async fn what_is_missing_or_cannot_be_told_is_said() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    let image = place.pull(&source).await.unwrap();
+    let layer = image.layers[1].parent().unwrap().to_owned();
+    drop(image);
+    fs::remove_file(layer.join("recipe")).unwrap();
+    let report = verify(&place.store, &[], true);
+    assert_eq!((report.unverifiable.len(), report.is_sound()), (1, true), "{report:?}");
+    fs::remove_dir_all(&layer).unwrap();
+    let report = verify(&place.store, &[], false);
+    assert_eq!((report.incomplete.as_slice(), report.is_sound()), (&[source][..], false));
+}
