@@ -71,6 +71,8 @@ kinds! {
     Unauthorized => Caller, false, "unauthorized";
     /// No such repository, tag, digest, file or directory.
     ImageNotFound => Caller, false, "image_not_found";
+    /// The image cannot be removed: an instance, a pull or a pin uses it.
+    ImageInUse => Caller, true, "image_in_use";
     /// The registry's name is unknown, or it does not answer.
     RegistryUnreachable => Registry, true, "registry_unreachable";
     /// The registry asked to slow down (429).

@@ -103,10 +103,15 @@ impl Runtime {
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, &disks));
-        let (fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        let lease = image.lease.descriptor();
+        if let Some(lease) = lease {
+            let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
+            fds.insert(LEASE_PLACE, copy);
+        }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let began = Instant::now();
-        let started = self.keeper.start(&spec.id, deadline, &fds).await?;
+        let started = self.keeper.start(&spec.id, deadline, lease.is_some(), &fds).await?;
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -195,6 +200,9 @@ fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Res
     let run = RunDir::create(run_dir, hierarchy)?;
     Ok((store, Arc::new(Disks::new(disks_dir)), run))
 }
+
+/// Where the lease stands among the keeper's descriptors: after the request and the namespace.
+const LEASE_PLACE: usize = 2;
 
 type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
 

@@ -45,7 +45,8 @@ async fn invoke(
     config: FunctionConfig,
     event: String,
 ) -> anyhow::Result<()> {
-    let image = runtime.store().pull(source, &PullOptions::default()).await?;
+    let options = PullOptions { limits: config.platform.image_limits(), ..PullOptions::default() };
+    let image = runtime.store().pull(source, &options).await?;
     let logs: Arc<dyn LogSink> =
         Arc::new(|line: &LogLine| eprintln!("{} {:?}", line.stream.as_str(), line.text()));
     let instance = Instance::start(runtime, &image, &Arc::new(config), logs).await?;

@@ -19,11 +19,12 @@ pub mod proxy;
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{Credentials, FunctionConfig, Secret};
 pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, State, Timeline};
-pub use platform::{InvocationKind, Platform, PlatformAnswer};
+pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
-    EndpointToken, Image, Proxies, PullEvent, PullOptions, PullTimings, Source, Store, TemporaryCredentials,
+    EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
+    Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials,
 };
 pub use skiff_runtime::{
     Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,

@@ -189,7 +189,8 @@ fn no_image_for_linux_amd64() {
     assert!(outcome.stderr.replace("linux/arm64", "").contains("linux/arm"), "{}", outcome.stderr);
     refused(&images::oci("index-arm"), &[], 3, &["linux/arm64"]);
     refused(&images::oci("arm64"), &[], 3, &["arm64"]);
-    refused(&images::oci("index-attestations"), &[], 3, &["--provenance=false"]);
+    let scf = ["--platform", "scf"];
+    refused(&images::oci("index-attestations"), &scf, 3, &["only attestations", "--provenance=false"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! `oci:DIR[:TAG]`: an OCI image layout directory (OCI image specification, *Image Layout*).
+//! `oci:DIR[:TAG]` and `oci-archive:FILE[:TAG]`: an OCI image layout (OCI image specification, *Image
+//! Layout*), as a directory or in a tar archive.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,48 @@ use serde::Deserialize;
 use super::digest::Digest;
 use super::limits::{self, Limits};
 use super::manifest::{self, Descriptor, Document};
+use super::tarball::{Links, LocalFile, Tarball, open};
 use crate::{Error, ErrorKind, Result};
 
 /// The annotation that names an image of a layout.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
+const NO_LAYOUT: &str = "name a directory that holds an OCI image layout";
+
 /// A layout that has been opened.
 pub(crate) struct Layout {
-    dir: PathBuf,
+    files: Files,
     index: Vec<Descriptor>,
+}
+
+/// Where the files of a layout are.
+enum Files {
+    Directory(PathBuf),
+    Archive(Tarball),
+}
+
+impl Files {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(dir) => dir,
+            Self::Archive(tarball) => tarball.path(),
+        }
+    }
+
+    /// What a source that leads here begins with.
+    fn prefix(&self) -> &'static str {
+        match self {
+            Self::Directory(_) => "oci",
+            Self::Archive(_) => "oci-archive",
+        }
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        match self {
+            Self::Directory(dir) => read(&dir.join(name), limit),
+            Self::Archive(tarball) => tarball.read(name, limit),
+        }
+    }
 }
 
 impl Layout {
@@ -26,22 +59,33 @@ impl Layout {
     /// # Errors
     /// `ImageNotFound`, `InvalidImage`, `LimitExceeded`.
     pub(crate) fn open(dir: &Path, limits: &Limits) -> Result<Self> {
-        let marker = read(&dir.join("oci-layout"), limits::MAX_MANIFEST_BYTES)
-            .map_err(|e| e.advise("name a directory that holds an OCI image layout"))?;
-        check_version(&marker, dir)?;
-        let bytes = read(&dir.join("index.json"), limits::MAX_MANIFEST_BYTES)?;
+        Self::new(Files::Directory(dir.to_owned()), limits)
+            .map_err(|e| if e.advice().is_none() { e.advise(NO_LAYOUT) } else { e })
+    }
+
+    /// As [`Layout::open`], from an archive, which may have no links. Blocks.
+    ///
+    /// # Errors
+    /// Also `CorruptImage`, `Host`.
+    pub(crate) fn open_archive(file: &Path, limits: &Limits) -> Result<Self> {
+        Self::new(Files::Archive(Tarball::open(file, Links::Refuse)?), limits)
+    }
+
+    fn new(files: Files, limits: &Limits) -> Result<Self> {
+        check_version(&files.read("oci-layout", limits::MAX_MANIFEST_BYTES)?, files.path())?;
+        let bytes = files.read("index.json", limits::MAX_MANIFEST_BYTES)?;
         match manifest::parse(&bytes, Some(manifest::OCI_INDEX), limits)? {
-            Document::Index(index) => Ok(Self { dir: dir.to_owned(), index }),
+            Document::Index(index) => Ok(Self { files, index }),
             Document::Image(_) => Err(Error::new(
                 ErrorKind::InvalidImage,
-                format!("index.json in {} is not an index", dir.display()),
+                format!("index.json in {} is not an index", files.path().display()),
             )),
         }
     }
 
     /// The descriptor under a tag; without one, the only image there is.
-    pub(crate) fn find(&self, tag: Option<&str>) -> Result<&Descriptor> {
-        let shown = self.dir.display();
+    pub(crate) fn find(&self, tag: Option<&str>, limits: &Limits) -> Result<&Descriptor> {
+        let shown = self.files.path().display();
         if let Some(tag) = tag {
             let named = |d: &&Descriptor| d.annotations.get(TAG).is_some_and(|name| name == tag);
             return self.index.iter().find(named).ok_or_else(|| {
@@ -55,12 +99,16 @@ impl Layout {
         match self.index.as_slice() {
             [] => Err(Error::new(ErrorKind::ImageNotFound, format!("the layout {shown} has no images"))),
             [only] => Ok(only),
-            many if many.iter().all(|d| d.platform.is_some()) => manifest::choose(many),
+            many if many.iter().all(|d| d.platform.is_some()) => manifest::choose(many, limits),
             _ => Err(Error::new(
                 ErrorKind::InvalidReference,
                 format!("the layout {shown} has {} images", self.index.len()),
             )
-            .advise(format!("write oci:{shown}:TAG; it has: {}", self.tags()))),
+            .advise(format!(
+                "write {}:{shown}:TAG; it has: {}",
+                self.files.prefix(),
+                self.tags()
+            ))),
         }
     }
 
@@ -70,15 +118,25 @@ impl Layout {
         if tags.is_empty() { "no tags".into() } else { tags.join(", ") }
     }
 
-    /// Where a blob is.
-    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+    /// A blob, to be read when it is its turn.
+    ///
+    /// # Errors
+    /// `InvalidImage` for an archive without it.
+    pub(crate) fn local(&self, digest: &Digest) -> Result<LocalFile> {
+        match &self.files {
+            Files::Directory(dir) => Ok(LocalFile::Whole(dir.join(blob_name(digest)))),
+            Files::Archive(tarball) => tarball.find(&blob_name(digest)),
+        }
     }
 
     /// A small blob, not yet verified.
     pub(crate) fn blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
-        read(&self.blob_path(digest), limit)
+        self.files.read(&blob_name(digest), limit)
     }
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 
 fn check_version(marker: &[u8], dir: &Path) -> Result<()> {
@@ -95,27 +153,6 @@ fn check_version(marker: &[u8], dir: &Path) -> Result<()> {
         return Ok(());
     }
     Err(invalid(format!("version {:.40} is not 1.x", marker.image_layout_version)))
-}
-
-/// Opens a regular file of a local source; a FIFO neither blocks nor passes.
-pub(crate) fn open(path: &Path) -> Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let shown = path.display();
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
-        Err(e @ (rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR)) => {
-            return Err(Error::new(ErrorKind::ImageNotFound, format!("there is no file {shown}"))
-                .because(std::io::Error::from(e)));
-        }
-        Err(e) => return Err(Error::host(format!("open {shown}"), e)),
-    };
-    let is_file = file.metadata().is_ok_and(|m| m.is_file());
-    if is_file {
-        Ok(file)
-    } else {
-        Err(Error::new(ErrorKind::ImageNotFound, format!("{shown} is not a regular file")))
-    }
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {

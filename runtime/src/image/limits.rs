@@ -29,13 +29,26 @@ pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 pub const MAX_XATTR_BYTES: u64 = 64 << 10;
 /// Extended attributes of one entry.
 pub const MAX_XATTRS: u64 = 128;
+/// Bytes that the whiteouts of all layers of an image take in memory until their layer's end; some
+/// 150,000 of them.
+pub const MAX_WHITEOUT_BYTES: u64 = 16 << 20;
 /// Images that an index may list.
 pub const MAX_INDEX_ENTRIES: u64 = 1024;
+
+/// Unpacked bytes for each packed byte that an image may have throughout. Programs and their data
+/// come to 2 to 5, text to 10 or 20; only long runs of the same bytes reach more (gzip at most
+/// 1032, zstd tens of thousands).
+pub const MAX_INFLATION: u64 = 200;
+/// Unpacked bytes of an image that [`MAX_INFLATION`] does not count: an honest image may hold a large
+/// file of zeros.
+pub const FREE_INFLATED_BYTES: u64 = 256 << 20;
 
 /// The bounds of one pull that a caller may change; the rest are constants of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
+    /// Whose limits these are, for errors (the name of a platform); `None` for Skiff's own.
+    pub owner: Option<&'static str>,
     /// Layers of the image.
     pub layers: u64,
     /// Archive entries of all layers together.
@@ -44,15 +57,79 @@ pub struct Limits {
     pub unpacked_bytes: u64,
     /// Bytes of all layers as they are fetched.
     pub packed_bytes: u64,
+    /// Unpacked bytes for each packed byte, beyond [`FREE_INFLATED_BYTES`] of the image.
+    pub inflation: u64,
+    /// What an index that lists attestations is taken for.
+    pub attestations: Attestations,
+}
+
+/// What to do with an index that lists attestations: entries of the platform `unknown/unknown`, which
+/// BuildKit adds for build provenance and SBOMs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attestations {
+    /// They are no images, so they are passed over, as containerd does.
+    #[default]
+    Ignore,
+    /// The whole index is refused.
+    Refuse,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            owner: None,
             layers: MAX_LAYERS,
             entries: MAX_ENTRIES,
             unpacked_bytes: MAX_UNPACKED_BYTES,
             packed_bytes: MAX_PACKED_BYTES,
+            inflation: MAX_INFLATION,
+            attestations: Attestations::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// Whether the image may have so many layers.
+    ///
+    /// # Errors
+    /// `LimitExceeded`.
+    pub(crate) fn check_layers(&self, layers: u64) -> Result<()> {
+        check(&self.named("layers of the image"), layers, self.layers)
+            .map_err(|e| e.advise("squash its layers, or build it in fewer steps"))
+    }
+
+    /// Whether the image may have so many bytes as it is fetched.
+    ///
+    /// # Errors
+    /// `LimitExceeded`.
+    pub(crate) fn check_packed(&self, bytes: u64) -> Result<()> {
+        check(&self.named("packed bytes of the image"), bytes, self.packed_bytes)
+            .map_err(|e| e.advise(self.smaller()))
+    }
+
+    fn check_unpacked(&self, bytes: u64) -> Result<()> {
+        check(&self.named("unpacked bytes of the image"), bytes, self.unpacked_bytes)
+            .map_err(|e| e.advise(self.smaller()))
+    }
+
+    fn check_entries(&self, entries: u64) -> Result<()> {
+        check(&self.named("archive entries of the image"), entries, self.entries)
+            .map_err(|e| e.advise("leave out files that the function does not need"))
+    }
+
+    /// A bound's name, with the platform's where it is the platform's.
+    fn named(&self, what: &str) -> String {
+        match self.owner {
+            Some(owner) => format!("{what} under {owner}"),
+            None => what.to_owned(),
+        }
+    }
+
+    fn smaller(&self) -> String {
+        let advice = "make the image smaller: a smaller base, a build in several stages, no package caches";
+        match self.owner {
+            Some(owner) => format!("{advice}; or have {owner} raise its limit for you"),
+            None => advice.to_owned(),
         }
     }
 }
@@ -74,23 +151,79 @@ pub(crate) struct Budget {
     limits: Limits,
     entries: AtomicU64,
     unpacked: AtomicU64,
+    inflated: AtomicU64,
+    whiteouts: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, entries: AtomicU64::new(0), unpacked: AtomicU64::new(0) }
+        let zero = || AtomicU64::new(0);
+        Self { limits, entries: zero(), unpacked: zero(), inflated: zero(), whiteouts: zero() }
     }
 
     /// Counts one archive entry.
     pub(crate) fn entry(&self) -> Result<()> {
         let entries = self.entries.fetch_add(1, Ordering::Relaxed) + 1;
-        check("archive entries of the image", entries, self.limits.entries)
+        self.limits.check_entries(entries)
     }
 
-    /// Counts unpacked bytes.
+    /// Counts memory for whiteouts.
+    pub(crate) fn whiteout(&self, bytes: u64) -> Result<()> {
+        let all = self.whiteouts.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        check("bytes for the whiteouts of the image", all, MAX_WHITEOUT_BYTES)
+    }
+
+    /// Gives back the memory of a layer that is complete.
+    pub(crate) fn whiteouts_done(&self, bytes: u64) {
+        self.whiteouts.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The bytes of one layer on both sides of its decompression, counted against the image's budget.
+#[derive(Debug)]
+pub(crate) struct Flow<'a> {
+    budget: &'a Budget,
+    packed: AtomicU64,
+    unpacked: AtomicU64,
+    inflated: AtomicU64,
+}
+
+impl<'a> Flow<'a> {
+    pub(crate) fn new(budget: &'a Budget) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { budget, packed: zero(), unpacked: zero(), inflated: zero() }
+    }
+
+    /// Counts bytes as they come.
+    pub(crate) fn packed(&self, bytes: u64) {
+        self.packed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that have been unpacked. Called by one thread.
+    ///
+    /// The bound on inflation is for the bytes that have come, not for those that the manifest
+    /// promises. Each layer counts with the most that it was ever over the ratio, and these peaks add
+    /// up over the image: so many small bombs are like one, and the result does not depend on which
+    /// layer is faster.
     pub(crate) fn unpacked(&self, bytes: u64) -> Result<()> {
-        let all = self.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        check("unpacked bytes of the image", all, self.limits.unpacked_bytes)
+        let budget = self.budget;
+        let all = budget.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        budget.limits.check_unpacked(all)?;
+        let unpacked = self.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let packed = self.packed.load(Ordering::Relaxed);
+        let over = unpacked.saturating_sub(packed.saturating_mul(budget.limits.inflation));
+        let more = over.saturating_sub(self.inflated.fetch_max(over, Ordering::Relaxed));
+        let inflated = budget.inflated.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        if inflated <= FREE_INFLATED_BYTES {
+            return Ok(());
+        }
+        let ratio = budget.limits.inflation;
+        let message = budget.limits.named(&format!(
+            "a layer inflates like a bomb: {unpacked} bytes from {packed} are more than {ratio} for one, \
+             and the image may have {FREE_INFLATED_BYTES} bytes of such"
+        ));
+        Err(Error::new(ErrorKind::LimitExceeded, message)
+            .advise("leave out large files of zeros; let the function make them when it starts"))
     }
 }
 
@@ -112,7 +245,50 @@ mod tests {
         budget.entry().expect("first");
         budget.entry().expect("second");
         assert_eq!(budget.entry().expect_err("third").kind(), ErrorKind::LimitExceeded);
-        budget.unpacked(10).expect("full");
-        assert_eq!(budget.unpacked(1).expect_err("over").kind(), ErrorKind::LimitExceeded);
+        Flow::new(&budget).unpacked(10).expect("full");
+        assert_eq!(Flow::new(&budget).unpacked(1).expect_err("over").kind(), ErrorKind::LimitExceeded);
+    }
+
+    #[test]
+    fn errors_name_the_platform_the_limit_and_the_value() {
+        let limits = Limits { owner: Some("some"), packed_bytes: 5, layers: 1, ..Limits::default() };
+        limits.check_packed(5).expect("at the limit");
+        let error = limits.check_packed(6).expect_err("over");
+        assert_eq!(error.to_string(), "packed bytes of the image under some: 6 is over the limit of 5");
+        assert!(error.advice().is_some_and(|a| a.contains("smaller") && a.contains("some")));
+        let error = limits.check_layers(2).expect_err("over");
+        assert!(error.to_string().contains("under some") && error.advice().is_some(), "{error}");
+    }
+
+    #[test]
+    fn inflation_is_free_up_to_a_bound_and_then_refused() {
+        let budget = Budget::new(Limits::default());
+        let flow = Flow::new(&budget);
+        flow.unpacked(FREE_INFLATED_BYTES).expect("zeros up to the bound");
+        let error = flow.unpacked(1).expect_err("one more");
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+        assert!(error.to_string().contains("268435457 bytes from 0"), "{error}");
+    }
+
+    #[test]
+    fn usual_ratios_are_never_refused() {
+        let budget = Budget::new(Limits::default());
+        let flow = Flow::new(&budget);
+        for _ in 0..100 {
+            flow.packed(1 << 20);
+            flow.unpacked(MAX_INFLATION << 20).expect("at the ratio");
+        }
+    }
+
+    #[test]
+    fn many_small_bombs_are_like_one() {
+        let budget = Budget::new(Limits::default());
+        let flows: Vec<_> = (0..5).map(|_| Flow::new(&budget)).collect();
+        for flow in &flows[..4] {
+            flow.unpacked(FREE_INFLATED_BYTES / 4).expect("together at the bound");
+            // Bytes that come later do not make it unseen.
+            flow.packed(1 << 30);
+        }
+        assert_eq!(flows[4].unpacked(1).expect_err("one more").kind(), ErrorKind::LimitExceeded);
     }
 }

@@ -15,9 +15,11 @@ pub(crate) use oci_client::manifest::{
     OCI_IMAGE_INDEX_MEDIA_TYPE as OCI_INDEX, OCI_IMAGE_MEDIA_TYPE as OCI_MANIFEST,
 };
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use super::bounded::{self, Annotations, List};
 use super::digest::Digest;
-use super::limits::{self, Limits};
+use super::limits::{self, Attestations, Limits};
 use crate::{Error, ErrorKind, Result};
 
 /// What a registry is told that Skiff reads.
@@ -29,6 +31,13 @@ const CONFIG_TYPES: [&str; 2] = [IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_ME
 pub(crate) const OS: &str = "linux";
 /// The architecture that Skiff runs.
 pub(crate) const ARCHITECTURE: &str = "amd64";
+
+/// Documents on the way to an image: an index, an index in it, the image.
+pub(crate) const MAX_DOCUMENTS: usize = 3;
+
+/// How an index without attestations is made.
+const REBUILD: &str =
+    "build the image again with docker buildx build --provenance=false --sbom=false, and push it";
 
 /// Longest foreign text (a media type, a platform) that an error repeats.
 const SHOWN_CHARACTERS: usize = 120;
@@ -104,6 +113,21 @@ pub(crate) struct Manifest {
     pub(crate) layers: Vec<Layer>,
 }
 
+impl Descriptor {
+    /// Whether it leads to another manifest; indexes may list anything.
+    fn is_document(&self) -> bool {
+        self.media_type.is_empty() || ACCEPTED.contains(&self.media_type.as_str())
+    }
+
+    fn is_attestation(&self) -> bool {
+        self.platform.as_ref().is_some_and(Platform::is_attestation)
+    }
+
+    fn fits(&self) -> bool {
+        self.is_document() && self.platform.as_ref().is_some_and(Platform::fits)
+    }
+}
+
 impl Manifest {
     /// Bytes of all layers as they are fetched.
     pub(crate) fn packed_bytes(&self) -> u64 {
@@ -118,14 +142,21 @@ pub(crate) enum Document {
     Image(Manifest),
 }
 
+/// The keys of [`Raw`].
+const KEYS: [&str; 7] =
+    ["schemaVersion", "mediaType", "config", "layers", "manifests", "artifactType", "fsLayers"];
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
     schema_version: u32,
     media_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<List<RawDescriptor>>,
+    manifests: Option<List<RawDescriptor>>,
+    artifact_type: Option<String>,
+    /// Docker's schema 1 calls its layers so.
+    fs_layers: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -135,7 +166,7 @@ struct RawDescriptor {
     digest: String,
     size: u64,
     platform: Option<Platform>,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
 }
 
 impl RawDescriptor {
@@ -145,12 +176,13 @@ impl RawDescriptor {
             digest: self.digest.parse()?,
             size: self.size,
             platform: self.platform,
-            annotations: self.annotations.unwrap_or_default(),
+            annotations: self.annotations.unwrap_or_default().0,
         })
     }
 }
 
-fn shown(text: &str) -> String {
+/// Foreign text for an error: not too long, and without control characters.
+pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(SHOWN_CHARACTERS).collect()
 }
 
@@ -172,7 +204,10 @@ fn unsupported(what: &str, media_type: &str) -> Error {
 /// `InvalidImage`, `UnsupportedMediaType`, `LimitExceeded`.
 pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Result<Document> {
     limits::check("bytes of the manifest", bytes.len() as u64, limits::MAX_MANIFEST_BYTES)?;
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+    // The parser's errors may quote the document.
+    let unreadable = |e: serde_json::Error| invalid(format!("cannot be read: {}", shown(&e.to_string())));
+    let raw: Raw = serde_json::from_slice(bytes).map_err(unreadable)?;
+    bounded::refuse_other_case(bytes, &KEYS).map_err(unreadable)?;
     if raw.schema_version != 2 {
         return Err(Error::new(
             ErrorKind::UnsupportedMediaType,
@@ -184,14 +219,22 @@ pub(crate) fn parse(bytes: &[u8], declared: Option<&str>, limits: &Limits) -> Re
     let declared = declared.filter(|t| ACCEPTED.contains(t));
     let media_type = raw.media_type.as_deref().or(declared);
     let is_index = match media_type {
-        Some(OCI_INDEX | DOCKER_LIST) => true,
-        Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
+        Some(known) if ACCEPTED.contains(&known) => is_index_type(known),
         Some(other) => return Err(unsupported("the manifest", other)),
         None => raw.manifests.is_some(),
     };
+    if let Some(declared) = declared.filter(|declared| is_index_type(declared) != is_index) {
+        let called = media_type.unwrap_or_default();
+        return Err(invalid(format!("came as {declared}, but calls itself {called}, which is ambiguous")));
+    }
+    if raw.fs_layers.is_some() {
+        return Err(invalid("has the layers of schema version 1 too, which is ambiguous"));
+    }
     match (is_index, raw.manifests, raw.layers, raw.config) {
-        (true, Some(manifests), None, None) => index(manifests),
-        (false, None, Some(layers), Some(config)) => image(config, layers, limits),
+        (true, Some(manifests), None, None) => index(manifests.0),
+        (false, None, Some(layers), Some(config)) => {
+            image(config, layers.0, raw.artifact_type.as_deref(), limits)
+        }
         (_, Some(_), Some(_), _) => Err(invalid("has both layers and manifests, which is ambiguous")),
         (true, ..) => Err(invalid("is an index without manifests, or with the fields of an image")),
         (false, ..) => Err(invalid("is of an image and has no config or layers, or lists manifests")),
@@ -203,19 +246,32 @@ fn index(manifests: Vec<RawDescriptor>) -> Result<Document> {
     Ok(Document::Index(manifests.into_iter().map(RawDescriptor::check).collect::<Result<_>>()?))
 }
 
-fn image(config: RawDescriptor, layers: Vec<RawDescriptor>, limits: &Limits) -> Result<Document> {
+fn is_index_type(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+fn image(
+    config: RawDescriptor,
+    layers: Vec<RawDescriptor>,
+    artifact_type: Option<&str>,
+    limits: &Limits,
+) -> Result<Document> {
     let config = config.check()?;
     if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
-        return Err(unsupported("the image configuration", &config.media_type));
+        // An artifact's configuration is often of the empty type, which says nothing.
+        return Err(match artifact_type {
+            Some(artifact) => unsupported("the artifact", artifact),
+            None => unsupported("the image configuration", &config.media_type),
+        });
     }
     limits::check("bytes of the image configuration", config.size, limits::MAX_CONFIG_BYTES)?;
-    limits::check("layers of the image", layers.len() as u64, limits.layers)?;
+    limits.check_layers(layers.len() as u64)?;
     if layers.is_empty() {
         return Err(invalid("has no layers, so there is nothing to run"));
     }
     let layers = layers.into_iter().map(layer).collect::<Result<_>>()?;
     let manifest = Manifest { config, layers };
-    limits::check("packed bytes of the image", manifest.packed_bytes(), limits.packed_bytes)?;
+    limits.check_packed(manifest.packed_bytes())?;
     Ok(Document::Image(manifest))
 }
 
@@ -223,8 +279,13 @@ fn image(config: RawDescriptor, layers: Vec<RawDescriptor>, limits: &Limits) -> 
 /// so no request goes to a host that the image names.
 fn layer(raw: RawDescriptor) -> Result<Layer> {
     let descriptor = raw.check()?;
-    let packing =
-        packing(&descriptor.media_type).ok_or_else(|| unsupported("a layer", &descriptor.media_type))?;
+    let packing = packing(&descriptor.media_type).ok_or_else(|| {
+        let error = unsupported(&format!("the layer {}", descriptor.digest), &descriptor.media_type);
+        match descriptor.media_type.ends_with("+encrypted") {
+            true => error.advise("push the image without encryption; Skiff has no keys for layers"),
+            false => error,
+        }
+    })?;
     Ok(Layer { digest: descriptor.digest, size: descriptor.size, packing })
 }
 
@@ -248,13 +309,17 @@ fn packing(media_type: &str) -> Option<Packing> {
 /// The image of an index for linux/amd64: the first that fits.
 ///
 /// # Errors
-/// `NoMatchingPlatform`, saying which platforms there are.
-pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
-    if let Some(found) = entries.iter().find(|e| e.platform.as_ref().is_some_and(Platform::fits)) {
+/// `InvalidImage` for an index with attestations where the limits refuse them; `NoMatchingPlatform`,
+/// saying which platforms there are.
+pub(crate) fn choose<'a>(entries: &'a [Descriptor], limits: &Limits) -> Result<&'a Descriptor> {
+    let attestation = entries.iter().find(|e| e.is_attestation());
+    if let (Attestations::Refuse, Some(attestation)) = (limits.attestations, attestation) {
+        return Err(refused(attestation, limits));
+    }
+    if let Some(found) = entries.iter().find(|e| e.fits()) {
         return Ok(found);
     }
-    let (attestations, real): (Vec<_>, Vec<_>) =
-        entries.iter().partition(|e| e.platform.as_ref().is_some_and(Platform::is_attestation));
+    let (attestations, real): (Vec<_>, Vec<_>) = entries.iter().partition(|e| e.is_attestation());
     if let [only] = real.as_slice()
         && only.platform.is_none()
     {
@@ -266,7 +331,7 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
             ErrorKind::NoMatchingPlatform,
             "the index has only attestations (unknown/unknown) and no image for linux/amd64",
         )
-        .advise("build the image again with --provenance=false --sbom=false and push it"));
+        .advise(REBUILD));
     }
     let mut names: Vec<String> = real
         .iter()
@@ -278,6 +343,42 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor> {
     Err(no_platform(&format!("the index has no image for {OS}/{ARCHITECTURE}; it has: {names}")))
 }
 
+/// The text begins as that of Alibaba FC, the only platform known to refuse such an index.
+fn refused(attestation: &Descriptor, limits: &Limits) -> Error {
+    let owner = limits.owner.map(|owner| format!(" under {owner}")).unwrap_or_default();
+    Error::new(
+        ErrorKind::InvalidImage,
+        format!(
+            "invalid image, platform of image is unknown/unknown: the index lists {}, which is no image \
+             but an attestation of the build (provenance or SBOM), and that is refused{owner}",
+            attestation.digest
+        ),
+    )
+    .advise(REBUILD)
+}
+
+/// Checks the documents of an image that is in the store against limits that may be others than
+/// those of its pull. `first` is what the image was asked for by; `blob` finds a document.
+///
+/// # Errors
+/// As [`parse`] and [`choose`].
+pub(crate) fn check_again(
+    first: &Digest,
+    limits: &Limits,
+    blob: impl Fn(&Digest) -> Option<Vec<u8>>,
+) -> Result<()> {
+    let mut digest = first.clone();
+    for _ in 0..MAX_DOCUMENTS {
+        // What is not there has not led to the image.
+        let Some(bytes) = blob(&digest) else { break };
+        match parse(&bytes, None, limits)? {
+            Document::Image(_) => break,
+            Document::Index(entries) => digest = choose(&entries, limits)?.digest.clone(),
+        }
+    }
+    Ok(())
+}
+
 /// The error of an image for another machine.
 pub(crate) fn no_platform(message: &str) -> Error {
     Error::new(ErrorKind::NoMatchingPlatform, message.to_owned())
@@ -285,127 +386,4 @@ pub(crate) fn no_platform(message: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-    fn descriptor(media_type: &str, size: u64) -> String {
-        format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{}","size":{size}}}"#, "1".repeat(64))
-    }
-
-    fn manifest(config_type: &str, layers: &[String]) -> String {
-        format!(
-            r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
-            descriptor(config_type, 10),
-            layers.join(",")
-        )
-    }
-
-    fn read(text: &str) -> Result<Document> {
-        parse(text.as_bytes(), None, &Limits::default())
-    }
-
-    fn kind(text: &str) -> ErrorKind {
-        read(text).expect_err(text).kind()
-    }
-
-    fn entry(os: &str, architecture: &str) -> String {
-        format!(
-            r#"{{"mediaType":"{OCI_MANIFEST}","digest":"sha256:{}","size":1,
-            "platform":{{"os":"{os}","architecture":"{architecture}"}}}}"#,
-            "2".repeat(64)
-        )
-    }
-
-    fn chosen(entries: &[String]) -> Result<Descriptor> {
-        let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
-        match read(&text)? {
-            Document::Index(entries) => choose(&entries).cloned(),
-            Document::Image(_) => panic!("an index was read as an image"),
-        }
-    }
-
-    #[test]
-    fn both_families_of_manifests_are_read() {
-        let oci = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]);
-        let docker =
-            manifest(CONFIG_TYPES[1], &[descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", 7)]);
-        for (text, bytes) in [(oci, 5), (docker, 7)] {
-            match read(&text).expect("valid") {
-                Document::Image(manifest) => assert_eq!(manifest.packed_bytes(), bytes),
-                Document::Index(_) => panic!("an image was read as an index"),
-            }
-        }
-    }
-
-    #[test]
-    fn layer_types() {
-        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar"), Some(Packing::Plain));
-        for suffix in ["+gzip", "+zstd"] {
-            let name = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
-            assert_eq!(packing(&name), Some(Packing::ByMagic));
-        }
-        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-        assert_eq!(packing(foreign), Some(Packing::ByMagic));
-        for other in ["", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "text/plain"] {
-            assert_eq!(packing(other), None);
-        }
-        assert_eq!(packing("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), None);
-    }
-
-    #[test]
-    fn other_artifacts_are_refused_by_name() {
-        let helm = manifest("application/vnd.cncf.helm.config.v1+json", &[descriptor(GZIP, 5)]);
-        let error = read(&helm).expect_err("helm");
-        assert_eq!(error.kind(), ErrorKind::UnsupportedMediaType);
-        assert!(error.to_string().contains("helm"), "{error}");
-        let layer = manifest(CONFIG_TYPES[0], &[descriptor("application/wasm", 5)]);
-        assert!(read(&layer).expect_err("wasm").to_string().contains("application/wasm"));
-        assert_eq!(kind(r#"{"schemaVersion":1,"fsLayers":[]}"#), ErrorKind::UnsupportedMediaType);
-        let typed = r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#;
-        assert_eq!(kind(typed), ErrorKind::UnsupportedMediaType);
-    }
-
-    #[test]
-    fn ambiguous_and_broken_documents_are_refused() {
-        let both = format!(
-            r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#,
-            descriptor(CONFIG_TYPES[0], 1)
-        );
-        assert!(read(&both).expect_err("both").to_string().contains("ambiguous"));
-        let lying = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
-        let negative = manifest(CONFIG_TYPES[0], &[descriptor(GZIP, 5)]).replace(":5", ":-5");
-        let doubled = r#"{"schemaVersion":2,"schemaVersion":2,"manifests":[]}"#;
-        let deep = "[".repeat(100_000);
-        let none = manifest(CONFIG_TYPES[0], &[]);
-        for text in ["", "{}", "[]", "null", &lying, &negative, doubled, &deep, &none] {
-            assert_eq!(kind(text), ErrorKind::InvalidImage, "{text:.80}");
-        }
-    }
-
-    #[test]
-    fn limits_hold() {
-        let many: Vec<_> = (0..=limits::MAX_LAYERS).map(|_| descriptor(GZIP, 1)).collect();
-        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &many)), ErrorKind::LimitExceeded);
-        read(&manifest(CONFIG_TYPES[0], &many[1..])).expect("as many as are allowed");
-        let huge = [descriptor(GZIP, u64::MAX), descriptor(GZIP, u64::MAX)];
-        assert_eq!(kind(&manifest(CONFIG_TYPES[0], &huge)), ErrorKind::LimitExceeded);
-        let spaces = " ".repeat(usize::try_from(limits::MAX_MANIFEST_BYTES).expect("fits") + 1);
-        assert_eq!(kind(&spaces), ErrorKind::LimitExceeded);
-    }
-
-    #[test]
-    fn platforms() {
-        let unknown = entry("unknown", "unknown");
-        let amd64 = entry("linux", "amd64");
-        chosen(&[entry("linux", "arm64"), unknown.clone(), amd64]).expect("amd64");
-        let error =
-            chosen(&[entry("linux", "arm64"), unknown.clone(), entry("windows", "amd64")]).expect_err("none");
-        assert_eq!(error.kind(), ErrorKind::NoMatchingPlatform);
-        assert!(error.to_string().ends_with("it has: linux/arm64, windows/amd64"), "{error}");
-        let error = chosen(&[unknown]).expect_err("attestations");
-        assert!(error.advice().is_some_and(|a| a.contains("--provenance=false")));
-        assert_eq!(chosen(&[]).expect_err("empty").kind(), ErrorKind::NoMatchingPlatform);
-    }
-}
+mod tests;

@@ -8,11 +8,15 @@
 //! [`limits`], and no path in a layer leads out of the layer's directory.
 
 mod archive;
+mod bounded;
 mod config;
 mod credentials;
 mod deadline;
 mod digest;
 mod download;
+#[doc(hidden)]
+pub mod fuzzing;
+mod import;
 mod layout;
 pub mod limits;
 mod manifest;
@@ -22,6 +26,7 @@ mod registry;
 mod resolve;
 mod source;
 mod store;
+mod tarball;
 mod unpack;
 
 use std::path::PathBuf;
@@ -33,13 +38,14 @@ pub use credentials::{
     CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources, EndpointToken,
     TemporaryCredentials,
 };
-pub use limits::Limits;
+pub use limits::{Attestations, Limits};
 #[doc(hidden)]
 pub use registry::transport::Times;
 pub use registry::transport::{ClientCertificate, Proxies};
 pub use source::{Reference, Source};
-pub use store::Store;
+use store::Lease;
 pub(crate) use store::probe::overlay as probe_overlay;
+pub use store::{GcOptions, GcReport, MAX_OWNER_BYTES, Pin, Removal, RemovedImage, Store, StoredImage};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -64,6 +70,8 @@ pub struct PullOptions {
     pub credentials: CredentialSources,
     /// Bounds on the image.
     pub limits: Limits,
+    /// When the source is asked and when the store is enough.
+    pub policy: PullPolicy,
     /// Told of each step; called often and from several threads, must be quick.
     pub observer: Option<Arc<dyn Fn(PullEvent) + Send + Sync>>,
 }
@@ -79,9 +87,23 @@ impl std::fmt::Debug for PullOptions {
             .field("timeout", &self.timeout)
             .field("credentials", &self.credentials)
             .field("limits", &self.limits)
+            .field("policy", &self.policy)
             .field("observer", &self.observer.is_some())
             .finish()
     }
+}
+
+/// When the source of an image is asked. A name with a digest never needs its source again once the
+/// image is here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Each time: a tag may lead elsewhere now. Only what is not in the store is fetched.
+    #[default]
+    Always,
+    /// Only if the store has no complete image of this name.
+    Missing,
+    /// Never: an image that is not in the store is `ImageNotFound`.
+    Never,
 }
 
 /// What happens during a pull.
@@ -136,7 +158,8 @@ pub struct PullTimings {
     pub unpack: Duration,
 }
 
-/// An image that is complete in the store.
+/// An image that is complete in the store. While a copy of it lives, or a container that was started
+/// from it, no process removes it.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The reference it was asked for by, in canonical form.
@@ -151,6 +174,25 @@ pub struct Image {
     pub packed_bytes: u64,
     /// How long it took.
     pub timings: PullTimings,
+    /// Keeps it in the store.
+    pub(crate) lease: Lease,
+}
+
+impl Image {
+    /// An image of directories that the caller keeps itself, lowest first, in overlay form. No store
+    /// knows it.
+    #[must_use]
+    pub fn unmanaged(name: impl Into<String>, config: ImageConfig, layers: Vec<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            digest: String::new(),
+            config,
+            layers,
+            packed_bytes: 0,
+            timings: PullTimings::default(),
+            lease: Lease::default(),
+        }
+    }
 }
 
 /// Runs file operations on a thread that may block.

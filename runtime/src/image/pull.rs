@@ -8,7 +8,6 @@
 //! while someone else has that. So nobody ever holds one thing and waits for another, and two pulls
 //! with common layers cannot block each other.
 
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,16 +15,15 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use super::config::{self, ImageConfig};
 use super::deadline::Deadline;
-use super::digest::Digest;
-use super::limits::{self, Budget};
+use super::limits::{self, Budget, Limits};
+use super::manifest;
 use super::progress::{Counted, Progress, Watch};
 use super::registry::Client;
-use super::resolve::{self, Location, Plan, Resolved};
-use super::source::{Reference, Source};
+use super::resolve::{self, Location, Plan};
+use super::source::Source;
 use super::store::{Claim, Ingest, Record, Store};
-use super::{Image, PullEvent, PullOptions, PullTimings, blocking, download, layout, unpack};
+use super::{Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
 use crate::{Error, ErrorKind, Fault, Result};
 
 /// How often to ask for a layer that someone else makes.
@@ -42,13 +40,31 @@ impl Store {
     /// The kinds about references, credentials, registries and images; `DiskFull`, `Host`.
     pub async fn pull(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Image> {
         let begin = Instant::now();
-        if let Source::Registry(reference) = source
-            && let Some(image) = self.cached(reference)
-        {
+        if let Some(image) = self.cached(source, options.policy).await? {
+            self.check_cached(source, &image, &options.limits)?;
             return Ok(told(image, begin, options));
         }
+        self.fetch_as(source, source.to_string(), options).await
+    }
+
+    /// Brings an image into the store under a name, whatever is there.
+    pub(crate) async fn fetch_as(
+        self: &Arc<Self>,
+        source: &Source,
+        name: String,
+        options: &PullOptions,
+    ) -> Result<Image> {
+        let begin = Instant::now();
         let deadline = Deadline::new(options.timeout);
-        let resolved = deadline.within("its layers were not known", self.resolve(source, options)).await?;
+        // Until the lease names them, nothing else keeps the documents of a new image.
+        let store = Arc::clone(self);
+        let documents = blocking(move || store.hold_documents()).await?;
+        let resolved =
+            deadline.within("its layers were not known", resolve::source(self, source, options)).await?;
+        let record = Record::of(name, &resolved);
+        let (store, parts) = (Arc::clone(self), record.parts());
+        let lease = blocking(move || store.lease(&parts)).await?;
+        drop(documents);
         let resolve = begin.elapsed();
         let watch = Watch::new(options);
         watch.tell(PullEvent::Resolved {
@@ -59,57 +75,47 @@ impl Store {
         let fetched = self.layers(&resolved.plans, options, &watch, &deadline).await;
         self.settle_later();
         fetched?;
-        let record = self.keep_record(source, &resolved).await?;
+        let store = Arc::clone(self);
+        let record = blocking(move || store.put_record(&record).map(|()| record)).await?;
         let last_byte = watch.last_byte().unwrap_or(begin + resolve);
         let timings = PullTimings {
             resolve,
             pull: last_byte.duration_since(begin).saturating_sub(resolve),
             unpack: last_byte.elapsed(),
         };
-        Ok(self.image(record, &resolved.configuration.diff_ids, resolved.configuration.config, timings))
-    }
-
-    async fn resolve(self: &Arc<Self>, source: &Source, options: &PullOptions) -> Result<Resolved> {
-        match source {
-            Source::Registry(reference) => resolve::registry(self, reference, options).await,
-            Source::OciLayout(dir, tag) => resolve::layout(self, dir, tag.as_deref(), &options.limits).await,
-            Source::DockerArchive(file) => resolve::archive(self, file, options.limits).await,
-        }
-    }
-
-    async fn keep_record(self: &Arc<Self>, source: &Source, resolved: &Resolved) -> Result<Record> {
-        let record = Record {
-            name: source.to_string(),
-            manifest: resolved.digest.to_string(),
-            config: resolved.config_digest.to_string(),
-            diff_ids: resolved.configuration.diff_ids.iter().map(Digest::to_string).collect(),
-            packed_bytes: resolved.packed_bytes(),
-        };
-        let store = Arc::clone(self);
-        blocking(move || store.put_record(&record).map(|()| record)).await
-    }
-
-    fn image(&self, record: Record, diff_ids: &[Digest], config: ImageConfig, timings: PullTimings) -> Image {
-        Image {
+        Ok(Image {
             name: record.name,
             digest: record.manifest,
-            config,
-            layers: self.overlay_layers(diff_ids),
+            layers: self.overlay_layers(&resolved.configuration.diff_ids),
+            config: resolved.configuration.config,
             packed_bytes: record.packed_bytes,
             timings,
-        }
+            lease,
+        })
     }
 
-    /// An image whose name has a digest and that is complete: no network, no credentials.
-    fn cached(&self, reference: &Reference) -> Option<Image> {
-        reference.digest()?;
-        let record = self.record(&reference.to_string())?;
-        let config = self.blob(&record.config.parse().ok()?, limits::MAX_CONFIG_BYTES)?;
-        let configuration = config::parse(&config).ok()?;
-        let complete = configuration.diff_ids.iter().all(|id| self.has_layer(id));
-        complete.then(|| {
-            self.image(record, &configuration.diff_ids, configuration.config, PullTimings::default())
-        })
+    /// An image for which the source need not be asked: no network, no credentials.
+    async fn cached(self: &Arc<Self>, source: &Source, policy: PullPolicy) -> Result<Option<Image>> {
+        let fixed = matches!(source, Source::Registry(reference) if reference.digest().is_some());
+        if policy == PullPolicy::Always && !fixed {
+            return Ok(None);
+        }
+        let (store, name) = (Arc::clone(self), source.to_string());
+        let found = blocking(move || store.stored(&name)).await?;
+        if found.is_none() && policy == PullPolicy::Never {
+            let message = format!("the image {source} is not in the store, and pulling is off");
+            return Err(Error::new(ErrorKind::ImageNotFound, message)
+                .advise("pull or import it first, or allow it to be pulled"));
+        }
+        Ok(found)
+    }
+
+    /// Holds an image that is here to limits that may be others than those of its pull.
+    fn check_cached(&self, source: &Source, image: &Image, limits: &Limits) -> Result<()> {
+        limits.check_packed(image.packed_bytes)?;
+        let fixed = if let Source::Registry(reference) = source { reference.digest() } else { None };
+        let Some(digest) = fixed else { return Ok(()) };
+        manifest::check_again(digest, limits, |digest| self.blob(digest, limits::MAX_MANIFEST_BYTES))
     }
 
     /// Makes all layers complete. After an error the others are stopped and waited for, so that
@@ -221,16 +227,9 @@ impl Shared {
     /// input end and removes what it made.
     async fn make(&self, plan: &Plan, ingest: Ingest, progress: Progress) -> Result<()> {
         match &plan.location {
-            Location::File(path, section) => {
-                let file = layout::open(path)?;
-                let (path, section) = (path.clone(), *section);
-                let input = move || {
-                    let mut file = file;
-                    let length = section.map_or(u64::MAX, |s| s.length);
-                    file.seek(SeekFrom::Start(section.map_or(0, |s| s.offset)))
-                        .map_err(|e| Error::host(format!("read {}", path.display()), e))?;
-                    Ok(Counted::new(file.take(length), progress))
-                };
+            Location::File(file) => {
+                let part = file.open()?;
+                let input = move || Ok(Counted::new(part, progress));
                 self.unpack(plan, ingest, input).await.map_err(|failure| failure.error)
             }
             Location::Registry(client) => {
@@ -279,8 +278,9 @@ impl Shared {
         let (expected, budget) = (plan.expected.clone(), Arc::clone(&self.budget));
         let unpacked = blocking(move || {
             let root = ingest.prepare()?;
-            Ok(match unpack::unpack(input()?, &expected, &budget, root) {
-                Ok(()) => ingest.commit().map_err(Failed::from),
+            let recipe = unpack::Recipe::new(ingest.recipe()?)?;
+            Ok(match unpack::unpack(input()?, &expected, &budget, root, Some(recipe)) {
+                Ok(archive_bytes) => ingest.commit(&expected.record(archive_bytes)).map_err(Failed::from),
                 Err(error) => Err(failed(error, ingest)),
             })
         });

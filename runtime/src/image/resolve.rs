@@ -1,23 +1,21 @@
 //! From a source to the image's configuration and the list of its layers, all of it verified.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::PullOptions;
-use super::archive::{Archive, Section};
+use super::archive::Archive;
 use super::config::{self, Configuration};
 use super::digest::Digest;
 use super::layout::Layout;
 use super::limits::{self, Limits};
 use super::manifest::{self, Document, Manifest, Packing};
 use super::registry::Client;
-use super::source::Reference;
+use super::source::{Reference, Source};
 use super::store::Store;
+use super::tarball::LocalFile;
 use super::unpack::Expected;
 use crate::{Error, ErrorKind, Result};
-
-/// Documents on the way to an image: an index, an index in it, the image.
-const MAX_DOCUMENTS: usize = 3;
 
 /// Where the bytes of a layer are.
 #[derive(Clone)]
@@ -25,7 +23,7 @@ pub(crate) enum Location {
     /// In the registry, under the layer's digest.
     Registry(Arc<Client>),
     /// In a local file, all of it or a part.
-    File(PathBuf, Option<Section>),
+    File(LocalFile),
 }
 
 /// A layer to be had.
@@ -75,10 +73,10 @@ impl Origin {
         }
     }
 
-    fn location(&self, digest: &Digest) -> Location {
+    fn location(&self, digest: &Digest) -> Result<Location> {
         match self {
-            Self::Registry(client) => Location::Registry(Arc::clone(client)),
-            Self::Layout(layout) => Location::File(layout.blob_path(digest), None),
+            Self::Registry(client) => Ok(Location::Registry(Arc::clone(client))),
+            Self::Layout(layout) => layout.local(digest).map(Location::File),
         }
     }
 }
@@ -90,12 +88,25 @@ struct Found {
     digest: Digest,
 }
 
+/// Resolves an image at its source. Its documents are in the store then.
+pub(crate) async fn source(store: &Arc<Store>, source: &Source, options: &PullOptions) -> Result<Resolved> {
+    match source {
+        Source::Registry(reference) => registry(store, reference, options).await,
+        Source::OciLayout(dir, tag) => {
+            let layout = Layout::open(dir, &options.limits)?;
+            in_layout(store, layout, tag.as_deref(), &options.limits).await
+        }
+        Source::OciArchive(file, tag) => {
+            let (file, limits) = (file.clone(), options.limits);
+            let layout = super::blocking(move || Layout::open_archive(&file, &limits)).await?;
+            in_layout(store, layout, tag.as_deref(), &options.limits).await
+        }
+        Source::DockerArchive(file, tag) => archive(store, file, tag.clone(), options.limits).await,
+    }
+}
+
 /// Resolves a reference at its registry; documents that are in the store are not fetched.
-pub(crate) async fn registry(
-    store: &Arc<Store>,
-    reference: &Reference,
-    options: &PullOptions,
-) -> Result<Resolved> {
+async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptions) -> Result<Resolved> {
     let client = Arc::new(Client::new(reference, options).await?);
     let origin = Origin::Registry(Arc::clone(&client));
     let found = match reference.digest() {
@@ -111,37 +122,36 @@ pub(crate) async fn registry(
 }
 
 /// Resolves an OCI image layout.
-pub(crate) async fn layout(
+async fn in_layout(
     store: &Arc<Store>,
-    dir: &Path,
+    layout: Layout,
     tag: Option<&str>,
     limits: &Limits,
 ) -> Result<Resolved> {
-    let layout = Arc::new(Layout::open(dir, limits)?);
-    let descriptor = layout.find(tag)?.clone();
-    let origin = Origin::Layout(layout);
+    let descriptor = layout.find(tag, limits)?.clone();
+    let origin = Origin::Layout(Arc::new(layout));
     let found = document(store, &origin, &descriptor.digest, Some(&descriptor)).await?;
     image(store, &origin, found, limits).await
 }
 
 /// Resolves a `docker save` archive.
-pub(crate) async fn archive(store: &Arc<Store>, file: &Path, limits: Limits) -> Result<Resolved> {
+async fn archive(store: &Arc<Store>, file: &Path, tag: Option<String>, limits: Limits) -> Result<Resolved> {
     let path = file.to_owned();
-    let archive = super::blocking(move || Archive::open(&path, &limits)).await?;
+    let archive = super::blocking(move || Archive::open(&path, tag.as_deref(), &limits)).await?;
     check_configuration(&archive.configuration, archive.layers.len())?;
     keep(store, &archive.config_digest, archive.config_bytes).await?;
     let plans = archive
         .layers
-        .iter()
+        .into_iter()
         .zip(&archive.configuration.diff_ids)
-        .map(|(section, diff_id)| Plan {
+        .map(|((file, section), diff_id)| Plan {
             expected: Expected {
                 digest: None,
                 size: section.length,
                 diff_id: diff_id.clone(),
                 packing: Packing::ByMagic,
             },
-            location: Location::File(file.to_owned(), Some(*section)),
+            location: Location::File(file),
         })
         .collect();
     Ok(Resolved {
@@ -183,20 +193,20 @@ fn check_size(what: &str, digest: &Digest, wanted: u64, found: usize) -> Result<
 
 /// Goes from a document to the image for this machine, and to its configuration.
 async fn image(store: &Arc<Store>, origin: &Origin, mut found: Found, limits: &Limits) -> Result<Resolved> {
-    for _ in 0..MAX_DOCUMENTS {
+    for _ in 0..manifest::MAX_DOCUMENTS {
         let parsed = manifest::parse(&found.bytes, found.declared.as_deref(), limits)?;
         keep(store, &found.digest, std::mem::take(&mut found.bytes)).await?;
         match parsed {
             Document::Image(manifest) => return with_config(store, origin, found.digest, manifest).await,
             Document::Index(entries) => {
-                let chosen = manifest::choose(&entries)?;
+                let chosen = manifest::choose(&entries, limits)?;
                 found = document(store, origin, &chosen.digest, Some(chosen)).await?;
             }
         }
     }
     Err(Error::new(
         ErrorKind::InvalidImage,
-        format!("indexes are nested more than {} deep", MAX_DOCUMENTS - 1),
+        format!("indexes are nested more than {} deep", manifest::MAX_DOCUMENTS - 1),
     ))
 }
 
@@ -220,16 +230,18 @@ async fn with_config(
         .layers
         .into_iter()
         .zip(&configuration.diff_ids)
-        .map(|(layer, diff_id)| Plan {
-            location: origin.location(&layer.digest),
-            expected: Expected {
-                digest: Some(layer.digest),
-                size: layer.size,
-                diff_id: diff_id.clone(),
-                packing: layer.packing,
-            },
+        .map(|(layer, diff_id)| {
+            Ok(Plan {
+                location: origin.location(&layer.digest)?,
+                expected: Expected {
+                    digest: Some(layer.digest),
+                    size: layer.size,
+                    diff_id: diff_id.clone(),
+                    packing: layer.packing,
+                },
+            })
         })
-        .collect();
+        .collect::<Result<_>>()?;
     Ok(Resolved { digest, config_digest: manifest.config.digest, configuration, plans })
 }
 

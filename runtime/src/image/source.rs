@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]` | a registry; Docker Hub and `latest` by default |
 //! | `oci:DIR[:TAG]` | an OCI image layout |
-//! | `docker-archive:FILE` | a file as `docker save` writes it |
+//! | `oci-archive:FILE[:TAG]` | an OCI image layout in a tar archive |
+//! | `docker-archive:FILE[:TAG]` | a file as `docker save` writes it |
 //!
-//! The two prefixes win over a repository called `oci` or `docker-archive` on Docker Hub; write
-//! `docker.io/library/oci:TAG` for that. A registry may be an IPv6 literal in brackets.
+//! The prefixes win over a repository called so on Docker Hub; write `docker.io/library/oci:TAG` for
+//! that. The name of an archive ends at its first colon, for its tag may have more of them. A registry
+//! may be an IPv6 literal in brackets.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,17 +22,16 @@ use crate::{Error, ErrorKind, Result};
 const MAX_SOURCE_BYTES: usize = 4096 + 256;
 
 /// Transports of other tools that Skiff has no source for, and what to write instead.
-const FOREIGN: [(&str, &str); 6] = [
+const FOREIGN: [(&str, &str); 5] = [
     ("docker://", "leave out docker://"),
     ("https://", "leave out https://"),
     ("http://", "leave out http:// and ask for plain HTTP"),
-    ("oci-archive:", "unpack the archive and use oci:DIR"),
     ("docker-daemon:", "run docker save and use docker-archive:FILE"),
     ("containers-storage:", "use skopeo copy to an oci:DIR"),
 ];
 
-/// Where an image comes from: `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or
-/// `docker-archive:FILE`.
+/// Where an image comes from: `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]`, `oci:DIR[:TAG]`,
+/// `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:TAG]`.
 ///
 /// ```
 /// use skiff_runtime::image::Source;
@@ -46,8 +47,10 @@ pub enum Source {
     Registry(Reference),
     /// An OCI image layout directory, and the tag (`org.opencontainers.image.ref.name`) in it.
     OciLayout(PathBuf, Option<String>),
-    /// A file as `docker save` writes it.
-    DockerArchive(PathBuf),
+    /// An OCI image layout in a tar archive, and the tag in it.
+    OciArchive(PathBuf, Option<String>),
+    /// A file as `docker save` writes it, and the name or tag (`RepoTags`) of an image in it.
+    DockerArchive(PathBuf, Option<String>),
 }
 
 /// A parsed reference to an image of a registry.
@@ -168,11 +171,11 @@ impl FromStr for Source {
         if let Some(rest) = text.strip_prefix("oci:") {
             return layout(text, rest);
         }
-        if let Some(file) = text.strip_prefix("docker-archive:") {
-            if file.is_empty() {
-                return Err(refused(text, "it names no file").advise("write docker-archive:FILE"));
-            }
-            return Ok(Self::DockerArchive(file.into()));
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            return archive(text, rest).map(|(file, tag)| Self::OciArchive(file, tag));
+        }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            return archive(text, rest).map(|(file, tag)| Self::DockerArchive(file, tag));
         }
         if let Some((prefix, advice)) = FOREIGN.iter().find(|(p, _)| text.starts_with(p)) {
             return Err(refused(text, &format!("{prefix} is not a source")).advise(*advice));
@@ -196,13 +199,28 @@ fn layout(text: &str, rest: &str) -> Result<Source> {
     Ok(Source::OciLayout(dir.into(), tag.map(str::to_owned)))
 }
 
+/// The file ends at the first colon, as for skopeo.
+fn archive(text: &str, rest: &str) -> Result<(PathBuf, Option<String>)> {
+    let (file, tag) = rest.split_once(':').map_or((rest, None), |(file, tag)| (file, Some(tag)));
+    if file.is_empty() {
+        return Err(refused(text, "it names no file").advise("write oci-archive:FILE or docker-archive:FILE"));
+    }
+    if tag.is_some_and(str::is_empty) {
+        return Err(refused(text, "the tag is empty").advise("leave out the colon, or write a tag after it"));
+    }
+    Ok((file.into(), tag.map(str::to_owned)))
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference) => reference.fmt(f),
             Self::OciLayout(dir, None) => write!(f, "oci:{}", dir.display()),
             Self::OciLayout(dir, Some(tag)) => write!(f, "oci:{}:{tag}", dir.display()),
-            Self::DockerArchive(file) => write!(f, "docker-archive:{}", file.display()),
+            Self::OciArchive(file, None) => write!(f, "oci-archive:{}", file.display()),
+            Self::OciArchive(file, Some(tag)) => write!(f, "oci-archive:{}:{tag}", file.display()),
+            Self::DockerArchive(file, None) => write!(f, "docker-archive:{}", file.display()),
+            Self::DockerArchive(file, Some(tag)) => write!(f, "docker-archive:{}:{tag}", file.display()),
         }
     }
 }
@@ -244,6 +262,12 @@ mod tests {
         assert_eq!("oci:/a:x/b".parse::<Source>().expect("colon"), layout("/a:x/b", None));
         assert_eq!(canonical("oci:rel:t"), "oci:rel:t");
         assert_eq!(canonical("docker-archive:/x.tar"), "docker-archive:/x.tar");
+        let tagged = Source::DockerArchive("/x.tar".into(), Some("r:5000/app:1".into()));
+        assert_eq!("docker-archive:/x.tar:r:5000/app:1".parse::<Source>().expect("tag"), tagged);
+        assert_eq!(tagged.to_string(), "docker-archive:/x.tar:r:5000/app:1");
+        assert_eq!(canonical("oci-archive:/x.tar"), "oci-archive:/x.tar");
+        let tagged = Source::OciArchive("/x.tar".into(), Some("v1".into()));
+        assert_eq!("oci-archive:/x.tar:v1".parse::<Source>().expect("tag"), tagged);
     }
 
     #[test]
@@ -283,7 +307,9 @@ mod tests {
             "docker-archive:",
             "docker://x",
             "http://x/y",
-            "oci-archive:x",
+            "oci-archive:",
+            "oci-archive::t",
+            "docker-archive:/x:",
             "a\0b",
             "../x",
             &long,

@@ -130,8 +130,15 @@ impl Keeper {
         Ok(Self { socket, table, process: Mutex::new(Some(process)), reader, gone })
     }
 
-    /// Starts a container. `fds` are the request, the network namespace and the disks.
-    pub(crate) async fn start(&self, id: &str, deadline: Duration, fds: &[OwnedFd]) -> Result<Started> {
+    /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
+    /// there is one, and the disks.
+    pub(crate) async fn start(
+        &self,
+        id: &str,
+        deadline: Duration,
+        leased: bool,
+        fds: &[OwnedFd],
+    ) -> Result<Started> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -147,7 +154,7 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms };
+        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));

@@ -25,7 +25,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
 /// Most descriptors beside a packet.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 5;
 /// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
 const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.
@@ -36,8 +36,9 @@ const MAX_TEXT: usize = 4096;
 pub(crate) enum ToKeeper {
     /// The first message; with the lock of the run's directory.
     Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
-    /// Start a container; with the request, the network namespace, and the disks that it names.
-    Start { id: String, deadline_ms: u64 },
+    /// Start a container; with the request, the network namespace, the lease on its image if it has
+    /// one, and the disks that the request names.
+    Start { id: String, deadline_ms: u64, leased: bool },
     /// Kill all containers, clean, and end.
     Shutdown,
 }
@@ -237,9 +238,10 @@ mod tests {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
-        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5 }, &[file.as_fd()]).expect("send");
+        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false }, &[file.as_fd()])
+            .expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
-        assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5 } if id == "x"));
+        assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5, .. } if id == "x"));
         assert_eq!(fds.len(), 1);
         assert_eq!(receive::<ToKeeper>(&b).expect_err("none yet").kind(), io::ErrorKind::WouldBlock);
         drop(a);

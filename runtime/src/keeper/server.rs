@@ -74,6 +74,8 @@ struct Held {
     stderr: (OwnedFd, OwnedFd),
     /// Keeps the namespace for a daemon that connects anew.
     _network: OwnedFd,
+    /// Keeps the image in the store; the start process closes its copy.
+    _lease: Option<OwnedFd>,
 }
 
 struct Running {
@@ -159,7 +161,9 @@ impl Server {
     fn take_messages(&mut self, socket: &OwnedFd) {
         loop {
             match receive::<ToKeeper>(socket) {
-                Ok(Some((ToKeeper::Start { id, deadline_ms }, fds))) => self.begin(id, deadline_ms, fds),
+                Ok(Some((ToKeeper::Start { id, deadline_ms, leased }, fds))) => {
+                    self.begin(id, deadline_ms, leased, fds);
+                }
                 Ok(Some((ToKeeper::Configure { .. }, _))) => {}
                 Ok(None | Some((ToKeeper::Shutdown, _))) => {
                     self.stopping = true;
@@ -177,7 +181,7 @@ impl Server {
         }
     }
 
-    fn begin(&mut self, id: String, deadline_ms: u64, fds: Vec<OwnedFd>) {
+    fn begin(&mut self, id: String, deadline_ms: u64, leased: bool, fds: Vec<OwnedFd>) {
         let began = Instant::now();
         let group = self.group.child(&id);
         // What a former container of that name left is not removed under the new one's feet.
@@ -185,7 +189,7 @@ impl Server {
             let _ = group.kill(NAME_PATIENCE);
             self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
         }
-        match self.fork_start(&id, &group, fds) {
+        match self.fork_start(&id, &group, leased, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
                 self.starting.push(Starting {
@@ -210,7 +214,13 @@ impl Server {
         }
     }
 
-    fn fork_start(&self, id: &str, group: &Group, fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd, Held)> {
+    fn fork_start(
+        &self,
+        id: &str,
+        group: &Group,
+        leased: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(Pid, OwnedFd, Held)> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
         let mut fds = fds.into_iter();
         let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
@@ -219,6 +229,7 @@ impl Server {
                 format!("the start of {id} came without its descriptors"),
             ));
         };
+        let lease = if leased { fds.next() } else { None };
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
@@ -226,7 +237,9 @@ impl Server {
         group.create()?;
         group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
-            ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, _network: network })),
+            ForkResult::Parent(child) => {
+                Ok((child, report, Held { stdout, stderr, _network: network, _lease: lease }))
+            }
             ForkResult::Child => {
                 // Lowering it cannot fail.
                 let _ = setrlimit(Resource::Nofile, self.nofile);

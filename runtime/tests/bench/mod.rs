@@ -49,14 +49,7 @@ impl Bench {
     }
 
     pub(crate) fn image(&self) -> Image {
-        Image {
-            name: "test".into(),
-            digest: String::new(),
-            config: ImageConfig::default(),
-            layers: vec![self.rootfs()],
-            packed_bytes: 0,
-            timings: skiff_runtime::image::PullTimings::default(),
-        }
+        Image::unmanaged("test", ImageConfig::default(), vec![self.rootfs()])
     }
 
     pub(crate) async fn start(&self, spec: ContainerSpec) -> skiff_runtime::Result<Container> {

@@ -14,14 +14,16 @@ use crate::support::*;
 #[derive(Clone)]
 pub(crate) struct Answer {
     pub(crate) head: String,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Arc<[u8]>,
     pub(crate) send: usize,
+    /// The body is sent again and again, until no one reads any more.
+    pub(crate) endless: bool,
 }
 
 pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
-    Answer { head, body: body.to_vec(), send: body.len() }
+    Answer { head, body: body.into(), send: body.len(), endless: false }
 }
 
 pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
@@ -30,7 +32,7 @@ pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
 pub(crate) struct Liar {
     pub(crate) address: String,
     pub(crate) answers: Answers,
-    requests: Arc<Mutex<Vec<String>>>,
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -98,7 +100,7 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
         None => answer("404 Not Found", "", b"{}"),
     };
     let _ = stream.write_all(found.head.as_bytes()).await;
-    let _ = stream.write_all(&found.body[..found.send]).await;
+    while stream.write_all(&found.body[..found.send]).await.is_ok() && found.endless {}
     let _ = stream.shutdown().await;
 }
 
@@ -184,7 +186,7 @@ async fn a_lying_configuration_and_huge_documents() {
 }
 
 /// The header of a part from `start` on.
-fn part(start: usize, all: usize) -> String {
+pub(crate) fn part(start: usize, all: usize) -> String {
     format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1)
 }
 

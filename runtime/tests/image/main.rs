@@ -4,9 +4,19 @@
 //! Needs root, and the programs docker-registry, skopeo, umoci and htpasswd.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod archives;
+mod bombs;
+mod breakout;
+mod collect;
 mod compare;
+mod crash;
+mod evil;
+mod evil_documents;
 mod liar;
 mod local;
+mod mirrors;
+mod raw;
 mod registry;
+mod renewal;
 mod resume;
 mod support;

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use args::{Cli, Command, Output};
+use args::{Cli, Command, ImageCommand, Output};
 use console::Console;
 use failure::Failure;
 
@@ -45,6 +45,16 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Run(args) => in_tokio(commands::run::run(&cli.global, args, console)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),
+        Command::Images(args) | Command::Image { command: ImageCommand::Ls(args) } => {
+            commands::images::images(&cli.global, args, console)
+        }
+        Command::Rmi(args) | Command::Image { command: ImageCommand::Rm(args) } => {
+            commands::rmi::rmi(&cli.global, args, console)
+        }
+        Command::Image { command: ImageCommand::Import(args) } => {
+            in_tokio(commands::import::import(&cli.global, args, console))
+        }
+        Command::Gc(args) => commands::gc::gc(&cli.global, args, console),
         Command::Doctor => commands::doctor::doctor(&cli.global, console),
         Command::Completions { shell } => commands::documents::completions(*shell),
         Command::Man { dir } => commands::documents::man(dir),

@@ -1,5 +1,6 @@
 //! A function: what to run, under which platform, within which limits.
 
+mod advice;
 mod secret;
 mod validate;
 
@@ -10,7 +11,7 @@ pub use secret::{Credentials, Secret};
 use skiff_runtime::Writable;
 
 use crate::Result;
-use crate::platform::Platform;
+use crate::platform::{Platform, Warning};
 
 /// Size of the writable layer and of `/tmp` unless told otherwise: both platforms' 512 MB.
 pub const DEFAULT_DISK_BYTES: u64 = 512 * 1024 * 1024;
@@ -129,6 +130,13 @@ impl FunctionConfig {
     /// `InvalidFunction` with every fault found.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
+    }
+
+    /// What its platform advises against, given the packed size of its image in bytes. For callers
+    /// to show; nothing of it keeps the function from starting.
+    #[must_use]
+    pub fn image_warnings(&self, packed_bytes: u64) -> Vec<Warning> {
+        advice::image(self, packed_bytes)
     }
 }
 

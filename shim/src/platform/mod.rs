@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 pub use types::{
-    Defaults, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits, PlatformAnswer,
-    StartCause, StartFailure, TailLine,
+    Defaults, ImageMemory, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
+    PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
 };
 
 use crate::FunctionConfig;
@@ -37,6 +37,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 
     /// The bounds of what a function may ask for and may do.
     fn limits(&self) -> &'static Limits;
+
+    /// The bounds of its images, for [`skiff_runtime::image::PullOptions::limits`].
+    fn image_limits(&self) -> skiff_runtime::image::Limits;
 
     /// Prefixes of environment variables that users may not set.
     fn reserved_env_prefixes(&self) -> &'static [&'static str];
@@ -200,6 +203,18 @@ mod tests {
             assert_eq!(by_name(platform.name()).expect("known").name(), platform.name());
         }
         assert!(by_name("FC").is_none() && by_name("").is_none() && by_name("lambda").is_none());
+    }
+
+    #[test]
+    fn limits_of_images_are_owned_and_within_the_runtimes() {
+        let own = skiff_runtime::image::Limits::default();
+        for platform in all() {
+            let limits = platform.image_limits();
+            assert_eq!(limits.owner, Some(platform.name()));
+            assert!(limits.packed_bytes <= own.packed_bytes);
+        }
+        assert_eq!(scf().image_limits().packed_bytes, 1 << 30);
+        assert_eq!(fc().image_limits().packed_bytes, 10 << 30);
     }
 
     #[test]

@@ -67,6 +67,32 @@ pub struct Limits {
     pub nofile: u64,
     /// Processes and threads.
     pub pids: u32,
+    /// How much memory the platform advises for images of a size, smallest first; empty where it
+    /// advises nothing.
+    pub image_memory: &'static [ImageMemory],
+}
+
+/// The memory that a platform advises for images up to a size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageMemory {
+    /// Packed bytes of the image at most.
+    pub image_bytes: u64,
+    /// Memory in MiB, at least.
+    pub memory_mib: u32,
+    /// Memory in MiB that is enough; `None` where the platform names no bound.
+    pub enough_mib: Option<u32>,
+}
+
+/// Something that works and that the platform advises against. For callers to show.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Warning {
+    /// What it is about, in snake case: `memory_below_advice`.
+    pub kind: &'static str,
+    /// What was found, with its values.
+    pub message: String,
+    /// What to do about it.
+    pub advice: String,
 }
 
 /// What sort of invocation it is.

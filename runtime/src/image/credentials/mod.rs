@@ -9,7 +9,7 @@
 
 mod callback;
 mod docker;
-mod document;
+pub(crate) mod document;
 mod endpoint;
 mod file;
 mod helper;

@@ -19,10 +19,10 @@
 //!   credentials of its own, or none.
 
 mod auth;
-mod challenge;
+pub(crate) mod challenge;
 mod header;
 mod host;
-mod hosts;
+pub(crate) mod hosts;
 mod realm;
 mod retry;
 mod token;

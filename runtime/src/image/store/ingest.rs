@@ -22,10 +22,10 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Store, settle};
+use super::{LayerRecord, Store, settle};
 use crate::image::digest::Digest;
 use crate::image::download::Partial;
-use crate::image::unpack::remove_all;
+use crate::image::unpack::{self, remove_all};
 use crate::{Error, Result};
 
 /// The root directory of a layer that does not describe it.
@@ -100,7 +100,7 @@ impl Store {
 }
 
 /// Locks a directory, if no one else has and its name still leads to it.
-fn lock(path: &Path) -> Result<Option<File>> {
+pub(super) fn lock(path: &Path) -> Result<Option<File>> {
     let failed = |call: &str, e: std::io::Error| Error::host(format!("{call} {}", path.display()), e);
     let dir = match File::open(path) {
         Ok(dir) => dir,
@@ -129,6 +129,13 @@ impl Ingest {
             rustix::fs::fchmod(&fs, LAYER_MODE).map(|()| fs)
         };
         make().map_err(|e| self.failed("make the directory fs in", e.into()))
+    }
+
+    /// An empty file beside the layer's root, for its recipe.
+    pub(crate) fn recipe(&self) -> Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&self.dir, unpack::RECIPE, flags, Mode::RUSR | Mode::WUSR);
+        made.map(File::from).map_err(|e| self.failed("make the file recipe in", e.into()))
     }
 
     /// What an earlier pull kept of the packed layer; `None` for a layer that is too small for that.
@@ -167,7 +174,8 @@ impl Ingest {
     }
 
     /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(mut self, record: &LayerRecord) -> Result<()> {
+        record.write(self.dir.as_fd())?;
         self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
         settle::mark(&self.marker)?;
         std::fs::rename(&self.path, &self.target).map_err(|e| {
@@ -209,17 +217,22 @@ impl Ingest {
         }
         Ok(())
     }
+}
 
-    /// Whether a pull that was killed left packed bytes that are worth going on from.
-    fn has_fresh_packed(&self) -> bool {
-        let fresh = |entry: std::fs::DirEntry| {
-            let data = entry.metadata().ok()?;
-            let age = data.modified().ok()?.elapsed().unwrap_or_default();
-            (is_packed(&entry.file_name()) && data.len() > 0 && age < PARTIAL_KEPT).then_some(())
-        };
-        std::fs::read_dir(&self.path)
-            .is_ok_and(|entries| entries.flatten().filter_map(fresh).next().is_some())
-    }
+/// Whether a pull that was killed left packed bytes in a layer's directory that are worth going on
+/// from.
+fn has_fresh_packed(path: &Path) -> bool {
+    let fresh = |entry: std::fs::DirEntry| {
+        let data = entry.metadata().ok()?;
+        let age = data.modified().ok()?.elapsed().unwrap_or_default();
+        (is_packed(&entry.file_name()) && data.len() > 0 && age < PARTIAL_KEPT).then_some(())
+    };
+    std::fs::read_dir(path).is_ok_and(|entries| entries.flatten().filter_map(fresh).next().is_some())
+}
+
+/// Whether nobody makes a layer, and nobody will go on from what is there.
+pub(super) fn is_left(path: &Path) -> Result<bool> {
+    Ok(lock(path)?.is_some() && !has_fresh_packed(path))
 }
 
 fn is_packed(name: &OsStr) -> bool {
@@ -252,7 +265,7 @@ pub(super) fn sweep(ingest: &Path) -> Result<()> {
                 keep_packed: false,
                 committed: false,
             };
-            left.keep_packed = left.has_fresh_packed();
+            left.keep_packed = has_fresh_packed(&left.path);
         }
     }
     Ok(())

@@ -6,14 +6,27 @@
 //! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it
 //! unsettled/ALGORITHM-DIFFID     a complete layer that may not be on the disk yet
 //! images/HEX.json                what a name was when it was last pulled
+//! manifests/HEX.json             an image that is here, with a name or without
+//! leases/HEX                     what an image in use consists of, locked by who uses it
+//! pins/HEX.json                  an image that must stay for an owner
+//! trash/                         what is being deleted: renamed first, so that nobody finds half of it
 //! ```
 //! Several processes may share a store: a layer appears by `rename`, and whoever makes one holds a
 //! `flock` on its directory in `ingest/`, which the kernel gives back when the holder dies.
 
+mod catalog;
+mod gc;
 mod ingest;
+mod layer;
+mod lease;
+mod pin;
 pub(crate) mod probe;
 mod record;
+mod remove;
 mod settle;
+mod stored;
+mod trash;
+mod usage;
 
 use std::fs::DirBuilder;
 use std::io::{Read as _, Write as _};
@@ -24,8 +37,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+pub use catalog::StoredImage;
+pub use gc::{GcOptions, GcReport, RemovedImage};
 pub(crate) use ingest::{Claim, Ingest};
+pub(crate) use layer::LayerRecord;
+pub(crate) use lease::Lease;
+pub use pin::{MAX_OWNER_BYTES, Pin};
 pub(crate) use record::Record;
+pub use remove::Removal;
 
 use super::digest::{Algorithm, Digest};
 use super::unpack::OPAQUE_XATTR;
@@ -44,6 +63,10 @@ pub struct Store {
 /// Layers that are fetched and unpacked at the same time, of all pulls together: each has two threads
 /// and some buffers, and up to a few MiB of memory.
 const MAX_LAYERS_AT_ONCE: usize = 10;
+
+/// What is in the state directory.
+const DIRECTORIES: [&str; 10] =
+    ["blobs", "layers", "ingest", "images", "manifests", "leases", "pins", "trash", "tmp", settle::DIRECTORY];
 
 /// Makes names of temporary files of one process differ.
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -67,7 +90,7 @@ impl Store {
         make_dir(&root)?;
         let store =
             Self { root, permits: Semaphore::new(MAX_LAYERS_AT_ONCE), settling: AtomicBool::new(false) };
-        for name in ["blobs", "layers", "ingest", "images", "tmp", settle::DIRECTORY] {
+        for name in DIRECTORIES {
             make_dir(&store.root.join(name))?;
         }
         for algorithm in Algorithm::ALL {
@@ -78,6 +101,8 @@ impl Store {
         ingest::sweep(&store.root.join("ingest"))?;
         sweep_temporary(&store.root.join("tmp"));
         store.revoke_unsettled()?;
+        // What cannot be deleted now is deleted by the next opening or collection.
+        let _ = store.empty_trash();
         Ok(Arc::new(store))
     }
 
@@ -140,20 +165,58 @@ impl Store {
 
     /// Writes a file so that it is whole or not there, whatever happens.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.stage(path, bytes)?.publish()
+    }
+
+    /// Writes a file under a temporary name: all of it is on the disk before it gets its own.
+    fn stage(&self, path: &Path, bytes: &[u8]) -> Result<Staged> {
         let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join("tmp").join(format!("{}-{number}", std::process::id()));
-        let written = (|| {
-            let mut file = std::fs::File::create_new(&temporary)?;
+        let staged = Staged { temporary, path: path.to_owned(), published: false };
+        let written = std::fs::File::create_new(&staged.temporary).and_then(|mut file| {
             file.write_all(bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        })();
-        written.map_err(|e| {
-            // The first error is the one to tell.
-            let _ = std::fs::remove_file(&temporary);
-            Error::host(format!("write {}", path.display()), e)
-        })
+            file.sync_all()
+        });
+        written.map(|()| staged).map_err(|e| Error::host(format!("write {}", path.display()), e))
     }
+}
+
+/// A file that is written and has not its name yet. Dropping it removes it.
+struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Staged {
+    fn publish(mut self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path)
+            .map_err(|e| Error::host(format!("write {}", self.path.display()), e))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.published {
+            // What stays is swept by an opening after this process.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// The paths in a directory of the store.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::host(format!("read the directory {}", dir.display()), e);
+    std::fs::read_dir(dir).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+}
+
+/// Has the names in a directory on the disk.
+fn sync_dir(dir: &Path) -> Result<()> {
+    std::fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::host(format!("sync {}", dir.display()), e))
 }
 
 fn make_dir(path: &Path) -> Result<()> {
@@ -171,13 +234,15 @@ fn is_opaque(layer: &Path) -> bool {
 
 /// Removes temporary files, named `PID-NUMBER`, and probe directories of processes that are gone.
 fn sweep_temporary(dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.split('-').find_map(|part| part.parse::<u32>().ok()));
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            // Someone else may have been faster, and a file too many does no harm.
-            let _ = std::fs::remove_file(entry.path()).or_else(|_| std::fs::remove_dir_all(entry.path()));
-        }
+    for path in entries(dir).unwrap_or_default().into_iter().filter(|path| is_left(path)) {
+        // Someone else may have been faster, and a file too many does no harm.
+        let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
     }
+}
+
+/// Whether who made a temporary file is gone.
+fn is_left(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let pid = name.and_then(|n| n.split('-').find_map(|part| part.parse::<u32>().ok()));
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }

@@ -8,15 +8,15 @@
 use std::io::Read;
 
 use rustix::fs::Timespec;
-use tar::{EntryType, GnuExtSparseHeader, Header};
+use tar::{EntryType, Header};
 
+use super::fields::{checksum, device, has_data, id, kind, number, until_zero};
 use super::pax::Extended;
+use super::sparse::Sparse;
 use crate::image::limits;
 use crate::{Error, ErrorKind, Result};
 
-const BLOCK: usize = 512;
-/// Data runs of a GNU sparse file.
-const MAX_SPARSE_RUNS: u64 = 1 << 16;
+pub(super) const BLOCK: usize = 512;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,15 +42,9 @@ pub(crate) struct Entry {
     pub(crate) mtime: Timespec,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(crate) sparse: Option<Sparse>,
-}
-
-/// A sparse file: its size and where the data goes.
-#[derive(Debug)]
-pub(crate) struct Sparse {
+    /// Bytes of the file, holes included; 0 for what is not a file.
     pub(crate) size: u64,
-    /// Offset and length of each run, ascending.
-    pub(crate) runs: Vec<(u64, u64)>,
+    pub(crate) sparse: Option<Sparse>,
 }
 
 /// The walk over an archive.
@@ -66,7 +60,7 @@ pub(super) fn invalid(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidImage, why.into())
 }
 
-fn broken(error: std::io::Error) -> Error {
+pub(super) fn broken(error: std::io::Error) -> Error {
     super::broken(error, "archive in a layer")
 }
 
@@ -84,6 +78,15 @@ impl<R: Read> Entries<R> {
     /// or reads them itself.
     pub(crate) fn take_data(&mut self) -> (&mut R, u64) {
         (&mut self.reader, std::mem::take(&mut self.data))
+    }
+
+    /// What is read from.
+    pub(super) fn reader(&mut self) -> &mut R {
+        &mut self.reader
+    }
+
+    pub(super) fn into_reader(self) -> R {
+        self.reader
     }
 
     /// The next entry, or the end.
@@ -122,15 +125,28 @@ impl<R: Read> Entries<R> {
         }
     }
 
-    fn entry(&mut self, header: &Header, size: u64, extended: Extended) -> Result<Entry> {
-        let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    fn entry(&mut self, header: &Header, size: u64, mut extended: Extended) -> Result<Entry> {
+        let entry_type = header.entry_type();
+        let stored = if has_data(entry_type) { extended.size.unwrap_or(size) } else { 0 };
+        let records = extended.sparse.take();
+        let sparse_name = records.as_ref().and_then(|records| records.name.clone());
+        let path = sparse_name.or(extended.path).unwrap_or_else(|| header.path_bytes().into_owned());
         let kind = kind(header, &path)?;
-        let size = if has_data(header.entry_type()) { extended.size.unwrap_or(size) } else { 0 };
-        let sparse = match header.entry_type() {
-            EntryType::GNUSparse => Some(self.sparse(header, size)?),
-            _ => None,
+        let sparse = match (entry_type, records) {
+            (EntryType::GNUSparse, None) => Some(self.gnu_sparse(header, stored)?),
+            (_, None) => None,
+            (EntryType::Regular | EntryType::Continuous, Some(_)) if kind == Kind::Directory => {
+                return Err(invalid("a directory has a sparse map"));
+            }
+            (EntryType::Regular | EntryType::Continuous, Some(records)) => {
+                self.expect(stored);
+                Some(self.pax_sparse(*records, stored)?)
+            }
+            _ => return Err(invalid("what has a sparse map in PAX form is not a regular file")),
         };
-        self.expect(size);
+        if sparse.is_none() || entry_type == EntryType::GNUSparse {
+            self.expect(stored);
+        }
         let old = header.as_old();
         let link = || header.link_name_bytes().map(|l| l.into_owned()).unwrap_or_default();
         let mtime = match extended.mtime {
@@ -148,6 +164,7 @@ impl<R: Read> Entries<R> {
             mtime,
             device: device(header, kind)?,
             xattrs: extended.xattrs,
+            size: if kind == Kind::Regular { sparse.as_ref().map_or(stored, |s| s.size) } else { 0 },
             sparse,
             path,
         })
@@ -161,79 +178,60 @@ impl<R: Read> Entries<R> {
     /// Skips what is left of the present entry. An archive may end right after its last byte of
     /// data (those of `umoci insert` do, and Go reads them), but not within the padding.
     fn skip(&mut self) -> Result<()> {
-        std::io::copy(&mut self.data(), &mut std::io::sink()).map_err(broken)?;
-        let mut padding = Vec::with_capacity(BLOCK);
-        let length = std::mem::take(&mut self.padding);
-        self.reader.by_ref().take(length).read_to_end(&mut padding).map_err(broken)?;
-        if padding.is_empty() || padding.len() as u64 == length {
-            return Ok(());
+        if self.data > 0 {
+            std::io::copy(&mut self.data(), &mut std::io::sink()).map_err(broken)?;
         }
-        Err(broken(std::io::ErrorKind::UnexpectedEof.into()))
+        let length = std::mem::take(&mut self.padding) as usize;
+        let mut padding = [0; BLOCK];
+        match self.fill(&mut padding[..length])? {
+            0 => Ok(()),
+            read if read == length => Ok(()),
+            _ => Err(broken(std::io::ErrorKind::UnexpectedEof.into())),
+        }
     }
 
-    fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {
-        let mut block = Vec::with_capacity(BLOCK);
-        self.reader.by_ref().take(BLOCK as u64).read_to_end(&mut block).map_err(broken)?;
-        if block.is_empty() {
-            return Ok(None);
+    /// Reads until `bytes` are full or the archive ends.
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.reader.read(&mut bytes[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(broken(e)),
+            }
         }
-        let whole = block.try_into().map_err(|_| broken(std::io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(Some(whole))
+        Ok(filled)
+    }
+
+    /// Reads a whole block, or finds the archive's end.
+    pub(super) fn block(&mut self, block: &mut [u8]) -> Result<bool> {
+        match self.fill(block)? {
+            0 => Ok(false),
+            read if read == block.len() => Ok(true),
+            _ => Err(broken(std::io::ErrorKind::UnexpectedEof.into())),
+        }
     }
 
     fn header(&mut self) -> Result<Option<Header>> {
-        let Some(block) = self.block()? else {
+        let mut header = Header::new_old();
+        if !self.block(header.as_mut_bytes())? {
             return Ok(None);
-        };
-        if block == [0; BLOCK] {
-            return match self.block()? {
-                Some(second) if second != [0; BLOCK] => {
+        }
+        let block = header.as_bytes();
+        if block == &[0; BLOCK] {
+            return match self.block(header.as_mut_bytes())? {
+                true if header.as_bytes() != &[0; BLOCK] => {
                     Err(invalid("the archive goes on after a zero block"))
                 }
                 _ => Ok(None),
             };
         }
-        let header = Header::from_byte_slice(&block).clone();
-        if checksum(&block) != number(&header.as_old().cksum)? {
+        if checksum(block) != number(&header.as_old().cksum)? {
             return Err(invalid("a header of the archive has a wrong checksum"));
         }
         Ok(Some(header))
     }
-
-    /// The runs of an old GNU sparse file; more of them may follow the header.
-    fn sparse(&mut self, header: &Header, stored: u64) -> Result<Sparse> {
-        let gnu = header.as_gnu().ok_or_else(|| invalid("a sparse file has no GNU header"))?;
-        let size = number(&gnu.realsize)?;
-        limits::check("bytes of a sparse file", size, limits::MAX_UNPACKED_BYTES)?;
-        let mut runs = Vec::new();
-        let mut push = |part: &tar::GnuSparseHeader| -> Result<()> {
-            if !part.is_empty() {
-                runs.push((number(&part.offset)?, number(&part.numbytes)?));
-            }
-            limits::check("runs of a sparse file", runs.len() as u64, MAX_SPARSE_RUNS)
-        };
-        gnu.sparse.iter().try_for_each(&mut push)?;
-        let mut more = gnu.is_extended();
-        while more {
-            let block = self.block()?.ok_or_else(|| broken(std::io::ErrorKind::UnexpectedEof.into()))?;
-            let mut next = GnuExtSparseHeader::new();
-            next.as_mut_bytes().copy_from_slice(&block);
-            next.sparse().iter().try_for_each(&mut push)?;
-            more = next.is_extended();
-        }
-        check_runs(&runs, size, stored)?;
-        Ok(Sparse { size, runs })
-    }
-}
-
-fn check_runs(runs: &[(u64, u64)], size: u64, stored: u64) -> Result<()> {
-    let (mut end, mut sum) = (0u64, 0u64);
-    for &(offset, length) in runs {
-        let next = offset.checked_add(length).filter(|next| offset >= end && *next <= size);
-        end = next.ok_or_else(|| invalid("a sparse file has a broken map"))?;
-        sum += length;
-    }
-    if sum == stored { Ok(()) } else { Err(invalid("a sparse file has more or less data than its map")) }
 }
 
 /// The data of one entry.
@@ -253,71 +251,4 @@ impl<R: Read> Read for Data<'_, R> {
         entries.data -= read as u64;
         Ok(read)
     }
-}
-
-/// Whether data follows the header. Two readers that differ here would see two archives in one.
-fn has_data(entry_type: EntryType) -> bool {
-    matches!(entry_type, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse)
-}
-
-fn kind(header: &Header, path: &[u8]) -> Result<Kind> {
-    // Before POSIX.1-1988 a directory was a file of type 0 whose name ends with a slash.
-    let is_old = header.as_old().linkflag[0] == 0;
-    Ok(match header.entry_type() {
-        EntryType::Regular if is_old && path.ends_with(b"/") => Kind::Directory,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::Regular,
-        EntryType::Directory => Kind::Directory,
-        EntryType::Link => Kind::HardLink,
-        EntryType::Symlink => Kind::Symlink,
-        EntryType::Char => Kind::CharDevice,
-        EntryType::Block => Kind::BlockDevice,
-        EntryType::Fifo => Kind::Fifo,
-        other => {
-            let name = String::from_utf8_lossy(path);
-            let byte = other.as_byte();
-            return Err(invalid(format!("{name:.200} is of the unknown type {byte:#04x}")));
-        }
-    })
-}
-
-fn device(header: &Header, kind: Kind) -> Result<(u32, u32)> {
-    if !matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
-        return Ok((0, 0));
-    }
-    let read = || Some((header.device_major().ok()??, header.device_minor().ok()??));
-    read().ok_or_else(|| invalid("a device has no valid number"))
-}
-
-fn until_zero(bytes: &[u8]) -> Vec<u8> {
-    bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec()
-}
-
-/// A user or group that Linux can have; the highest number means "no change" to `chown`.
-fn id(number: u64) -> Result<u32> {
-    u32::try_from(number)
-        .ok()
-        .filter(|id| *id != u32::MAX)
-        .ok_or_else(|| invalid(format!("the owner {number} is out of range")))
-}
-
-/// The sum of the header's bytes with the checksum's own taken as spaces.
-fn checksum(block: &[u8; BLOCK]) -> u64 {
-    let own = 148..156;
-    block.iter().enumerate().map(|(i, b)| if own.contains(&i) { 32 } else { u64::from(*b) }).sum()
-}
-
-/// A number in octal digits, or binary (base 256) with the first bit set.
-fn number(field: &[u8]) -> Result<u64> {
-    if let Some((first, rest)) = field.split_first()
-        && first & 0x80 != 0
-    {
-        // 0xff is a negative number; its low 64 bits are kept, the caller knows the sign.
-        let start = if first & 0x40 != 0 { u64::MAX } else { u64::from(first & 0x7f) };
-        return Ok(rest.iter().fold(start, |n, b| (n << 8) | u64::from(*b)));
-    }
-    let text = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
-    let digit = |n: u64, b: &u8| {
-        matches!(b, b'0'..=b'7').then(|| n.checked_mul(8)?.checked_add(u64::from(b - b'0'))).flatten()
-    };
-    text.iter().try_fold(0, digit).ok_or_else(|| invalid("a number in a header of the archive is broken"))
 }

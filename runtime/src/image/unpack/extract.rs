@@ -1,81 +1,94 @@
 //! From entries to files. The same name twice: the last wins, and two directories become one.
 
-use std::collections::HashMap;
 use std::io::{Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps};
+use rustix::fs::{AtFlags, FileType, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::entries::{Entries, Entry, Kind, Sparse, invalid};
+use super::broken;
+use super::entries::{Entries, Entry, Kind, invalid};
+use super::journal::{Journal, Note};
+use super::meta::{self, Process};
 use super::path::{self, Place, Root, file_type, show};
+use super::recipe::{Recipe, Tap};
+use super::sparse::Sparse;
 use super::whiteout::{self, Whiteout, Whiteouts};
-use super::{broken, meta};
 use crate::image::limits::{self, Budget};
 use crate::{Error, Result};
 
 const COPY_BYTES: usize = 256 << 10;
 /// Longest target of a symbolic link: `PATH_MAX` with its zero byte.
 const MAX_TARGET_BYTES: u64 = limits::MAX_PATH_BYTES - 1;
+/// What a whiteout takes in memory beside the bytes of its path.
+const WHITEOUT_OVERHEAD: usize = 64;
 
-/// Names of directories and whiteouts are kept until the layer's end: this many bytes of them, which
-/// is for half a million directories.
-const MAX_REMEMBERED_BYTES: u64 = 64 << 20;
-/// What each costs beside its bytes.
-const REMEMBERED_OVERHEAD: usize = 64;
-
-/// Unpacks all entries of an archive below `root`.
-pub(super) fn extract(archive: &mut impl Read, budget: &Budget, root: OwnedFd) -> Result<()> {
-    let mut entries = Entries::new(archive);
-    let mut extractor = Extractor::new(root);
+/// Unpacks all entries of an archive below the empty directory `root`, and reads what follows them
+/// to the end. With a `recipe`, writes down how to put the archive together again.
+///
+/// # Errors
+/// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DiskFull`, `Host`, or what `archive` wrapped
+/// into its `io::Error`.
+pub(super) fn extract(
+    archive: &mut impl Read,
+    budget: &Budget,
+    root: OwnedFd,
+    recipe: Option<Recipe>,
+) -> Result<()> {
+    let mut entries = Entries::new(Tap::new(archive, recipe));
+    let mut extractor = Extractor::new(root, budget)?;
     while let Some(entry) = entries.next()? {
         budget.entry()?;
         extractor.entry(&entry, &mut entries)?;
     }
-    extractor.finish()
+    // What follows the archive's end belongs to its digest as well.
+    std::io::copy(entries.reader(), &mut std::io::sink()).map_err(|e| broken(e, "archive in a layer"))?;
+    let replaced = extractor.root.replaced();
+    extractor.finish()?;
+    entries.into_reader().finish(replaced)
 }
 
-struct Extractor {
+struct Extractor<'a> {
     root: Root,
+    process: Process,
     /// Times of directories, set when nothing more is put into them.
-    times: HashMap<PathBuf, Timestamps>,
+    journal: Journal,
     whiteouts: Whiteouts,
-    /// Bytes of paths in the two above.
-    remembered: u64,
+    whiteout_bytes: u64,
+    budget: &'a Budget,
     buffer: Vec<u8>,
 }
 
-impl Extractor {
-    fn new(root: OwnedFd) -> Self {
-        Self {
+impl<'a> Extractor<'a> {
+    fn new(root: OwnedFd, budget: &'a Budget) -> Result<Self> {
+        meta::plain_root(&root)?;
+        Ok(Self {
             root: Root::new(root),
-            times: HashMap::new(),
+            process: Process::new(),
+            journal: Journal::default(),
             whiteouts: Whiteouts::default(),
-            remembered: 0,
+            whiteout_bytes: 0,
+            budget,
             buffer: vec![0; COPY_BYTES],
-        }
+        })
     }
 
-    /// Counts a path that is kept until the end.
-    fn remember(&mut self, path: &Path) -> Result<PathBuf> {
-        self.remembered += (path.as_os_str().len() + REMEMBERED_OVERHEAD) as u64;
-        limits::check("bytes of the names of a layer's directories", self.remembered, MAX_REMEMBERED_BYTES)?;
-        Ok(path.to_owned())
-    }
-
-    fn entry<R: Read>(&mut self, entry: &Entry, entries: &mut Entries<R>) -> Result<()> {
+    fn entry<R: Read>(&mut self, entry: &Entry, entries: &mut Entries<Tap<R>>) -> Result<()> {
         let path = path::clean(&entry.path)?;
         match whiteout::parse(&path)? {
             Whiteout::No => {}
             Whiteout::Ignored => return Ok(()),
             Whiteout::Opaque(dir) => {
-                let dir = self.remember(dir)?;
-                self.whiteouts.opaque(dir);
+                self.count_whiteout(dir)?;
+                self.whiteouts.opaque(dir.to_owned());
                 return Ok(());
             }
             Whiteout::Remove(dir, name) => {
-                let path = self.remember(&dir.join(name))?;
+                let path = dir.join(name);
+                self.count_whiteout(&path)?;
                 self.whiteouts.remove(path);
                 return Ok(());
             }
@@ -94,91 +107,137 @@ impl Extractor {
         }
     }
 
+    fn count_whiteout(&mut self, path: &Path) -> Result<()> {
+        let bytes = (path.as_os_str().len() + WHITEOUT_OVERHEAD) as u64;
+        self.whiteout_bytes += bytes;
+        self.budget.whiteout(bytes)
+    }
+
+    /// Keeps what is done to a directory at the end.
+    fn note(&mut self, entry: &Entry, path: &Path) -> Result<()> {
+        let acl = meta::default_acl(entry);
+        self.journal.add(path.as_os_str().as_bytes(), entry.mtime, acl, self.root.fd())
+    }
+
     /// `./` describes the root; nothing else may be there.
     fn root_entry(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
-            return Err(invalid(format!(
-                "{} is not a directory, but the root must be one",
-                show(&entry.path)
-            )));
+            let path = show(&entry.path);
+            return Err(invalid(format!("{path} is not a directory, but the root must be one")));
         }
-        let dir = std::rc::Rc::new(
-            self.root.fd().try_clone().map_err(|e| Error::host("duplicate the descriptor of a layer", e))?,
-        );
-        let place = Place { dir, name: std::ffi::OsStr::new("."), path: Path::new(".") };
-        meta::set_open(self.root.fd(), entry, &place)?;
-        self.times.insert(PathBuf::new(), meta::times(entry));
-        Ok(())
+        let failed = |e| Error::host("open the root directory of a layer", e);
+        let dir = self.root.resolve(Path::new("")).and_then(path::Dir::new).map_err(failed)?;
+        let place = Place { dir: Rc::new(dir), name: std::ffi::OsStr::new("."), path: Path::new(".") };
+        meta::set_again(self.root.fd(), entry, &place)?;
+        self.root.forget_parents();
+        self.note(entry, Path::new(""))
     }
 
     fn directory(&mut self, entry: &Entry, place: &Place<'_>) -> Result<()> {
-        let mode = Mode::from_raw_mode(entry.mode);
-        let dir = match place.stat()? {
-            Some(stat) if file_type(&stat) == FileType::Directory => place.open_dir()?,
-            Some(_) => {
-                self.root.remove(place)?;
-                place.make_dir(mode)?
+        let (mode, mode_is_right) = self.process.dir_mode(entry, place);
+        let make = || rustix::fs::mkdirat(&place.dir.fd, place.name, mode);
+        match make() {
+            Err(Errno::EXIST)
+                if place.stat()?.is_some_and(|stat| file_type(&stat) == FileType::Directory) =>
+            {
+                meta::set_again(&place.open_dir()?, entry, place)?;
+                // Its group may be another now, and new files may get that.
+                self.root.forget_parents();
             }
-            None => place.make_dir(mode)?,
-        };
-        meta::set_open(&dir, entry, place)?;
-        let path = self.remember(place.path)?;
-        self.times.insert(path, meta::times(entry));
-        Ok(())
-    }
-
-    /// Makes the place free for something that is not a directory.
-    fn clear(&mut self, place: &Place<'_>) -> Result<()> {
-        match place.stat()? {
-            Some(_) => self.root.remove(place),
-            None => Ok(()),
-        }
-    }
-
-    fn regular<R: Read>(&mut self, entry: &Entry, place: &Place<'_>, entries: &mut Entries<R>) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create = || rustix::fs::openat(&*place.dir, place.name, flags, Mode::RUSR | Mode::WUSR);
-        let fd = match create() {
             Err(Errno::EXIST) => {
                 self.root.remove(place)?;
-                create()
+                make().map_err(|e| place.failed("mkdir", e))?;
+                self.new_directory(entry, place, mode_is_right)?;
+            }
+            Err(e) => return Err(place.failed("mkdir", e)),
+            Ok(()) => self.new_directory(entry, place, mode_is_right)?,
+        }
+        self.note(entry, place.path)
+    }
+
+    fn new_directory(&self, entry: &Entry, place: &Place<'_>, mode_is_right: bool) -> Result<()> {
+        if self.process.is_complete(entry, place, mode_is_right) {
+            return Ok(());
+        }
+        self.process.set_new(&place.open_dir()?, entry, place, mode_is_right)
+    }
+
+    /// Makes something that is not a directory, in place of whatever was there.
+    fn make<T>(
+        &mut self,
+        call: &str,
+        place: &Place<'_>,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let made = match make() {
+            Err(Errno::EXIST) => {
+                self.root.remove(place)?;
+                make()
             }
             other => other,
         };
-        let mut file = std::fs::File::from(fd.map_err(|e| place.failed("create", e))?);
-        match &entry.sparse {
-            None => self.copy(&mut entries.data(), &mut file, place)?,
-            Some(sparse) => self.copy_sparse(sparse, entries, &mut file, place)?,
-        }
-        meta::set_file(&file.into(), entry, place)
+        made.map_err(|e| place.failed(call, e))
     }
 
-    fn copy(&mut self, data: &mut impl Read, file: &mut std::fs::File, place: &Place<'_>) -> Result<()> {
-        loop {
-            let read = match data.read(&mut self.buffer) {
-                Ok(0) => return Ok(()),
+    fn regular<R: Read>(
+        &mut self,
+        entry: &Entry,
+        place: &Place<'_>,
+        entries: &mut Entries<Tap<R>>,
+    ) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (mode, mode_is_right) = self.process.file_mode(entry);
+        let fd = self.make("create", place, || rustix::fs::openat(&place.dir.fd, place.name, flags, mode))?;
+        let mut file = std::fs::File::from(fd);
+        match &entry.sparse {
+            None => self.run(0, entry.size, entries, &mut file, place)?,
+            Some(sparse) => self.sparse(sparse, entries, &mut file, place)?,
+        }
+        let fd = file.into();
+        self.process.set_new(&fd, entry, place, mode_is_right)?;
+        rustix::fs::futimens(&fd, &meta::times(entry.mtime)).map_err(|e| place.failed("set the times of", e))
+    }
+
+    /// Copies `length` bytes of data to the file, which is at `offset`.
+    fn run<R: Read>(
+        &mut self,
+        offset: u64,
+        length: u64,
+        entries: &mut Entries<Tap<R>>,
+        file: &mut std::fs::File,
+        place: &Place<'_>,
+    ) -> Result<()> {
+        entries.reader().content(place.path, offset, length)?;
+        let mut left = length;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let read = match entries.data().read(&mut self.buffer[..wanted]) {
                 Ok(read) => read,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(broken(e, "archive in a layer")),
             };
-            file.write_all(&self.buffer[..read])
-                .map_err(|e| Error::host(format!("write {:?} while unpacking a layer", place.path), e))?;
+            if read == 0 {
+                return Err(broken(std::io::ErrorKind::UnexpectedEof.into(), "archive in a layer"));
+            }
+            file.write_all(&self.buffer[..read]).map_err(|e| unwritable(place, e))?;
+            left -= read as u64;
         }
+        entries.reader().raw();
+        Ok(())
     }
 
-    fn copy_sparse<R: Read>(
+    fn sparse<R: Read>(
         &mut self,
         sparse: &Sparse,
-        entries: &mut Entries<R>,
+        entries: &mut Entries<Tap<R>>,
         file: &mut std::fs::File,
         place: &Place<'_>,
     ) -> Result<()> {
-        let failed = |e| Error::host(format!("write {:?} while unpacking a layer", place.path), e);
         for &(offset, length) in &sparse.runs {
-            file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-            self.copy(&mut entries.data().take(length), file, place)?;
+            file.seek(SeekFrom::Start(offset)).map_err(|e| unwritable(place, e))?;
+            self.run(offset, length, entries, file, place)?;
         }
-        file.set_len(sparse.size).map_err(failed)
+        file.set_len(sparse.size).map_err(|e| unwritable(place, e))
     }
 
     /// The target is a name of this layer, as the specification wants it, and is not followed.
@@ -187,24 +246,28 @@ impl Extractor {
         if target == place.path {
             return Ok(());
         }
+        let (name, shown) = (show(&entry.path), show(&entry.link));
         let missing = || {
-            let (name, target) = (show(&entry.path), show(&entry.link));
-            invalid(format!("{name} is a hard link to {target}, which is not in this layer"))
+            invalid(format!("{name} is a hard link to {shown}, which is not in this layer"))
+                .advise("build the image with a tool whose layers hold every file that they link to (docker build, buildah and kaniko do)")
         };
         let from = self.root.find(&target)?.ok_or_else(missing)?;
-        let found = from.stat()?.ok_or_else(missing)?;
-        if file_type(&found) == FileType::Directory {
-            return Err(invalid(format!(
-                "{} is a hard link to {}, which is a directory",
-                show(&entry.path),
-                show(&entry.link)
-            )));
-        }
-        self.clear(place)?;
-        match rustix::fs::linkat(&*from.dir, from.name, &*place.dir, place.name, AtFlags::empty()) {
+        let link =
+            || rustix::fs::linkat(&from.dir.fd, from.name, &place.dir.fd, place.name, AtFlags::empty());
+        let linked = match link() {
+            Err(Errno::EXIST) => {
+                self.root.remove(place)?;
+                link()
+            }
+            other => other,
+        };
+        match linked {
             Ok(()) => Ok(()),
-            // The target was below what the link replaces.
+            // Also if the target was below what the link replaces.
             Err(Errno::NOENT) => Err(missing()),
+            Err(Errno::PERM) => {
+                Err(invalid(format!("{name} is a hard link to {shown}, which is a directory")))
+            }
             Err(e) => Err(place.failed("link", e)),
         }
     }
@@ -214,36 +277,69 @@ impl Extractor {
         if entry.link.is_empty() || entry.link.contains(&0) {
             return Err(invalid(format!("the symbolic link {} has no valid target", show(&entry.path))));
         }
-        self.clear(place)?;
-        rustix::fs::symlinkat(entry.link.as_slice(), &*place.dir, place.name)
-            .map_err(|e| place.failed("symlink", e))?;
-        meta::set_closed(entry, place, false)
+        let target = entry.link.as_slice();
+        self.make("symlink", place, || rustix::fs::symlinkat(target, &place.dir.fd, place.name))?;
+        self.process.set_closed(entry, place, true)
     }
 
     /// Devices are made as the archive says: the container's root is mounted `nodev`.
     fn node(&mut self, entry: &Entry, place: &Place<'_>, kind: FileType) -> Result<()> {
-        self.clear(place)?;
         let device = rustix::fs::makedev(entry.device.0, entry.device.1);
-        rustix::fs::mknodat(&*place.dir, place.name, kind, Mode::RUSR | Mode::WUSR, device)
-            .map_err(|e| place.failed("mknod", e))?;
-        meta::set_closed(entry, place, true)
+        let (mode, mode_is_right) = self.process.file_mode(entry);
+        self.make("mknod", place, || rustix::fs::mknodat(&place.dir.fd, place.name, kind, mode, device))?;
+        self.process.set_closed(entry, place, mode_is_right)
     }
 
     fn finish(mut self) -> Result<()> {
         self.whiteouts.apply(&mut self.root)?;
-        for (path, times) in &self.times {
-            let set = |dir: &OwnedFd, name: &std::ffi::OsStr| {
-                rustix::fs::utimensat(dir, name, times, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|e| Error::host(format!("set the times of {path:?} while unpacking a layer"), e))
-            };
-            if path.as_os_str().is_empty() {
-                set(self.root.fd(), std::ffi::OsStr::new("."))?;
-            } else if let Some(place) = self.root.find(path)?
-                && place.stat()?.is_some_and(|stat| file_type(&stat) == FileType::Directory)
-            {
-                set(&place.dir, place.name)?;
-            }
+        self.budget.whiteouts_done(self.whiteout_bytes);
+        let root = &mut self.root;
+        self.journal.replay(|note| finish_directory(root, &note))?;
+        self.process.check_unchanged()
+    }
+}
+
+fn unwritable(place: &Place<'_>, error: std::io::Error) -> Error {
+    Error::host(format!("write {} while unpacking a layer", show(place.path.as_os_str().as_bytes())), error)
+}
+
+/// Sets what was kept for the end, unless something else took the directory's place.
+fn finish_directory(root: &mut Root, note: &Note) -> Result<()> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(&note.path));
+    let shown = || show(&note.path);
+    let times = meta::times(note.mtime);
+    let timed = |result: rustix::io::Result<()>| {
+        result.map_err(|e| Error::host(format!("set the times of {} while unpacking a layer", shown()), e))
+    };
+    if note.path.is_empty() {
+        set_default_acl(root.fd(), note)?;
+        return timed(rustix::fs::futimens(root.fd(), &times));
+    }
+    let replaced = root.replaced();
+    let Some(place) = root.find(path)? else {
+        return Ok(());
+    };
+    if replaced && place.stat()?.is_none_or(|stat| file_type(&stat) != FileType::Directory) {
+        return Ok(());
+    }
+    if !note.acl.is_empty() {
+        set_default_acl(&place.open_dir()?, note)?;
+    }
+    timed(rustix::fs::utimensat(&place.dir.fd, place.name, &times, AtFlags::SYMLINK_NOFOLLOW))
+}
+
+fn set_default_acl(dir: &OwnedFd, note: &Note) -> Result<()> {
+    if note.acl.is_empty() {
+        return Ok(());
+    }
+    match rustix::fs::fsetxattr(dir, meta::DEFAULT_ACL, &note.acl, XattrFlags::empty()) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(Errno::INVAL) => {
+            Err(invalid(format!("the default ACL of {} has no valid value", show(&note.path))))
         }
-        Ok(())
+        Err(e) => Err(Error::host(
+            format!("set the default ACL of {} while unpacking a layer", show(&note.path)),
+            e,
+        )),
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use super::Expected;
 use crate::image::digest::{Algorithm, Hasher};
-use crate::image::limits::Budget;
+use crate::image::limits::Flow;
 use crate::{Error, ErrorKind, Result};
 
 /// The bytes as fetched: never more than the manifest says, and an end before that is an error.
@@ -13,12 +13,13 @@ pub(super) struct Packed<'a, R> {
     expected: &'a Expected,
     hasher: Option<Hasher>,
     count: u64,
+    flow: &'a Flow<'a>,
 }
 
 impl<'a, R: Read> Packed<'a, R> {
-    pub(super) fn new(inner: R, expected: &'a Expected) -> Self {
+    pub(super) fn new(inner: R, expected: &'a Expected, flow: &'a Flow<'a>) -> Self {
         let hasher = expected.digest.as_ref().map(|d| Hasher::new(d.algorithm()));
-        Self { inner, expected, hasher, count: 0 }
+        Self { inner, expected, hasher, count: 0, flow }
     }
 
     /// Reads what is left, so that the digest can be told.
@@ -52,6 +53,7 @@ impl<R: Read> Read for Packed<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.count += read as u64;
+        self.flow.packed(read as u64);
         if self.count > self.expected.size {
             return Err(self.wrong_size("has more than"));
         }
@@ -69,23 +71,26 @@ impl<R: Read> Read for Packed<'_, R> {
 pub(super) struct Unpacked<'a, R> {
     inner: R,
     hasher: Hasher,
-    budget: &'a Budget,
+    flow: &'a Flow<'a>,
+    count: u64,
 }
 
 impl<'a, R: Read> Unpacked<'a, R> {
-    pub(super) fn new(inner: R, algorithm: Algorithm, budget: &'a Budget) -> Self {
-        Self { inner, hasher: Hasher::new(algorithm), budget }
+    pub(super) fn new(inner: R, algorithm: Algorithm, flow: &'a Flow<'a>) -> Self {
+        Self { inner, hasher: Hasher::new(algorithm), flow, count: 0 }
     }
 
-    pub(super) fn into_hasher(self) -> Hasher {
-        self.hasher
+    /// The digest in the making, and how many bytes there were.
+    pub(super) fn finish(self) -> (Hasher, u64) {
+        (self.hasher, self.count)
     }
 }
 
 impl<R: Read> Read for Unpacked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.budget.unpacked(read as u64).map_err(io::Error::other)?;
+        self.count += read as u64;
+        self.flow.unpacked(read as u64).map_err(io::Error::other)?;
         self.hasher.update(&buffer[..read]);
         Ok(read)
     }

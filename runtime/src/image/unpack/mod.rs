@@ -7,17 +7,24 @@
 //! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
 //! must throw the directory away on any error.
 
+mod compare;
 mod decompress;
 mod entries;
 mod extract;
+mod fields;
 mod hashing;
+mod journal;
 mod meta;
 mod path;
 mod pax;
 mod pipe;
+mod rebuild;
+mod recipe;
 mod remove;
+mod sparse;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod whiteout;
 mod window;
 
@@ -26,13 +33,16 @@ use std::os::fd::OwnedFd;
 
 pub(crate) use entries::{Entries, Kind};
 pub(crate) use path::clean as clean_path;
+pub(crate) use recipe::{NAME as RECIPE, Recipe};
 pub(crate) use remove::remove_all;
+pub(crate) use verify::{Difference, LayerReport, Rehash, verify_layer};
 pub(crate) use whiteout::OPAQUE_XATTR;
 
 use self::hashing::{Packed, Unpacked};
 use super::digest::Digest;
-use super::limits::Budget;
+use super::limits::{Budget, Flow};
 use super::manifest::Packing;
+use super::store::LayerRecord;
 use crate::{Error, ErrorKind, Result};
 
 /// What is known of a layer before its bytes come.
@@ -55,9 +65,20 @@ impl Expected {
             None => format!("layer with DiffID {}", self.diff_id),
         }
     }
+
+    /// What the store notes of it when it is made.
+    pub(crate) fn record(&self, archive_bytes: u64) -> LayerRecord {
+        LayerRecord {
+            diff_id: self.diff_id.to_string(),
+            packed_digest: self.digest.as_ref().map(ToString::to_string),
+            packed_bytes: self.size,
+            archive_bytes,
+        }
+    }
 }
 
-/// Unpacks one layer into the empty directory `root` and verifies its size and both digests.
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. With a
+/// `recipe`, writes down what `image verify` needs. Gives the bytes of its archive.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
@@ -67,12 +88,16 @@ pub(crate) fn unpack(
     expected: &Expected,
     budget: &Budget,
     root: OwnedFd,
-) -> Result<()> {
-    let mut packed = Packed::new(input, expected);
-    match unpack_stream(&mut packed, expected, budget, root) {
-        Ok(unpacked) => {
+    recipe: Option<Recipe>,
+) -> Result<u64> {
+    let flow = Flow::new(budget);
+    let mut packed = Packed::new(input, expected, &flow);
+    match unpack_stream(&mut packed, expected, (budget, &flow), root, recipe) {
+        Ok((unpacked, bytes)) => {
             packed.finish()?;
-            expected.diff_id.verify_hash(unpacked, &format!("archive in {}", expected.name()))
+            let what = format!("archive in {}", expected.name());
+            let verified = expected.diff_id.verify_hash(unpacked, &what);
+            verified.map(|()| bytes).map_err(|e| unlike_configuration(e, expected))
         }
         // Wrong bytes are the registry's fault and not the image's: see which of both it is.
         Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
@@ -88,16 +113,17 @@ pub(crate) fn unpack(
 fn unpack_stream(
     packed: &mut (impl Read + Send),
     expected: &Expected,
-    budget: &Budget,
+    bounds: (&Budget, &Flow<'_>),
     root: OwnedFd,
-) -> Result<super::digest::Hasher> {
+    recipe: Option<Recipe>,
+) -> Result<(super::digest::Hasher, u64)> {
     std::thread::scope(|scope| {
         let (inlet, outlet) = pipe::pipe();
         let inflater = std::thread::Builder::new()
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, budget, root);
+        let unpacked = write_files(outlet, expected, bounds, root, recipe);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -114,14 +140,23 @@ fn inflate(packed: &mut impl Read, expected: &Expected, inlet: pipe::Inlet) {
 fn write_files(
     archive: impl Read,
     expected: &Expected,
-    budget: &Budget,
+    (budget, flow): (&Budget, &Flow<'_>),
     root: OwnedFd,
-) -> Result<super::digest::Hasher> {
-    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), budget);
-    extract::extract(&mut unpacked, budget, root).map_err(|e| within(e, expected))?;
-    // What follows the archive's end belongs to the digest as well.
-    std::io::copy(&mut unpacked, &mut std::io::sink()).map_err(|e| broken(e, &expected.name()))?;
-    Ok(unpacked.into_hasher())
+    recipe: Option<Recipe>,
+) -> Result<(super::digest::Hasher, u64)> {
+    let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
+    extract::extract(&mut unpacked, budget, root, recipe).map_err(|e| within(e, expected))?;
+    Ok(unpacked.finish())
+}
+
+/// Where the packed bytes have been verified, an archive of another DiffID is the image's fault: its
+/// configuration names what its layers do not hold.
+fn unlike_configuration(error: Error, expected: &Expected) -> Error {
+    if expected.digest.is_none() {
+        return error;
+    }
+    let message = format!("{} is not the one that the image configuration names", expected.name());
+    Error::new(ErrorKind::InvalidImage, message).because(error).advise("build the image again and push it")
 }
 
 /// Says in which layer it happened, where that is the image's matter.

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use super::entries::invalid;
@@ -28,6 +28,9 @@ use crate::{Error, Result};
 const RESOLVE_TRIES: u32 = 1000;
 /// Directories that no entry describes.
 const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
+/// Open parents that are kept. With ten layers at once they are well below the usual 1024
+/// descriptors of a process.
+const MAX_PARENTS: usize = 16;
 
 /// The name of an entry as a relative path without `.` and `..`; empty for the root.
 pub(crate) fn clean(name: &[u8]) -> Result<PathBuf> {
@@ -60,9 +63,26 @@ pub(super) fn show(name: &[u8]) -> String {
     format!("{text:?}")
 }
 
+/// A directory that entries are put into.
+pub(super) struct Dir {
+    pub(super) fd: OwnedFd,
+    /// New files may get this group instead of the process's: if the directory has the set-group-ID
+    /// bit, or the filesystem is mounted with `grpid` (mount(8)).
+    gid: u32,
+    set_gid: bool,
+    pub(super) inode: u64,
+}
+
+impl Dir {
+    pub(super) fn new(fd: OwnedFd) -> rustix::io::Result<Self> {
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self { fd, gid: stat.st_gid, set_gid: stat.st_mode & 0o2000 != 0, inode: stat.st_ino })
+    }
+}
+
 /// Where an entry goes: an open directory and a name in it that is one component.
 pub(super) struct Place<'a> {
-    pub(super) dir: Rc<OwnedFd>,
+    pub(super) dir: Rc<Dir>,
     pub(super) name: &'a OsStr,
     pub(super) path: &'a Path,
 }
@@ -70,7 +90,7 @@ pub(super) struct Place<'a> {
 impl Place<'_> {
     /// What is there now, without following a link.
     pub(super) fn stat(&self) -> Result<Option<Stat>> {
-        match rustix::fs::statat(&*self.dir, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(&self.dir.fd, self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.failed("stat", e)),
@@ -83,18 +103,20 @@ impl Place<'_> {
         Error::host(format!("{call} {path} while unpacking a layer"), errno)
     }
 
-    /// Makes a directory here and opens it.
-    pub(super) fn make_dir(&self, mode: Mode) -> Result<OwnedFd> {
-        rustix::fs::mkdirat(&*self.dir, self.name, Mode::RWXU).map_err(|e| self.failed("mkdir", e))?;
-        let dir = self.open_dir()?;
-        rustix::fs::fchmod(&dir, mode).map_err(|e| self.failed("chmod", e))?;
-        Ok(dir)
+    /// Whether what is made here belongs to root's group without more ado.
+    pub(super) fn gives_root(&self) -> bool {
+        self.dir.gid == 0
+    }
+
+    /// Whether directories that are made here get more mode bits than they are made with.
+    pub(super) fn gives_set_gid(&self) -> bool {
+        self.dir.set_gid
     }
 
     /// Opens the directory that is here.
     pub(super) fn open_dir(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&*self.dir, self.name, flags, Mode::empty()).map_err(|e| self.failed("open", e))
+        rustix::fs::openat(&self.dir.fd, self.name, flags, Mode::empty()).map_err(|e| self.failed("open", e))
     }
 }
 
@@ -105,17 +127,30 @@ pub(super) fn file_type(stat: &Stat) -> FileType {
 /// The root directory of a layer.
 pub(super) struct Root {
     fd: OwnedFd,
-    /// The parent that was wanted last: entries of one directory follow each other.
-    last: Option<(PathBuf, Rc<OwnedFd>)>,
+    /// Parents that were wanted last, the latest first: entries of one directory follow each other,
+    /// with those of its subdirectories in between.
+    parents: Vec<(PathBuf, Rc<Dir>)>,
+    /// Whether anything has been removed.
+    replaced: bool,
 }
 
 impl Root {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, last: None }
+        Self { fd, parents: Vec::with_capacity(MAX_PARENTS), replaced: false }
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// Whether a name came twice, and the last of it took the first one's place.
+    pub(super) fn replaced(&self) -> bool {
+        self.replaced
+    }
+
+    /// Looks at all parents anew: links on the way, groups or modes may have changed.
+    pub(super) fn forget_parents(&mut self) {
+        self.parents.clear();
     }
 
     /// The place of `path`, with its parents made where they are missing. `None` for the root.
@@ -131,44 +166,55 @@ impl Root {
 
     /// As [`Root::place`], and `None` also if something on the way is not a directory.
     pub(super) fn place_if_free<'a>(&mut self, path: &'a Path) -> Result<Option<Place<'a>>> {
-        let Some((parent, name)) = path.parent().zip(path.file_name()) else {
-            return Ok(None);
-        };
-        let dir = match &self.last {
-            Some((known, dir)) if known == parent => Rc::clone(dir),
-            _ => {
-                let Some(dir) = self.make_parents(parent)? else {
-                    return Ok(None);
-                };
-                let dir = Rc::new(dir);
-                self.last = Some((parent.to_owned(), Rc::clone(&dir)));
-                dir
-            }
-        };
-        Ok(Some(Place { dir, name, path }))
+        self.place_by(path, |root, parent| root.make_parents(parent))
     }
 
     /// The place of `path` if its parent is there; nothing is made.
-    pub(super) fn find<'a>(&self, path: &'a Path) -> Result<Option<Place<'a>>> {
+    pub(super) fn find<'a>(&mut self, path: &'a Path) -> Result<Option<Place<'a>>> {
+        self.place_by(path, |root, parent| match root.resolve(parent) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(e) => Err(failed_to_resolve(parent, e)),
+        })
+    }
+
+    fn place_by<'a>(
+        &mut self,
+        path: &'a Path,
+        open: impl FnOnce(&Self, &Path) -> Result<Option<OwnedFd>>,
+    ) -> Result<Option<Place<'a>>> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(None);
         };
-        match self.resolve(parent) {
-            Ok(dir) => Ok(Some(Place { dir: Rc::new(dir), name, path })),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(e) => Err(failed_to_resolve(parent, e)),
+        if let Some(dir) = self.known(parent) {
+            return Ok(Some(Place { dir, name, path }));
         }
+        let Some(fd) = open(self, parent)? else {
+            return Ok(None);
+        };
+        let dir = Rc::new(Dir::new(fd).map_err(|e| failed_to_resolve(parent, e))?);
+        self.parents.truncate(MAX_PARENTS - 1);
+        self.parents.insert(0, (parent.to_owned(), Rc::clone(&dir)));
+        Ok(Some(Place { dir, name, path }))
+    }
+
+    fn known(&mut self, parent: &Path) -> Option<Rc<Dir>> {
+        // As bytes: clean paths are equal if these are, and comparing components is slow.
+        let at = self.parents.iter().position(|(known, _)| known.as_os_str() == parent.as_os_str())?;
+        self.parents[..=at].rotate_right(1);
+        Some(Rc::clone(&self.parents[0].1))
     }
 
     /// Removes what is at `place`, with everything below it.
     pub(super) fn remove(&mut self, place: &Place<'_>) -> Result<()> {
-        // A directory on the way to the remembered parent may be gone now.
-        self.last = None;
-        remove::remove_all(place.dir.as_fd(), place.name)
+        // A directory on the way to a remembered parent may be gone now.
+        self.forget_parents();
+        self.replaced = true;
+        remove::remove_all(place.dir.fd.as_fd(), place.name)
             .map_err(|e| Error::host(format!("remove {:?} while unpacking a layer", place.path), e))
     }
 
-    fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+    pub(super) fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -191,7 +237,7 @@ impl Root {
         }
         let mut prefix = PathBuf::new();
         for component in path.components() {
-            let dir = Rc::new(self.resolve(&prefix).map_err(|e| failed_to_resolve(&prefix, e))?);
+            let dir = self.resolve(&prefix).and_then(Dir::new).map_err(|e| failed_to_resolve(&prefix, e))?;
             prefix.push(component);
             match self.resolve(&prefix) {
                 Ok(_) => continue,
@@ -199,14 +245,22 @@ impl Root {
                 Err(Errno::LOOP) => return Ok(None),
                 Err(e) => return Err(failed_to_resolve(&prefix, e)),
             }
-            let place = Place { dir, name: component.as_os_str(), path: &prefix };
+            let place = Place { dir: Rc::new(dir), name: component.as_os_str(), path: &prefix };
             if place.stat()?.is_some() {
                 return Ok(None);
             }
-            place.make_dir(PARENT_MODE)?;
+            make_parent(&place)?;
         }
         self.resolve(path).map(Some).map_err(|e| failed_to_resolve(path, e))
     }
+}
+
+/// Makes a directory of root that no entry describes, whatever umask and group the process has.
+fn make_parent(place: &Place<'_>) -> Result<()> {
+    rustix::fs::mkdirat(&place.dir.fd, place.name, Mode::RWXU).map_err(|e| place.failed("mkdir", e))?;
+    let dir = place.open_dir()?;
+    rustix::fs::fchown(&dir, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| place.failed("chown", e))?;
+    rustix::fs::fchmod(&dir, PARENT_MODE).map_err(|e| place.failed("chmod", e))
 }
 
 fn no_directory(path: &Path) -> Error {

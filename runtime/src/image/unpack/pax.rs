@@ -6,6 +6,7 @@
 use rustix::fs::Timespec;
 
 use super::entries::invalid;
+use super::sparse;
 use crate::Result;
 use crate::image::limits;
 
@@ -22,6 +23,7 @@ pub(super) struct Extended {
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<Timespec>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) sparse: Option<Box<sparse::Records>>,
 }
 
 impl Extended {
@@ -44,12 +46,11 @@ impl Extended {
             b"uid" => self.uid = number(value)?,
             b"gid" => self.gid = number(value)?,
             b"mtime" => self.mtime = time(value)?,
-            _ if key.starts_with(SPARSE_PREFIX) => {
-                return Err(invalid("a sparse file in PAX form is not supported; pack it without --sparse"));
-            }
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
                     self.add_xattr(name, value)?;
+                } else if let Some(name) = key.strip_prefix(SPARSE_PREFIX) {
+                    self.sparse.get_or_insert_default().add(name, value)?;
                 }
             }
         }
@@ -157,7 +158,7 @@ mod tests {
             b"8 patha\n",
             b"18446744073709551615 path=a\n",
             b"10 size=-\n",
-            b"25 GNU.sparse.major=1.0.0\n",
+            b"24 GNU.sparse.major=1.0\n",
         ];
         for bytes in cases {
             parsed(bytes).expect_err(&String::from_utf8_lossy(bytes));

@@ -1,6 +1,6 @@
 //! Removing a tree that someone hostile may have made.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,8 +10,8 @@ use rustix::io::Errno;
 /// Removes `name` in `parent` and everything below it, without following links. It is fine if there
 /// is nothing.
 ///
-/// Trees of any depth: subdirectories are moved up to the top before they are emptied, so that
-/// neither the stack nor the descriptors grow.
+/// Trees of any depth and width: subdirectories are moved up to the top before they are emptied, and
+/// names are removed while they are read, so that neither stack nor descriptors nor memory grow.
 ///
 /// # Errors
 /// The first that the kernel gives.
@@ -23,17 +23,9 @@ pub(crate) fn remove_all(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()>
     }
     let top = open_dir(parent, name)?;
     let mut moved = 0;
-    loop {
-        let children = names(&top)?;
-        if children.is_empty() {
-            break;
-        }
-        for child in children {
-            if !remove_simple(top.as_fd(), &child)? {
-                flatten(&top, &child, &mut moved)?;
-            }
-        }
-    }
+    until_empty(&top, |child| {
+        if remove_simple(top.as_fd(), child)? { Ok(()) } else { flatten(&top, child, &mut moved) }
+    })?;
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(io::Error::from)
 }
 
@@ -42,25 +34,32 @@ fn open_dir(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
 
-fn names(dir: &OwnedFd) -> io::Result<Vec<CString>> {
-    let mut all = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.as_bytes(), b"." | b"..") {
-            all.push(name);
+/// Gives each name to `take`, which takes it out of the directory, until there is none. Names that
+/// come or go while a directory is read may be missed, so it is read until a pass finds nothing.
+fn until_empty(dir: &OwnedFd, mut take: impl FnMut(&CStr) -> io::Result<()>) -> io::Result<()> {
+    loop {
+        let mut found = false;
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                found = true;
+                take(entry.file_name())?;
+            }
+        }
+        if !found {
+            return Ok(());
         }
     }
-    Ok(all)
 }
 
 /// Removes a file or an empty directory; `false` for a directory that is not empty.
-fn remove_simple(dir: BorrowedFd<'_>, name: &CString) -> io::Result<bool> {
-    match rustix::fs::unlinkat(dir, name.as_c_str(), AtFlags::empty()) {
+fn remove_simple(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(true),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(e) => return Err(e.into()),
     }
-    match rustix::fs::unlinkat(dir, name.as_c_str(), AtFlags::REMOVEDIR) {
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         Err(e) => Err(e.into()),
@@ -68,24 +67,23 @@ fn remove_simple(dir: BorrowedFd<'_>, name: &CString) -> io::Result<bool> {
 }
 
 /// Empties a subdirectory of `top`, moving its own subdirectories into `top`, and removes it.
-fn flatten(top: &OwnedFd, child: &CString, moved: &mut u64) -> io::Result<()> {
-    let dir = open_dir(top.as_fd(), child.as_c_str())?;
-    for name in names(&dir)? {
-        if remove_simple(dir.as_fd(), &name)? {
-            continue;
+fn flatten(top: &OwnedFd, child: &CStr, moved: &mut u64) -> io::Result<()> {
+    let dir = open_dir(top.as_fd(), child)?;
+    until_empty(&dir, |name| {
+        if remove_simple(dir.as_fd(), name)? {
+            return Ok(());
         }
         loop {
             *moved += 1;
-            match rustix::fs::renameat(&dir, name.as_c_str(), top, format!(".removing-{moved}")) {
-                Ok(()) => break,
+            match rustix::fs::renameat(&dir, name, top, format!(".removing-{moved}")) {
+                Ok(()) => return Ok(()),
                 // The tree has such a name itself.
                 Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
-    }
-    drop(dir);
-    rustix::fs::unlinkat(top, child.as_c_str(), AtFlags::REMOVEDIR).map_err(io::Error::from)
+    })?;
+    rustix::fs::unlinkat(top, child, AtFlags::REMOVEDIR).map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ fn opaque(root: &mut Root, dir: &Path) -> Result<()> {
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened =
-        rustix::fs::openat(&*place.dir, ".", flags, Mode::empty()).map_err(|e| place.failed("open", e))?;
+        rustix::fs::openat(&place.dir.fd, ".", flags, Mode::empty()).map_err(|e| place.failed("open", e))?;
     set_opaque(&opened, &place)
 }
 
@@ -119,7 +119,7 @@ fn remove(root: &mut Root, path: &Path) -> Result<()> {
         return Ok(());
     };
     match place.stat()? {
-        None => rustix::fs::mknodat(&*place.dir, place.name, FileType::CharacterDevice, Mode::empty(), 0)
+        None => rustix::fs::mknodat(&place.dir.fd, place.name, FileType::CharacterDevice, Mode::empty(), 0)
             .map_err(|e| place.failed("mknod (whiteout)", e)),
         Some(stat) if file_type(&stat) == FileType::Directory => set_opaque(&place.open_dir()?, &place),
         Some(_) => Ok(()),

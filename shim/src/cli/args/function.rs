@@ -115,7 +115,7 @@ impl From<Writable> for skiff::Writable {
     }
 }
 
-fn platform_parser() -> impl TypedValueParser<Value = &'static dyn Platform> {
+pub(super) fn platform_parser() -> impl TypedValueParser<Value = &'static dyn Platform> {
     PossibleValuesParser::new(platform::all().map(Platform::name))
         .try_map(|name| platform::by_name(&name).ok_or("no such platform"))
 }

@@ -28,7 +28,7 @@ Output:
   Results go to the standard output; progress, logs and errors to the standard error.
   With --output json each is one JSON object in a line: results as each command's help shows
   them, everything else with an \"event\" (resolved, layer_cached, layer_started,
-  layer_progress, layer_done, timeline, log, stopping, trace) or an \"error\" with kind, message,
+  layer_progress, layer_done, warning, timeline, log, stopping, trace) or an \"error\" with kind, message,
   causes, faults, advice, fault and retryable.
 
 Environment:
@@ -108,6 +108,7 @@ Writes one line with the digest, the number of layers and their size to the stan
 Examples:
   skiff pull registry.example.com/team/my-function:1.0
   skiff pull --plain-http 127.0.0.1:5000/demo/python:1
+  skiff pull --platform scf registry.example.com/team/my-function:1.0
   SKIFF_REGISTRY_USERNAME=me SKIFF_REGISTRY_PASSWORD=… skiff pull registry.example.com/a/b@sha256:…
 
 Exit codes:
@@ -121,6 +122,8 @@ With --output json, on the standard output:
    \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}
 
 Environment:
+  SKIFF_PLATFORM
+      stands for --platform.
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD
       credentials for the registry, after the options for credentials and before Docker's own.
   SKIFF_CREDENTIALS_TOKEN
@@ -155,3 +158,127 @@ pub(super) const COMPLETIONS: &str = "\
 Examples:
   skiff completions bash > /etc/bash_completion.d/skiff
   skiff completions fish > ~/.config/fish/completions/skiff.fish";
+
+pub(super) const IMAGES: &str = "\
+Examples:
+  skiff images
+  skiff images --output json
+
+`skiff images --help` tells of exit codes and output.";
+
+pub(super) const IMAGES_LONG: &str = "\
+One line for each name of each image, those first that were used last. An image to which no name
+leads any more, for its name was pulled again and is another now, is listed as <none>. UNPACKED is
+the size of the layers; SHARED is how much of it other images have too. USE tells what keeps an image
+from being removed: `in use` by a running instance or a pull, or `pinned` by a deployed function;
+`incomplete` is one that lacks layers and is pulled again when it is asked for.
+
+Examples:
+  skiff images
+  skiff images --digests
+  skiff images --output json
+
+Exit codes:
+  0  the images are listed
+  2  bad usage
+  3  the host failed
+
+With --output json, on the standard output, one line for each image:
+  {\"names\":[REFERENCE,…],\"digest\":\"sha256:…\",\"packed_bytes\":…,\"unpacked_bytes\":…,
+   \"shared_bytes\":…,\"layers\":3,\"created\":\"2026-01-01T00:00:00Z\"|null,\"last_used_unix_ms\":…,
+   \"in_use\":false,\"pinned_by\":[OWNER,…],\"complete\":true}";
+
+pub(super) const RMI: &str = "\
+Examples:
+  skiff rmi registry.example.com/team/my-function:1.0
+  skiff rmi 3f2a91
+
+`skiff rmi --help` tells of exit codes and output.";
+
+pub(super) const RMI_LONG: &str = "\
+An image goes with the layers that no other image has. Of an image with several names, only the name
+that is given goes; a digest removes the image with all its names. An image in use by a running
+instance or a pull, or pinned by a deployed function, is refused. Each image that is given is tried;
+what failed is told one by one, and the first failure decides the exit code.
+
+Examples:
+  skiff rmi registry.example.com/team/my-function:1.0
+  skiff rmi registry.example.com/team/my-function@sha256:…
+  skiff rmi 3f2a91 77b1c0
+
+Exit codes:
+  0  all are removed
+  2  bad usage, or digits that several images begin with
+  3  an image is not there or in use, or the host failed
+
+With --output json, on the standard output, one line for each image that was removed:
+  {\"digest\":\"sha256:…\",\"names\":[REFERENCE,…],\"removed\":true,\"layers\":[DIFFID,…],\"freed_bytes\":…}
+`removed` is false where only a name went.";
+
+pub(super) const GC: &str = "\
+Examples:
+  skiff gc --older-than 7d
+  skiff gc --max-size 20GiB --dry-run
+
+`skiff gc --help` tells of exit codes and output.";
+
+pub(super) const GC_LONG: &str = "\
+Without options it removes what no name leads to: images listed as <none>, layers and manifests of
+no image, and what crashes left. What a running instance or a pull uses, what a deployed function
+pins, and layers that are being fetched always stay. Others may pull and start meanwhile.
+
+Examples:
+  skiff gc
+  skiff gc --older-than 7d
+  skiff gc --max-size 20GiB --dry-run
+  skiff gc --all
+
+Exit codes:
+  0  it is done, also if there was nothing to remove
+  2  bad usage
+  3  the host failed
+
+With --output json, on the standard output:
+  {\"dry_run\":false,\"images\":[{\"digest\":\"sha256:…\",\"names\":[REFERENCE,…]},…],\"layers\":[DIFFID,…],
+   \"blobs\":2,\"leases\":0,\"leftovers\":0,\"freed_bytes\":…}";
+
+pub(super) const IMAGE: &str = "\
+Examples:
+  skiff image ls
+  skiff image import docker-archive:saved.tar my/function:1
+
+`skiff image COMMAND --help` tells more of each command.
+
+Exit codes:
+  0  it worked
+  2  bad usage
+  3  the image or the host failed";
+
+pub(super) const IMPORT: &str = "\
+Examples:
+  skiff image import docker-archive:saved.tar my/function:1
+  skiff image import oci:./image:latest registry.example.com/team/my-function:1.0
+
+`skiff image import --help` tells of exit codes and output.";
+
+pub(super) const IMPORT_LONG: &str = "\
+Keeps the image under NAME, as if it had been pulled from there. `skiff run NAME` asks a registry for a
+tag all the same, unless --pull missing or --pull never is given. An archive is what `docker save`,
+`podman save` or `skopeo copy` writes, not compressed as a whole; one of several images needs a TAG. The
+name of an archive ends at its first colon.
+
+Examples:
+  docker save my/function:1 -o saved.tar
+  skiff image import docker-archive:saved.tar my/function:1
+  skiff run --pull never my/function:1 --event '{}'
+  skiff image import oci-archive:image.tar:latest registry.example.com/team/my-function:1.0
+
+Exit codes:
+  0  the image is in the store
+  2  bad usage: a source or name that cannot be used
+  3  the image or the host failed
+  129, 130, 143  ended by SIGHUP, SIGINT or SIGTERM
+
+With --output json, on the standard output, as of `skiff pull`:
+  {\"name\":NAME,\"digest\":\"sha256:…\",\"layers\":3,\"packed_bytes\":…,
+   \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}";

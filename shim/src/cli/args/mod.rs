@@ -2,6 +2,7 @@
 
 mod function;
 mod help;
+mod images;
 mod source;
 
 use std::ffi::OsStr;
@@ -10,6 +11,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use function::FunctionArgs;
+use function::platform_parser;
+pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs};
 pub(crate) use source::SourceArgs;
 
 use super::values::{EventSource, Listen};
@@ -53,6 +56,21 @@ pub(crate) enum Command {
     /// Bring an image into the store and exit.
     #[command(after_help = help::PULL, after_long_help = help::PULL_LONG)]
     Pull(PullArgs),
+    /// List the images that are here.
+    #[command(after_help = help::IMAGES, after_long_help = help::IMAGES_LONG)]
+    Images(ImagesArgs),
+    /// Remove images, and the layers that no other image has.
+    #[command(after_help = help::RMI, after_long_help = help::RMI_LONG)]
+    Rmi(RmiArgs),
+    /// Remove what is not needed of the images that are here.
+    #[command(after_help = help::GC, after_long_help = help::GC_LONG)]
+    Gc(GcArgs),
+    /// Work with the images that are here.
+    #[command(after_help = help::IMAGE, subcommand_required = true, arg_required_else_help = true)]
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Tell what this host has and lacks of what Skiff needs.
     #[command(after_help = help::DOCTOR, after_long_help = help::DOCTOR_LONG)]
     Doctor,
@@ -106,6 +124,9 @@ pub(crate) struct Global {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    /// When to ask the registry what the image is.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t, help_heading = "Image")]
+    pub(crate) pull: PullWhen,
     #[command(flatten)]
     pub(crate) function: FunctionArgs,
     /// Serve on this Unix socket instead of one below the run directory.
@@ -128,6 +149,10 @@ pub(crate) struct RunArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    /// Hold the image to this platform's limits too: fc, fc2 or scf.
+    #[arg(long, help_heading = "Image", env = "SKIFF_PLATFORM", hide_env_values = true)]
+    #[arg(value_parser = platform_parser(), hide_possible_values = true)]
+    pub(crate) platform: Option<&'static dyn skiff::Platform>,
 }
 
 /// The form of what is written.
@@ -183,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_command_tells_of_exit_codes() {
-        for name in ["run", "pull", "doctor"] {
+        for name in ["run", "pull", "images", "rmi", "gc", "image", "doctor"] {
             let mut command = Cli::command();
             let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
             assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{name}");
@@ -238,6 +263,7 @@ mod tests {
             "pull image --credential-helper h --credentials-url https://h",
             "pull image --credentials-token-file f",
             "pull image --pull-timeout soon",
+            "pull image --platform aws",
             "doctor image",
             "--output yaml doctor",
             "",

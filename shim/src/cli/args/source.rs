@@ -22,7 +22,8 @@ const TOKEN: &str = "SKIFF_CREDENTIALS_TOKEN";
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Image")]
 pub(crate) struct SourceArgs {
-    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE.
+    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:TAG].
     #[arg(help_heading = None)]
     pub(crate) image: String,
     /// Talk to the registry over HTTP instead of HTTPS.

@@ -2,14 +2,20 @@
 
 pub(crate) mod doctor;
 pub(crate) mod documents;
+pub(crate) mod gc;
+pub(crate) mod images;
+pub(crate) mod import;
 pub(crate) mod pull;
+pub(crate) mod rmi;
 pub(crate) mod run;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use skiff::{RuntimeError, RuntimeErrorKind};
+use skiff::{RuntimeError, RuntimeErrorKind, Store};
 
+use super::args::Global;
 use super::failure::Failure;
 
 /// Refuses to go on without root.
@@ -23,6 +29,13 @@ fn require_root() -> Result<(), Failure> {
     )
     .advise("run it as root, for example by sudo");
     Err(skiff::Error::from(error).into())
+}
+
+/// Opens the store below the state directory. Blocks for some file operations.
+fn open_store(global: &Global) -> Result<Arc<Store>, Failure> {
+    require_root()?;
+    let state_dir = absolute(&global.state_dir)?;
+    Ok(Store::open(&state_dir).map_err(skiff::Error::from)?)
 }
 
 /// A variable of this process.

@@ -18,6 +18,9 @@ pub(crate) async fn pull(global: &Global, args: &PullArgs, console: Console) -> 
     require_root()?;
     let source = args.source.source()?;
     let mut options = args.source.pull_options(variable)?;
+    if let Some(platform) = args.platform {
+        options.limits = platform.image_limits();
+    }
     let state_dir = absolute(&global.state_dir)?;
     let interrupts = Interrupts::install()?;
     let store = open(state_dir).await?;
@@ -28,17 +31,17 @@ pub(crate) async fn pull(global: &Global, args: &PullArgs, console: Console) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open(state_dir: std::path::PathBuf) -> Result<Arc<Store>, Failure> {
+pub(super) async fn open(state_dir: std::path::PathBuf) -> Result<Arc<Store>, Failure> {
     let opened = tokio::task::spawn_blocking(move || Store::open(&state_dir)).await;
     let store = opened.map_err(|e| Failure::host("opening the store", &e))?;
     Ok(store.map_err(skiff::Error::from)?)
 }
 
-fn text(image: &Image) -> String {
+pub(super) fn text(image: &Image) -> String {
     format!("{} {} layers, {}", image.digest, image.layers.len(), bytes(image.packed_bytes))
 }
 
-fn value(image: &Image) -> Value {
+pub(super) fn value(image: &Image) -> Value {
     let ms = |time: Duration| time.as_micros() as f64 / 1e3;
     json!({
         "name": image.name,

@@ -30,6 +30,12 @@ pub(super) fn render(failure: &Failure, colors: bool) -> String {
     text
 }
 
+/// `warning: MESSAGE` and what to do; without a line feed at the end.
+pub(super) fn render_warning(warning: &skiff::Warning, colors: bool) -> String {
+    let (label, help) = (paint(colors, Paint::Yellow, "warning:"), paint(colors, Paint::Green, "help:"));
+    format!("{label} {}\n  {help} {}", safe(&warning.message), indent(&safe(&warning.advice)))
+}
+
 /// Messages may quote what a registry or an image says: it must not steer the terminal.
 fn safe(text: &str) -> String {
     printable(text.trim_end())

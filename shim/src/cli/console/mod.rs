@@ -114,6 +114,12 @@ impl Console {
         }
     }
 
+    /// Tells of what the platform advises against; nothing when quiet.
+    pub(crate) fn warn(self, warning: &skiff::Warning) {
+        let text = || error::render_warning(warning, self.stderr.colors);
+        self.note("warning", text, || serde_json::to_value(warning).unwrap_or_default());
+    }
+
     /// Writes a JSON object with `event` in it to the standard error.
     fn event(self, event: &str, fields: Value) {
         write_stderr(&json_line(&with_event(event, fields)));

@@ -1,5 +1,6 @@
 //! What option values mean: sizes, times, environment variables, events, names.
 
+mod age;
 mod command;
 mod cpus;
 pub(crate) mod env;
@@ -11,11 +12,12 @@ mod time;
 
 use std::fmt;
 
+pub(crate) use age::Age;
 pub(crate) use command::Words;
 pub(crate) use cpus::Cpus;
 pub(crate) use event::EventSource;
 pub(crate) use listen::Listen;
-pub(crate) use size::{DiskSize, Memory};
+pub(crate) use size::{DiskSize, Memory, StoreSize};
 pub(crate) use time::Time;
 
 /// A value that cannot be taken, and why.

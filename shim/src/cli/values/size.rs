@@ -31,6 +31,20 @@ impl FromStr for DiskSize {
     }
 }
 
+/// The size of a store in bytes, from nothing to 1024 TiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreSize(pub(crate) u64);
+
+impl FromStr for StoreSize {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match parse(text)? {
+            bytes if bytes <= 1024 * TIB => Ok(Self(bytes)),
+            _ => Err(Invalid::new("more than 1024TiB")),
+        }
+    }
+}
+
 /// A memory limit in whole MiB, up to 1 TiB. Which of them a platform sells is its own rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -110,6 +124,14 @@ mod tests {
             assert_eq!(disk(text), Err("not between 1MiB and 64GiB".into()), "{text}");
             assert_eq!(memory(text), Err("not between 1MiB and 1024GiB".into()), "{text}");
         }
+    }
+
+    #[test]
+    fn a_store_may_be_empty_or_large() {
+        assert_eq!("0KB".parse::<StoreSize>(), Ok(StoreSize(0)));
+        assert_eq!("20GiB".parse::<StoreSize>(), Ok(StoreSize(20 << 30)));
+        assert!("20".parse::<StoreSize>().is_err());
+        assert!("1048577GiB".parse::<StoreSize>().is_err_and(|e| e.to_string() == "more than 1024TiB"));
     }
 
     #[test]

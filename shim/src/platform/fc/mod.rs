@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use skiff_runtime::image::{Attestations, Limits as ImageLimits};
 
 use super::{
     Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
@@ -68,7 +69,11 @@ static LIMITS: Limits = Limits {
     log_line_bytes: 32 * 1024,
     nofile: 100_000,
     pids: 1024,
+    image_memory: &[],
 };
+
+/// Packed bytes of an image ("未解压镜像"): 10 GB for functions without GPU.
+const IMAGE_BYTES: u64 = 10 << 30;
 
 impl Platform for Fc {
     fn name(&self) -> &'static str {
@@ -81,6 +86,16 @@ impl Platform for Fc {
 
     fn limits(&self) -> &'static Limits {
         &LIMITS
+    }
+
+    /// FC refuses an index with build provenance: "invalid image, platform of image is
+    /// unknown/unknown".
+    fn image_limits(&self) -> ImageLimits {
+        let mut limits = ImageLimits::default();
+        limits.owner = Some(self.name);
+        limits.packed_bytes = IMAGE_BYTES;
+        limits.attestations = Attestations::Refuse;
+        limits
     }
 
     fn reserved_env_prefixes(&self) -> &'static [&'static str] {

@@ -9,10 +9,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use skiff_runtime::image::Limits as ImageLimits;
 
 use super::{
-    Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
-    Platform, PlatformAnswer, StartFailure, id,
+    Defaults, EventVerdict, ImageMemory, InvocationContext, InvocationFailure, InvocationKind,
+    InvocationReport, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::FunctionConfig;
 
@@ -55,7 +56,15 @@ static LIMITS: Limits = Limits {
     log_line_bytes: 32 * 1024,
     nofile: 1024,
     pids: 1024,
+    image_memory: &[
+        ImageMemory { image_bytes: 256 << 20, memory_mib: 256, enough_mib: Some(512) },
+        ImageMemory { image_bytes: 512 << 20, memory_mib: 512, enough_mib: Some(1024) },
+        ImageMemory { image_bytes: 1 << 30, memory_mib: 1024, enough_mib: None },
+    ],
 };
+
+/// Packed bytes of an image ("before decompression"); Tencent raises it on request.
+const IMAGE_BYTES: u64 = 1 << 30;
 
 impl Platform for Scf {
     fn name(&self) -> &'static str {
@@ -68,6 +77,15 @@ impl Platform for Scf {
 
     fn limits(&self) -> &'static Limits {
         &LIMITS
+    }
+
+    /// What becomes of an index with build provenance is not documented: its attestations are
+    /// passed over, as containerd does.
+    fn image_limits(&self) -> ImageLimits {
+        let mut limits = ImageLimits::default();
+        limits.owner = Some("scf");
+        limits.packed_bytes = IMAGE_BYTES;
+        limits
     }
 
     fn reserved_env_prefixes(&self) -> &'static [&'static str] {

@@ -79,8 +79,10 @@ fn raise_open_files() {
 impl Plan {
     fn new(args: &RunArgs) -> Result<Self, Failure> {
         let source = args.source.source()?;
-        let options = args.source.pull_options(variable)?;
+        let mut options = args.source.pull_options(variable)?;
+        options.policy = args.pull.into();
         let config = args.function.resolve(&args.source.image, &args.args, variable)?;
+        options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
         Ok(Self { source, options, config: Arc::new(config), event })
@@ -99,6 +101,9 @@ impl Run<'_> {
             None => Some(Listeners::open(self.args, &self.runtime).await?),
         };
         let image = self.pull(&mut plan).await?;
+        for warning in plan.config.image_warnings(image.packed_bytes) {
+            self.console.warn(&warning);
+        }
         let instance = self.start(&plan, &image).await?;
         let result = match (&plan.event, listeners) {
             (Some(event), _) => self.answer(&instance, event.clone()).await,

@@ -1,0 +1,52 @@
+//! From a record to an image that can be started.
+
+use super::{Record, Store};
+use crate::Result;
+use crate::image::config::{self, Configuration};
+use crate::image::resolve::Resolved;
+use crate::image::{Image, PullTimings, limits};
+
+impl Store {
+    /// The image that a name led to when it was last pulled or imported, with a lease; `None` if there
+    /// is none or not all of it is there. Blocks for some file operations.
+    ///
+    /// # Errors
+    /// `DiskFull`, `Host`.
+    pub(crate) fn stored(&self, name: &str) -> Result<Option<Image>> {
+        let Some(record) = self.record(name) else { return Ok(None) };
+        // First the lease: what is there then stays.
+        let lease = self.lease(&record.parts())?;
+        let Some(configuration) = self.complete(&record) else { return Ok(None) };
+        // Its use is noted where that is possible: the image is there all the same.
+        let _ = self.put_record(&record);
+        Ok(Some(Image {
+            name: record.name,
+            digest: record.manifest,
+            layers: self.overlay_layers(&configuration.diff_ids),
+            config: configuration.config,
+            packed_bytes: record.packed_bytes,
+            timings: PullTimings::default(),
+            lease,
+        }))
+    }
+
+    fn complete(&self, record: &Record) -> Option<Configuration> {
+        let config = self.blob(&record.config.parse().ok()?, limits::MAX_CONFIG_BYTES)?;
+        let configuration = config::parse(&config).ok()?;
+        let same = configuration.diff_ids.iter().map(ToString::to_string).eq(record.diff_ids.iter().cloned());
+        (same && configuration.diff_ids.iter().all(|id| self.has_layer(id))).then_some(configuration)
+    }
+}
+
+impl Record {
+    /// That of an image which is resolved, under a name.
+    pub(crate) fn of(name: String, resolved: &Resolved) -> Self {
+        Self {
+            name,
+            manifest: resolved.digest.to_string(),
+            config: resolved.config_digest.to_string(),
+            diff_ids: resolved.configuration.diff_ids.iter().map(ToString::to_string).collect(),
+            packed_bytes: resolved.packed_bytes(),
+        }
+    }
+}

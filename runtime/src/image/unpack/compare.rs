@@ -1,0 +1,255 @@
+//! One entry of an archive and the file that it became.
+
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::ffi::OsStr;
+use std::hash::BuildHasher as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::entries::{Entry, Kind};
+use super::meta::{self, through_proc};
+use super::path::{self, Place, Root, file_type, show};
+use super::verify::{Difference, Directories};
+use super::whiteout::{self, OPAQUE_XATTR, Whiteout};
+use crate::image::limits;
+use crate::{Error, Result};
+
+/// Times that every filesystem can hold; others are cut off.
+const TIMES: std::ops::Range<i64> = -(1 << 31)..1 << 31;
+
+/// The comparison of a layer's entries with its files.
+pub(super) struct Comparison {
+    root: Root,
+    /// Every name that an entry put somewhere, as a hash of its directory's inode and itself.
+    names: HashSet<u64>,
+    keys: RandomState,
+    last_parent: Option<PathBuf>,
+}
+
+impl Comparison {
+    pub(super) fn new(root: OwnedFd) -> Self {
+        Self { root: Root::new(root), names: HashSet::new(), keys: RandomState::new(), last_parent: None }
+    }
+
+    /// What is wrong with the `number`th entry. `data` is how many bytes of data it has, and `from`
+    /// the file that all of these come from.
+    pub(super) fn entry(
+        &mut self,
+        entry: &Entry,
+        number: u64,
+        directories: &Directories,
+        data: u64,
+        from: Option<PathBuf>,
+    ) -> Result<Option<Difference>> {
+        let path = path::clean(&entry.path)?;
+        let what = match whiteout::parse(&path)? {
+            Whiteout::Ignored => None,
+            Whiteout::Opaque(dir) => self.opaque(dir)?,
+            Whiteout::Remove(dir, name) => self.whiteout(&dir.join(name))?,
+            Whiteout::No if entry.kind == Kind::Directory && !directories.is_last(&path, number) => None,
+            Whiteout::No if entry.kind == Kind::Regular && data > 0 && from.as_ref() != Some(&path) => {
+                Some("its content is not in the recipe as that of a file".to_owned())
+            }
+            Whiteout::No => self.file(entry, &path)?,
+        };
+        Ok(what.map(|what| Difference { path, what }))
+    }
+
+    fn name(&self, dir: u64, name: &OsStr) -> u64 {
+        self.keys.hash_one((dir, name))
+    }
+
+    /// Notes that an entry put this path there, with the directories on the way.
+    fn seen(&mut self, path: &Path) -> Result<()> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let known = self.last_parent.as_deref().is_some_and(|last| last.as_os_str() == parent.as_os_str());
+        let mut at = Some(path);
+        while let Some(path) = at.filter(|path| !path.as_os_str().is_empty()) {
+            if let Some(place) = self.root.find(path)? {
+                let name = self.name(place.dir.inode, place.name);
+                self.names.insert(name);
+            }
+            if known {
+                return Ok(());
+            }
+            at = path.parent();
+        }
+        self.last_parent = Some(parent.to_owned());
+        Ok(())
+    }
+
+    fn opaque(&mut self, dir: &Path) -> Result<Option<String>> {
+        self.seen(dir)?;
+        let inside = dir.join("x");
+        let Some(place) = self.root.find(&inside)? else {
+            return Ok(None);
+        };
+        let here = Place { dir: place.dir, name: OsStr::new("."), path: dir };
+        Ok(not_opaque(&here))
+    }
+
+    fn whiteout(&mut self, path: &Path) -> Result<Option<String>> {
+        self.seen(path)?;
+        let Some(place) = self.root.find(path)? else {
+            return Ok(None);
+        };
+        Ok(match place.stat()? {
+            None => Some("its whiteout is missing".to_owned()),
+            Some(stat) if file_type(&stat) == FileType::Directory => not_opaque(&place),
+            Some(_) => None,
+        })
+    }
+
+    fn file(&mut self, entry: &Entry, path: &Path) -> Result<Option<String>> {
+        if path.as_os_str().is_empty() {
+            return self.root_directory(entry);
+        }
+        self.seen(path)?;
+        let Some(place) = self.root.find(path)? else {
+            return Ok(Some("it is missing".to_owned()));
+        };
+        let Some(stat) = place.stat()? else {
+            return Ok(Some("it is missing".to_owned()));
+        };
+        if entry.kind == Kind::HardLink {
+            return self.hard_link(entry, &stat);
+        }
+        if let Some(what) = status(entry, &stat) {
+            return Ok(Some(what));
+        }
+        if entry.kind == Kind::Symlink {
+            let target = rustix::fs::readlinkat(&place.dir.fd, place.name, Vec::new())
+                .map_err(|e| place.failed("readlink", e))?;
+            if target.as_bytes() != entry.link {
+                let (found, wanted) = (show(target.as_bytes()), show(&entry.link));
+                return Ok(Some(format!("it is a link to {found}, not to {wanted}")));
+            }
+        }
+        Ok(attributes(entry, &place))
+    }
+
+    fn root_directory(&mut self, entry: &Entry) -> Result<Option<String>> {
+        let failed = |e| Error::host("stat the root of a layer", e);
+        let stat = rustix::fs::fstat(self.root.fd()).map_err(failed)?;
+        let dir = self.root.resolve(Path::new("")).and_then(path::Dir::new).map_err(failed)?;
+        let place = Place { dir: std::rc::Rc::new(dir), name: OsStr::new("."), path: Path::new(".") };
+        Ok(status(entry, &stat).or_else(|| attributes(entry, &place)))
+    }
+
+    fn hard_link(&mut self, entry: &Entry, stat: &Stat) -> Result<Option<String>> {
+        let target = path::clean(&entry.link)?;
+        let there = match self.root.find(&target)? {
+            Some(place) => place.stat()?,
+            None => None,
+        };
+        if there.is_some_and(|there| there.st_ino == stat.st_ino) {
+            return Ok(None);
+        }
+        Ok(Some(format!("it is not the same file as {}", show(&entry.link))))
+    }
+
+    /// A name that no entry put there.
+    pub(super) fn foreign(&mut self) -> Result<Option<Difference>> {
+        let mut todo = vec![PathBuf::new()];
+        while let Some(dir) = todo.pop() {
+            let failed = |e: Errno| {
+                Error::host(format!("read the directory {} of a layer", show(dir.as_os_str().as_bytes())), e)
+            };
+            let handle = self.root.resolve(&dir).map_err(failed)?;
+            let inode = rustix::fs::fstat(&handle).map_err(failed)?.st_ino;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let listed = rustix::fs::openat(&handle, ".", flags, Mode::empty()).map_err(failed)?;
+            for file in Dir::new(listed).map_err(failed)? {
+                let file = file.map_err(failed)?;
+                let name = OsStr::from_bytes(file.file_name().to_bytes());
+                if name == "." || name == ".." {
+                    continue;
+                }
+                let path = dir.join(name);
+                if !self.names.contains(&self.name(inode, name)) {
+                    return Ok(Some(Difference { path, what: "it is not of this layer".to_owned() }));
+                }
+                if file.file_type() == FileType::Directory {
+                    todo.push(path);
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn not_opaque(place: &Place<'_>) -> Option<String> {
+    let mut value = [0u8; 2];
+    match rustix::fs::lgetxattr(through_proc(place), OPAQUE_XATTR, &mut value[..]) {
+        Ok(1) if value[0] == b'y' => None,
+        _ => Some("it should hide the layers below, and does not".to_owned()),
+    }
+}
+
+fn kind_of(kind: Kind) -> FileType {
+    match kind {
+        Kind::Regular | Kind::HardLink => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::CharDevice => FileType::CharacterDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::Fifo,
+    }
+}
+
+/// What `stat` tells.
+fn status(entry: &Entry, stat: &Stat) -> Option<String> {
+    let (wanted, found) = (kind_of(entry.kind), file_type(stat));
+    if wanted != found {
+        return Some(format!("it is a {found:?}, not a {wanted:?}"));
+    }
+    let mode = stat.st_mode & 0o7777;
+    if entry.kind != Kind::Symlink && mode != entry.mode {
+        return Some(format!("its mode is {mode:04o}, not {:04o}", entry.mode));
+    }
+    if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
+        let (uid, gid) = (stat.st_uid, stat.st_gid);
+        return Some(format!("its owner is {uid}:{gid}, not {}:{}", entry.uid, entry.gid));
+    }
+    if entry.kind == Kind::Regular && stat.st_size.cast_unsigned() != entry.size {
+        return Some(format!("it has {} bytes, not {}", stat.st_size, entry.size));
+    }
+    let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+    if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) && stat.st_rdev != device {
+        return Some("it is another device".to_owned());
+    }
+    let (wanted, found) =
+        ((entry.mtime.tv_sec, entry.mtime.tv_nsec), (stat.st_mtime, stat.st_mtime_nsec as i64));
+    if TIMES.contains(&wanted.0) && wanted != found {
+        return Some(format!("its time is {}.{:09}, not {}.{:09}", found.0, found.1, wanted.0, wanted.1));
+    }
+    None
+}
+
+/// Attributes that the entry has and the file has not.
+fn attributes(entry: &Entry, place: &Place<'_>) -> Option<String> {
+    if entry.xattrs.is_empty() {
+        return None;
+    }
+    let path = through_proc(place);
+    let mut found = vec![0u8; limits::MAX_XATTR_BYTES as usize];
+    for (name, value) in meta::kept(entry) {
+        match rustix::fs::lgetxattr(&path, OsStr::from_bytes(&name), &mut found[..]) {
+            Ok(length) if found[..length] == *value => {}
+            // As while unpacking: this filesystem, or this kind of file, has none of these.
+            Err(Errno::OPNOTSUPP) => {}
+            Err(Errno::NODATA | Errno::PERM) if name.starts_with(b"user.") && is_special(entry) => {}
+            _ => return Some(format!("its extended attribute {} is missing or another", show(&name))),
+        }
+    }
+    None
+}
+
+fn is_special(entry: &Entry) -> bool {
+    !matches!(entry.kind, Kind::Regular | Kind::Directory)
+}
