@@ -19,4 +19,5 @@ mod raw;
 mod registry;
 mod renewal;
 mod resume;
+mod secure;
 mod support;
