@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
+use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
 use crate::keeper::{Ended, Process, Started};
 use crate::network::Dialer;
@@ -77,6 +78,7 @@ pub(crate) struct Parts {
     pub(crate) dialer: Dialer,
     pub(crate) timings: StartTimings,
     pub(crate) started: Started,
+    pub(crate) recording: Option<Recording>,
 }
 
 /// A running (or ended) container. Dropping it kills it.
@@ -92,6 +94,7 @@ pub struct Container {
     timings: StartTimings,
     ended: watch::Receiver<Option<Ended>>,
     output: Mutex<Option<(Output, Output)>>,
+    recording: Option<Recording>,
 }
 
 impl Container {
@@ -109,6 +112,7 @@ impl Container {
             timings: parts.timings,
             ended,
             output: Mutex::new(Some(output)),
+            recording: parts.recording,
         })
     }
 
@@ -151,6 +155,20 @@ impl Container {
         let stream = socket.connect(self.address(port)).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    /// Says that it serves: what it has touched until a second from now, or until its end, is what
+    /// its start touches. Only matters while it is recorded ([`Acceleration`](crate::Acceleration)).
+    pub fn ready(&self) {
+        if let Some(recording) = &self.recording {
+            recording.ready();
+        }
+    }
+
+    /// Waits until the recording of its start is kept. `None` where there is none: it was not to be
+    /// recorded, the host has no fanotify, or it ended before [`Container::ready`].
+    pub async fn recorded(&self) -> Option<Recorded> {
+        self.recording.as_ref()?.done().await
     }
 
     /// Waits until it has ended.

@@ -11,6 +11,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod acceleration;
 mod cgroup;
 mod container;
 pub mod doctor;
@@ -26,6 +27,7 @@ mod sandbox;
 mod spec;
 mod sys;
 
+pub use acceleration::{Acceleration, Recorded};
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use runtime::{Runtime, RuntimeOptions};

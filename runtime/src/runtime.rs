@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recordings, Subject, rootfs_of};
 use crate::cgroup::{Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
@@ -37,6 +38,9 @@ pub struct Runtime {
     dialer: Dialer,
     keeper: Keeper,
     run: RunDir,
+    state_dir: PathBuf,
+    read_ahead: ReadAhead,
+    recordings: Recordings,
     /// Held by the keeper too.
     _lock: OwnedFd,
 }
@@ -53,6 +57,7 @@ impl Runtime {
         crate::keeper::find(options.keeper.as_deref())?;
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
+        let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
         let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
         // The first start often comes as soon as the keeper is there.
         hasten_joins(run.hierarchy());
@@ -61,7 +66,17 @@ impl Runtime {
             Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
         };
         match started.await {
-            Ok((dialer, keeper)) => Ok(Arc::new(Self { store, disks, dialer, keeper, run, _lock: lock })),
+            Ok((dialer, keeper)) => Ok(Arc::new(Self {
+                store,
+                disks,
+                dialer,
+                keeper,
+                run,
+                state_dir,
+                read_ahead: ReadAhead::default(),
+                recordings: Recordings::default(),
+                _lock: lock,
+            })),
             Err(error) => {
                 // The first failure is the one to tell.
                 let _ = tokio::task::spawn_blocking(move || run.remove()).await;
@@ -98,11 +113,14 @@ impl Runtime {
     /// `InvalidWorkingDirectory`, `InvalidImage`, `InvalidArgument`, `LimitExceeded`,
     /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
     pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
-        let request = spec.request(&image.config, &image.layers)?;
+        let mut request = spec.request(&image.config, &image.layers)?;
+        let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
+        let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
+        request.record = group.is_some();
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
-        let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, &disks));
+        let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
         let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
@@ -117,8 +135,14 @@ impl Runtime {
         timings.create = micros(started.steps.create_us);
         timings.exec = micros(started.steps.exec_us);
         tracing::debug!(container = spec.id, ?timings, "started");
+        let group = self.run.group().child(&spec.id);
+        let recording = recorder.map(|recorder| {
+            let (layers, ended) = (image.layers.clone(), started.ended.clone());
+            self.recordings.begin(recorder, Subject { list, layers, group: group.clone(), ended })
+        });
         Container::new(Parts {
-            group: self.run.group().child(&spec.id),
+            group,
+            recording,
             address: spec.address(),
             id: spec.id,
             network: Arc::new(network),
@@ -128,6 +152,18 @@ impl Runtime {
         })
     }
 
+    /// Begins to read ahead what a former start of the image touched, or makes what records it.
+    fn accelerate(&self, how: Acceleration, list: &ListPath, image: &Image) -> Option<(Recorder, OwnedFd)> {
+        match how {
+            Acceleration::Off => None,
+            Acceleration::On if list.exists() => {
+                self.read_ahead.begin(list.clone(), image.layers.clone());
+                None
+            }
+            Acceleration::On | Acceleration::Record => Recorder::new(rootfs_of(&self.run.mount_point())),
+        }
+    }
+
     /// Kills what still runs, ends the keeper and removes what this run made outside the store.
     /// Gathers errors and goes on; returns the first.
     ///
@@ -135,6 +171,7 @@ impl Runtime {
     /// `Host` when something could not be removed.
     pub async fn shutdown(&self) -> Result<()> {
         self.keeper.shutdown().await;
+        self.recordings.finish().await;
         let run = self.run.clone();
         // The keeper has done so, unless it died.
         tokio::task::spawn_blocking(move || run.remove()).await.map_err(panicked)?
@@ -208,7 +245,12 @@ type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
 
 /// Makes what the keeper is handed: request, network namespace, disks. The parts wait for the
 /// kernel, not for each other: each is made by a thread of its own.
-fn prepare(request: &StartRequest, spec: &ContainerSpec, disks: &Disks) -> Result<Prepared> {
+fn prepare(
+    request: &StartRequest,
+    spec: &ContainerSpec,
+    recording: Option<OwnedFd>,
+    disks: &Disks,
+) -> Result<Prepared> {
     let disk = |kind, bytes, what: &str| -> Result<Option<OwnedFd>> {
         match kind {
             SpaceKind::Disk => disks.create(bytes, &format!("skiff-{}-{what}", spec.id)).map(Some),
@@ -226,6 +268,7 @@ fn prepare(request: &StartRequest, spec: &ContainerSpec, disks: &Disks) -> Resul
     };
     let timings = StartTimings { rootfs: a.max(b), network: c, ..StartTimings::default() };
     let mut fds = vec![request.to_memfd()?, network?];
+    fds.extend(recording);
     fds.extend(writable?);
     fds.extend(tmp?);
     Ok((fds, timings, spec.clone()))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::image::ImageConfig;
 use crate::keeper::protocol::{Limits, SpaceKind, StartRequest};
 use crate::network::DEFAULT_ADDRESS;
-use crate::{Error, ErrorKind, Result};
+use crate::{Acceleration, Error, ErrorKind, Result};
 
 /// Longest name of a container.
 const MAX_ID: usize = 64;
@@ -71,6 +71,8 @@ pub struct ContainerSpec {
     /// The container's own address, by which the host reaches it. A server bound to 127.0.0.1 is
     /// not reached, as in the clouds.
     pub address: Option<Ipv4Addr>,
+    /// What is done to make starts on a cold page cache quick.
+    pub acceleration: Acceleration,
     /// The container must have executed its command within this time; zero is 30 s.
     pub deadline: Duration,
 }
@@ -129,6 +131,7 @@ impl ContainerSpec {
             id: self.id.clone(),
             hostname: self.hostname.clone(),
             layers: layers.to_vec(),
+            record: false,
             writable: if self.read_only { SpaceKind::None } else { space(self.writable_bytes) },
             tmp: space(self.tmp_bytes),
             read_only: self.read_only,

@@ -18,7 +18,9 @@ pub mod proxy;
 
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{Credentials, FunctionConfig, Secret};
-pub use instance::{EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, State, Timeline};
+pub use instance::{
+    EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, Rehearsal, State, Timeline,
+};
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::image::{
@@ -27,6 +29,6 @@ pub use skiff_runtime::image::{
     Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials,
 };
 pub use skiff_runtime::{
-    Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Runtime, RuntimeOptions, StartTimings,
-    Stats, Writable,
+    Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime, RuntimeOptions,
+    StartTimings, Stats, Writable,
 };

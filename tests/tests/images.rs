@@ -95,3 +95,36 @@ fn collecting_by_age_size_and_all() {
     sandbox.run(&["gc", "--older-than", "7"]).fails(2, &["not a whole number of s, m, h, d or w"]);
     sandbox.run(&["gc", "--max-size", "20"]).fails(2, &["the unit is missing"]);
 }
+
+#[test]
+fn an_imported_image_runs_under_its_name_without_a_registry() {
+    let sandbox = Sandbox::new();
+    let archive = sandbox.path().join("function.tar").display().to_string();
+    skiff_tests::must(
+        "skopeo",
+        &["copy", "-q", &images::oci("function"), &format!("oci-archive:{archive}:v1")],
+    );
+    // Nothing listens there.
+    let name = "127.0.0.1:1/team/function:1";
+    let source = format!("oci-archive:{archive}:v1");
+    let imported =
+        sandbox.run(&["image", "import", &source, name, "--output", "json", "--quiet"]).ok().json();
+    assert_eq!(imported["name"], name);
+    assert_eq!(listed(&sandbox)[0]["names"], serde_json::json!([name]));
+    for when in ["never", "missing"] {
+        sandbox.event(name, &["--pull", when]).ok();
+    }
+    sandbox.event(name, &[]).fails(3, &["127.0.0.1:1"]);
+    sandbox
+        .event("127.0.0.1:1/team/other:1", &["--pull", "never"])
+        .fails(3, &["pulling is off", "import it first"]);
+    sandbox.event(name, &["--pull", "sometimes"]).fails(2, &["sometimes"]);
+    // Archives are sources of `pull` and `run` too.
+    sandbox.run(&["pull", &source]).ok();
+    sandbox.event(&source, &[]).ok();
+    sandbox.run(&["image", "import", name]).fails(2, &["is in a registry"]);
+    sandbox
+        .run(&["image", "import", "oci-archive:/nonexistent"])
+        .fails(3, &["there is no file /nonexistent"]);
+    sandbox.run(&["image", "import", &source, "UPPER"]).fails(2, &["UPPER"]);
+}

@@ -130,6 +130,15 @@ impl Group {
         let _ = fs::write(file.join("cgroup.procs"), "0");
     }
 
+    /// The processes of the group and of the groups below it, as they are now.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let mut all = Vec::new();
+        if let Some(root) = self.hierarchy.root_of("pids") {
+            for_each_below(&root.join(&self.path), &mut |dir| all.extend(processes(dir)));
+        }
+        all
+    }
+
     /// Sends SIGKILL to every process of the group and of the groups below it; tells how many
     /// there were.
     pub(crate) fn kill_once(&self) -> usize {

@@ -12,7 +12,7 @@ mod bounded;
 mod config;
 mod credentials;
 mod deadline;
-mod digest;
+pub(crate) mod digest;
 mod download;
 #[doc(hidden)]
 pub mod fuzzing;

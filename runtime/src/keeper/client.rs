@@ -131,7 +131,7 @@ impl Keeper {
     }
 
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
-    /// there is one, and the disks.
+    /// there is one, the group of a recording if the request says so, and the disks.
     pub(crate) async fn start(
         &self,
         id: &str,

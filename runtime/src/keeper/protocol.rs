@@ -37,7 +37,7 @@ pub(crate) enum ToKeeper {
     /// The first message; with the lock of the run's directory.
     Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
-    /// one, and the disks that the request names.
+    /// one, and the group of a recording and the disks, as the request names them.
     Start { id: String, deadline_ms: u64, leased: bool },
     /// Kill all containers, clean, and end.
     Shutdown,
@@ -97,6 +97,8 @@ pub(crate) struct StartRequest {
     pub(crate) id: String,
     pub(crate) hostname: String,
     pub(crate) layers: Vec<PathBuf>,
+    /// A fanotify group comes before the disks: it is to be told what is opened.
+    pub(crate) record: bool,
     pub(crate) writable: SpaceKind,
     pub(crate) tmp: SpaceKind,
     pub(crate) read_only: bool,

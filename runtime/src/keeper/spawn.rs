@@ -20,6 +20,7 @@ use crate::cgroup::Group;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
 use crate::sandbox::{CommandExecutor, SpecInput, Swap, User, build_spec, resolve_user};
+use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result};
 
 /// Longest failure that the executor writes.
@@ -125,7 +126,12 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 /// Overlay, `/tmp` and the files of `/etc`, and the working directory made in them.
 fn mount_rootfs(scratch: &Scratch, request: &StartRequest, disks: Vec<OwnedFd>) -> Result<PathBuf> {
     let mut disks = disks.into_iter();
+    let recording = if request.record { disks.next() } else { None };
     let rootfs = scratch.mount_overlay(&request.layers, space(request.writable, &mut disks)?.as_ref())?;
+    if let Some(group) = recording {
+        // A start that cannot be recorded is a start. The descriptor ends here.
+        let _ = watch_filesystem(group, &rootfs);
+    }
     let tmp = match space(request.tmp, &mut disks)? {
         Some(space) => scratch.mount_tmp(&space)?,
         None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),

@@ -1,10 +1,16 @@
 //! Every `unsafe` of the crate, each with the reason why it is sound, behind safe functions.
 #![allow(unsafe_code)]
 
+mod fanotify;
 mod loopdev;
+mod pages;
 mod process;
+mod readable;
 
+pub(crate) use fanotify::{new_watch, watch_filesystem};
 pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
+pub(crate) use pages::{PAGE_SIZE, resident_pages};
 pub(crate) use process::{
     ForkResult, close_all_except, exit_now, fork_single_threaded, load_seccomp_filter, reset_signals,
 };
+pub(crate) use readable::readable;

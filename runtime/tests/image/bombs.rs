@@ -8,6 +8,7 @@ use std::path::Path;
 use skiff_runtime::image::{Limits, PullOptions};
 use skiff_runtime::{Error, ErrorKind, Fault};
 
+use crate::liar::{Liar, plain};
 use crate::support::*;
 
 /// What a pull may add to the memory of its process at most.
@@ -143,6 +144,47 @@ async fn ten_million_entries() {
         let text = error.to_string();
         assert!(text.contains("archive entries of the image: 20001 is over the limit of 20000"), "{text}");
     }
+}
+
+/// What came of a large layer is kept for a pull that goes on there; not so of one that is refused.
+#[tokio::test]
+async fn a_large_bomb_from_a_registry_leaves_nothing() {
+    let some = header("same", 0, tar::EntryType::Regular).repeat(10_000);
+    let packed = gzip_of(&some[..]).repeat(1000);
+    assert!(packed.len() > 16 << 20, "{}", packed.len());
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    let image = layout.image(&[(GZIP, packed, b"any".to_vec())], "amd64");
+    let liar = Liar::start().await;
+    let name = liar.serve_image(&layout, &image);
+    let mut limits = Limits::default();
+    limits.entries = 20_000;
+    let error = place.error(&name, &PullOptions { limits, ..plain() }).await;
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    let left = bytes_below(&place.path("state"));
+    assert!(left < 1 << 20, "{left} bytes are left");
+    let layers = liar.requests(&digest_of(&layout, &image));
+    assert_eq!(layers.len(), 1, "a layer that is refused is not asked for again");
+}
+
+fn digest_of(layout: &Layout, image: &serde_json::Value) -> String {
+    let manifest = std::fs::read(layout.blob_path(image["digest"].as_str().unwrap())).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn many_tiny_files() {
+    let mut limits = Limits::default();
+    limits.entries = 20_000;
+    let mut archive = Vec::new();
+    for number in 0..30_000 {
+        archive.extend(header(&format!("{:02}/{number}", number % 100), 1, tar::EntryType::Regular));
+        archive.extend([b'x'; 512]);
+    }
+    let error = refused(GZIP, &gzip_of(&archive[..]), limits).await;
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    assert!(error.advice().is_some_and(|advice| advice.contains("leave out files")));
 }
 
 /// Entries that make nothing count as well.

@@ -21,3 +21,4 @@ mod renewal;
 mod resume;
 mod secure;
 mod support;
+mod umoci;

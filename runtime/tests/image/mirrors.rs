@@ -33,7 +33,7 @@ async fn a_mirror_serves_it_all_and_gets_no_credentials_of_the_registry() {
     mirror.serve_image(&layout, &descriptor);
     let good = mirror.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
     let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"");
-    mirror.say("/v2/x/manifests/1", &[good.clone()]);
+    mirror.say("/v2/x/manifests/1", std::slice::from_ref(&good));
     let options = mirrored(&place, &registry, &host(&mirror, ""));
     place.pull_with(&name, &options).await.unwrap();
     assert!(registry.requests("").is_empty());
@@ -41,7 +41,7 @@ async fn a_mirror_serves_it_all_and_gets_no_credentials_of_the_registry() {
     assert!(mirror.requests("")[0].contains(&format!("?ns={registry_name} ")), "{:?}", mirror.requests(""));
 
     // One that asks for credentials gets none of the registry's, and is passed over.
-    mirror.say("/v2/x/manifests/1", &[asks.clone()]);
+    mirror.say("/v2/x/manifests/1", std::slice::from_ref(&asks));
     Place::new().pull_with(&name, &options).await.unwrap();
     assert!(mirror.requests("uthorization:").is_empty());
     assert!(!registry.requests("/blobs/").is_empty());

@@ -56,6 +56,9 @@ pub struct FunctionConfig {
     pub tmp_bytes: u64,
     /// Mounts its root filesystem read-only; `/tmp` stays writable.
     pub read_only: bool,
+    /// Image acceleration (fc: `accelerationType`, scf: `ContainerImageAccelerate`): its first start
+    /// is recorded, and what that touched is read ahead when a later one meets a cold page cache.
+    pub acceleration: bool,
     /// How long one invocation may take; whole seconds are what the platforms know.
     pub timeout: Duration,
     /// How long it may take until its server listens; the platform's (fc 120 s, scf 30 s) when `None`.
@@ -99,6 +102,7 @@ impl FunctionConfig {
             writable_bytes: DEFAULT_DISK_BYTES,
             tmp_bytes: DEFAULT_DISK_BYTES,
             read_only: false,
+            acceleration: false,
             timeout: defaults.timeout,
             start_deadline: None,
             stop_grace: DEFAULT_STOP_GRACE,
@@ -160,6 +164,7 @@ impl fmt::Debug for FunctionConfig {
             .field("writable_bytes", &self.writable_bytes)
             .field("tmp_bytes", &self.tmp_bytes)
             .field("read_only", &self.read_only)
+            .field("acceleration", &self.acceleration)
             .field("timeout", &self.timeout)
             .field("start_deadline", &self.start_deadline)
             .field("stop_grace", &self.stop_grace)

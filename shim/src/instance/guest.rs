@@ -22,6 +22,8 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
     /// As [`Container::stats`].
     fn stats(&self) -> Stats;
+    /// As [`Container::ready`].
+    fn ready(&self) {}
 }
 
 impl Guest for Container {
@@ -43,6 +45,10 @@ impl Guest for Container {
 
     fn stats(&self) -> Stats {
         Self::stats(self)
+    }
+
+    fn ready(&self) {
+        Self::ready(self);
     }
 }
 

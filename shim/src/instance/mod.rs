@@ -14,6 +14,7 @@ pub(crate) mod guest;
 pub(crate) mod invocation;
 mod logs;
 mod readiness;
+mod rehearsal;
 pub(crate) mod shared;
 mod start;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 pub use logs::{LogLine, LogSink, LogStream};
+pub use rehearsal::Rehearsal;
 use shared::Shared;
 use skiff_runtime::{Exit, Runtime, Stats};
 pub use timeline::Timeline;
@@ -116,6 +118,22 @@ impl Instance {
     ) -> Result<Self> {
         // Boxed: the future of a whole start is large.
         Box::pin(start::start(runtime, image, config, logs)).await
+    }
+
+    /// Runs the function's command once to record what a start of it touches, as a preparation for
+    /// starts with [`FunctionConfig::acceleration`]: until its server listens and a second longer,
+    /// or until `patience` is over; then it is killed. What was recorded before is replaced.
+    ///
+    /// # Errors
+    /// `InvalidFunction`; `StartFailed` when the command ends by itself, or where nothing could be
+    /// recorded; `Runtime` as [`Instance::start`].
+    pub async fn rehearse(
+        runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        patience: Duration,
+    ) -> Result<Rehearsal> {
+        Box::pin(rehearsal::rehearse(runtime, image, config, patience)).await
     }
 
     /// The error for an image that could not be pulled, with the platform's answer to the caller.

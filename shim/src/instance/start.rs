@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skiff_runtime::{ContainerSpec, Exit, Runtime};
+use skiff_runtime::{Acceleration, ContainerSpec, Exit, Runtime};
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -77,6 +77,7 @@ impl Launch {
             Err(reason) => return Err(self.give_up(&*guest, &logs, reason).await),
         };
         timeline.listen = begun.elapsed();
+        guest.ready();
         let pool = Pool::new(Arc::clone(&guest), config.port());
         pool.keep(stream).await;
         let state = watch::Sender::new(State::Ready);
@@ -113,7 +114,7 @@ impl Launch {
         ))
     }
 
-    fn exited(&self, exit: Exit) -> Error {
+    pub(super) fn exited(&self, exit: Exit) -> Error {
         let how = match (exit.code, exit.signal) {
             (Some(code), _) => format!("exited with code {code}"),
             (None, Some(signal)) => format!("was killed by signal {signal}"),
@@ -174,7 +175,7 @@ fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
     }
 }
 
-fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
+pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
     let limits = config.platform.limits();
     let mut env = config.env.clone();
     env.extend(config.platform.environment(config, id));
@@ -196,11 +197,12 @@ fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         read_only: config.read_only,
         address: config.platform.new_address(),
         deadline: config.start_deadline(),
+        acceleration: if config.acceleration { Acceleration::On } else { Acceleration::Off },
     }
 }
 
 /// The command that will run: an own entrypoint makes the image's cmd unused.
-fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
+pub(super) fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
     let (entrypoint, of_image) = match &config.entrypoint {
         Some(entrypoint) => (entrypoint, [].as_slice()),
         None => (&image.config.entrypoint, image.config.cmd.as_slice()),

@@ -28,6 +28,8 @@ use crate::{Error, ErrorKind, Result};
 /// Default ACLs are set when a layer is complete; files made earlier would inherit them.
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 const ACCESS_ACL: &str = "system.posix_acl_access";
+/// The most that the kernel lists (Linux `XATTR_LIST_MAX`).
+const LIST_BYTES: usize = 64 << 10;
 const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
 const OVERLAY_ESCAPE: &[u8] = b"trusted.overlay.overlay.";
 
@@ -148,14 +150,10 @@ fn chmod(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
 /// Makes a directory that was there already what the entry says, but for its times.
 pub(super) fn set_again(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
     let known = |e| place.failed("read the extended attributes of", e);
-    let mut names = Vec::new();
-    match rustix::fs::flistxattr(fd, &mut [0u8; 0][..]) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => {}
-        Ok(length) => {
-            names.resize(length, 0);
-            let filled = rustix::fs::flistxattr(fd, &mut names[..]).map_err(known)?;
-            names.truncate(filled);
-        }
+    let mut names = vec![0u8; LIST_BYTES];
+    match rustix::fs::flistxattr(fd, &mut names[..]) {
+        Ok(length) => names.truncate(length),
+        Err(Errno::OPNOTSUPP) => names.clear(),
         Err(e) => return Err(known(e)),
     }
     for name in names.split(|b| *b == 0).filter(|name| is_kept(name)) {

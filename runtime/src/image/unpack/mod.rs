@@ -24,6 +24,8 @@ mod remove;
 mod sparse;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_disk;
 mod verify;
 mod whiteout;
 mod window;

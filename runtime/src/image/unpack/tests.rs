@@ -13,11 +13,11 @@ use crate::image::limits::Limits;
 
 /// An archive in the making.
 #[derive(Default)]
-struct Tar(Vec<u8>);
+pub(super) struct Tar(pub(super) Vec<u8>);
 
 impl Tar {
     /// An entry whose names are written as they are, with no check.
-    fn raw(
+    pub(super) fn raw(
         mut self,
         kind: EntryType,
         path: &str,
@@ -46,23 +46,23 @@ impl Tar {
         self
     }
 
-    fn dir(self, path: &str) -> Self {
+    pub(super) fn dir(self, path: &str) -> Self {
         self.raw(EntryType::Directory, path, "", b"", |_| {})
     }
 
-    fn file(self, path: &str, data: &str) -> Self {
+    pub(super) fn file(self, path: &str, data: &str) -> Self {
         self.raw(EntryType::Regular, path, "", data.as_bytes(), |_| {})
     }
 
-    fn symlink(self, path: &str, target: &str) -> Self {
+    pub(super) fn symlink(self, path: &str, target: &str) -> Self {
         self.raw(EntryType::Symlink, path, target, b"", |_| {})
     }
 
-    fn link(self, path: &str, target: &str) -> Self {
+    pub(super) fn link(self, path: &str, target: &str) -> Self {
         self.raw(EntryType::Link, path, target, b"", |_| {})
     }
 
-    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub(super) fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut body = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -74,7 +74,7 @@ impl Tar {
         self.raw(EntryType::XHeader, "PaxHeader", "", &body, |_| {})
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
@@ -90,13 +90,13 @@ impl Tar {
         unpack_bytes(&bytes, &expected, limits)
     }
 
-    fn ok(self) -> tempfile::TempDir {
+    pub(super) fn ok(self) -> tempfile::TempDir {
         let (dir, result) = self.unpack();
         result.expect("the archive is fine");
         dir
     }
 
-    fn error(self) -> Error {
+    pub(super) fn error(self) -> Error {
         let (dir, result) = self.unpack();
         outside_is_untouched(dir.path());
         result.expect_err("the archive is bad")
@@ -112,7 +112,11 @@ fn expected(packed: &[u8], archive: &[u8]) -> Expected {
     }
 }
 
-fn unpack_bytes(bytes: &[u8], expected: &Expected, limits: Limits) -> (tempfile::TempDir, Result<()>) {
+pub(super) fn unpack_bytes(
+    bytes: &[u8],
+    expected: &Expected,
+    limits: Limits,
+) -> (tempfile::TempDir, Result<()>) {
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("fs")).unwrap();
@@ -139,11 +143,11 @@ fn text(dir: &tempfile::TempDir, path: &str) -> String {
     fs::read_to_string(dir.path().join("fs").join(path)).expect(path)
 }
 
-fn meta(dir: &tempfile::TempDir, path: &str) -> fs::Metadata {
+pub(super) fn meta(dir: &tempfile::TempDir, path: &str) -> fs::Metadata {
     fs::symlink_metadata(dir.path().join("fs").join(path)).expect(path)
 }
 
-fn xattr(dir: &tempfile::TempDir, path: &str, name: &str) -> Option<Vec<u8>> {
+pub(super) fn xattr(dir: &tempfile::TempDir, path: &str, name: &str) -> Option<Vec<u8>> {
     let mut value = [0u8; 256];
     let length = rustix::fs::lgetxattr(dir.path().join("fs").join(path), name, &mut value[..]).ok()?;
     Some(value[..length].to_vec())

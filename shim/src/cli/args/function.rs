@@ -69,6 +69,10 @@ pub(crate) struct FunctionArgs {
     /// Nothing can be written outside /tmp.
     #[arg(long, help_heading = "Limits")]
     pub(crate) read_only: bool,
+    /// Image acceleration: record what the first start of the image touches, and read that ahead
+    /// when a later start meets a cold page cache.
+    #[arg(long, help_heading = "Limits")]
+    pub(crate) accelerate: bool,
     /// Time for one invocation, such as 30s [default: the platform's].
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     pub(crate) timeout: Option<Time>,
@@ -152,6 +156,7 @@ impl FunctionArgs {
         replace(&mut config.writable_bytes, self.writable_size.map(|size| size.0));
         replace(&mut config.tmp_bytes, self.tmp_size.map(|size| size.0));
         config.read_only = self.read_only;
+        config.acceleration = self.accelerate;
         replace(&mut config.timeout, self.timeout.map(|time| time.0));
         config.start_deadline = self.start_timeout.map(|time| time.0);
         replace(&mut config.stop_grace, self.stop_timeout.map(|time| time.0));
@@ -235,6 +240,7 @@ mod tests {
             "--workdir=/srv",
             "--port=8080",
             "--read-only",
+            "--accelerate",
         ])
         .expect("a function");
         assert_eq!((config.memory_mib, config.cpu_millis, config.pids), (1024, 500, Some(64)));
@@ -247,7 +253,7 @@ mod tests {
         assert_eq!(config.version, "prod");
         assert_eq!(config.env, [("A".to_owned(), "1".to_owned())]);
         assert_eq!((config.user.as_deref(), config.working_dir.as_deref()), (Some("app"), Some("/srv")));
-        assert!(config.read_only && config.port() == 8080);
+        assert!(config.read_only && config.acceleration && config.port() == 8080);
     }
 
     #[test]

@@ -28,7 +28,8 @@ Output:
   Results go to the standard output; progress, logs and errors to the standard error.
   With --output json each is one JSON object in a line: results as each command's help shows
   them, everything else with an \"event\" (resolved, layer_cached, layer_started,
-  layer_progress, layer_done, warning, timeline, log, stopping, trace) or an \"error\" with kind, message,
+  layer_progress, layer_done, prepared, not_prepared, warning, timeline, log,
+  stopping, trace) or an \"error\" with kind, message,
   causes, faults, advice, fault and retryable.
 
 Environment:
@@ -105,10 +106,16 @@ Examples:
 pub(super) const PULL_LONG: &str = "\
 Writes one line with the digest, the number of layers and their size to the standard output.
 
+With --prepare the image's command is then run once, as a function of the platform fc with its
+defaults and no network, until its server listens or for 10 s, and killed. What it opened is kept;
+`skiff run --accelerate` reads that ahead when the page cache is cold. This needs skiff-keeper. If
+it fails, the image is in the store all the same: a warning says why, and the exit code is 0.
+
 Examples:
   skiff pull registry.example.com/team/my-function:1.0
   skiff pull --plain-http 127.0.0.1:5000/demo/python:1
   skiff pull --platform scf registry.example.com/team/my-function:1.0
+  skiff pull --prepare registry.example.com/team/my-function:1.0
   SKIFF_REGISTRY_USERNAME=me SKIFF_REGISTRY_PASSWORD=… skiff pull registry.example.com/a/b@sha256:…
 
 Exit codes:
@@ -120,6 +127,9 @@ Exit codes:
 With --output json, on the standard output:
   {\"name\":REFERENCE,\"digest\":\"sha256:…\",\"layers\":3,\"packed_bytes\":…,
    \"timings\":{\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…}}
+and with --prepare, on the standard error, one of
+  {\"event\":\"prepared\",\"files\":…,\"bytes\":…,\"listened\":true|false}
+  {\"event\":\"not_prepared\",\"warning\":TEXT}
 
 Environment:
   SKIFF_PLATFORM

@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Bring an image into the store and exit.
     #[command(after_help = help::PULL, after_long_help = help::PULL_LONG)]
-    Pull(PullArgs),
+    Pull(Box<PullArgs>),
     /// List the images that are here.
     #[command(after_help = help::IMAGES, after_long_help = help::IMAGES_LONG)]
     Images(ImagesArgs),
@@ -153,6 +153,10 @@ pub(crate) struct PullArgs {
     #[arg(long, help_heading = "Image", env = "SKIFF_PLATFORM", hide_env_values = true)]
     #[arg(value_parser = platform_parser(), hide_possible_values = true)]
     pub(crate) platform: Option<&'static dyn skiff::Platform>,
+    /// Then run the image's command once, without network, to record what a start of it touches
+    /// (image acceleration; used by run --accelerate).
+    #[arg(long, help_heading = "Image")]
+    pub(crate) prepare: bool,
 }
 
 /// The form of what is written.
@@ -256,6 +260,7 @@ mod tests {
             "run image --pids 0",
             "run image extra",
             "pull image --memory 512MiB",
+            "pull image --platform aws",
             "pull image --client-cert c.pem",
             "pull image --client-key c.pem",
             "pull image --credentials-file f --credential-helper h",
@@ -263,7 +268,6 @@ mod tests {
             "pull image --credential-helper h --credentials-url https://h",
             "pull image --credentials-token-file f",
             "pull image --pull-timeout soon",
-            "pull image --platform aws",
             "doctor image",
             "--output yaml doctor",
             "",
