@@ -146,10 +146,25 @@ fn skiff_processes(processes: &[Process], lines: &mut BTreeSet<String>) {
     }
 }
 
-/// What a state directory is meant to keep: images, what their starts touched, and an empty formatted disk of each size.
+/// Files and directories of the state directory that are about images.
+const IMAGES: [&str; 10] = [
+    "layers",
+    "blobs",
+    "images",
+    "manifests",
+    "leases",
+    "pins",
+    "unsettled",
+    "traces",
+    "gc.lock",
+    "documents.lock",
+];
+
+/// What a state directory is meant to keep: images and what is known of them, what their starts
+/// touched, and an empty formatted disk of each size.
 fn is_kept(state: &Path, path: &Path) -> bool {
     let Ok(name) = path.strip_prefix(state) else { return false };
-    let image = ["layers", "blobs", "images", "traces"].iter().any(|dir| name.starts_with(dir));
+    let image = IMAGES.iter().any(|dir| name.starts_with(dir));
     let name = name.to_string_lossy();
     let disk = name.strip_prefix("disks/ext4-").and_then(|rest| rest.strip_suffix(".img"));
     image || disk.is_some_and(|size| size.parse::<u64>().is_ok())

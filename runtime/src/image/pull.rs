@@ -60,8 +60,9 @@ impl Store {
         // Until the lease names them, nothing else keeps the documents of a new image.
         let store = Arc::clone(self);
         let documents = blocking(move || store.hold_documents()).await?;
-        let resolved =
-            deadline.within("its layers were not known", resolve::source(self, source, options)).await?;
+        let resolved = deadline
+            .within("its layers were not known", Box::pin(resolve::source(self, source, options)))
+            .await?;
         let record = Record::of(name, &resolved);
         let (store, parts) = (Arc::clone(self), record.parts());
         let lease = blocking(move || store.lease(&parts)).await?;
@@ -73,7 +74,7 @@ impl Store {
             layers: resolved.plans.len(),
             bytes: resolved.packed_bytes(),
         });
-        let fetched = self.layers(&resolved.plans, options, &watch, &deadline).await;
+        let fetched = Box::pin(self.layers(&resolved.plans, options, &watch, &deadline)).await;
         self.settle_later();
         fetched?;
         let store = Arc::clone(self);

@@ -44,7 +44,11 @@ impl Drop for Liar {
 
 impl Liar {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub(crate) async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let answers = Answers::default();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -96,8 +100,8 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
     requests.lock().unwrap().push(text);
     let found = match answers.lock().unwrap().get_mut(&path) {
         Some(list) if list.len() > 1 => list.remove(0),
-        Some(list) => list[0].clone(),
-        None => answer("404 Not Found", "", b"{}"),
+        Some(list) if !list.is_empty() => list[0].clone(),
+        _ => answer("404 Not Found", "", b"{}"),
     };
     let _ = stream.write_all(found.head.as_bytes()).await;
     while stream.write_all(&found.body[..found.send]).await.is_ok() && found.endless {}
@@ -186,7 +190,7 @@ async fn a_lying_configuration_and_huge_documents() {
 }
 
 /// The header of a part from `start` on.
-fn part(start: usize, all: usize) -> String {
+pub(crate) fn part(start: usize, all: usize) -> String {
     format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1)
 }
 

@@ -13,29 +13,24 @@ use skiff_runtime::image::{CredentialSources, PullOptions};
 use crate::support::*;
 
 /// A registry process; gone with this value.
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Registry {
-    fn start(dir: &Path, password: Option<&str>) -> Self {
+    pub(crate) fn start(dir: &Path, password: Option<&str>) -> Self {
         Self::start_with(dir, password, "")
     }
 
     /// With a certificate of an authority of its own, `ca.pem`, for 127.0.0.1.
     fn start_tls(dir: &Path, password: Option<&str>) -> Self {
-        let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
-            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry -keyout tls.key -out tls.csr
-            printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n' > tls.ext
-            openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile tls.ext -out tls.pem";
-        let output = Command::new("sh").args(["-euc", script]).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        certificates(dir);
         let [certificate, key] = ["tls.pem", "tls.key"].map(|name| dir.join(name).display().to_string());
         Self::start_with(dir, password, &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"))
     }
 
-    fn start_with(dir: &Path, password: Option<&str>, tls: &str) -> Self {
+    pub(crate) fn start_with(dir: &Path, password: Option<&str>, tls: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let mut config = format!(
@@ -68,7 +63,7 @@ impl Registry {
         registry
     }
 
-    fn push(&self, source: &str, name: &str, more: &[&str]) -> String {
+    pub(crate) fn push(&self, source: &str, name: &str, more: &[&str]) -> String {
         let target = format!("docker://{}/{name}", self.address);
         let status = Command::new("skopeo")
             .args(["copy", "-q", "--dest-tls-verify=false", "--all"])
@@ -79,6 +74,19 @@ impl Registry {
         assert!(status.success(), "skopeo copy {source} {target}");
         format!("{}/{name}", self.address)
     }
+}
+
+/// An authority, `ca.pem`, and what it certifies: `tls.pem` for 127.0.0.1, `client.pem` for a client.
+pub(crate) fn certificates(dir: &Path) {
+    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry -keyout tls.key -out tls.csr
+            printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n' > tls.ext
+            openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile tls.ext -out tls.pem
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=node -keyout client.key -out client.csr
+            printf 'extendedKeyUsage=clientAuth\n' > client.ext
+            openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile client.ext -out client.pem";
+    let output = Command::new("sh").args(["-euc", script]).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Drop for Registry {

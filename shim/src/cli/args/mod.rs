@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Bring an image into the store and exit.
     #[command(after_help = help::PULL, after_long_help = help::PULL_LONG)]
-    Pull(PullArgs),
+    Pull(Box<PullArgs>),
     /// List the images that are here.
     #[command(after_help = help::IMAGES, after_long_help = help::IMAGES_LONG)]
     Images(ImagesArgs),
