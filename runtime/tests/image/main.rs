@@ -9,6 +9,7 @@ mod bombs;
 mod breakout;
 mod collect;
 mod compare;
+mod corpus;
 mod crash;
 mod evil;
 mod evil_documents;

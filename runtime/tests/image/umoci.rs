@@ -11,16 +11,19 @@ use tar::EntryType;
 use crate::support::*;
 
 /// One line for each file. `trusted.overlay.*` is how Skiff keeps whiteouts; what an image has of that
-/// name is tested elsewhere. The link count of directories is that of overlayfs, not of the tree.
-const LIST: &str = "import hashlib,os,sys,stat
-root=sys.argv[1]; names={}; lines=[]
+/// name is tested elsewhere. Links are counted by names: overlayfs
+/// tells the count of the layer, with names that a higher layer removed.
+const LIST: &str = "import collections,hashlib,os,sys,stat
+root=sys.argv[1]; lines=[]; names=collections.Counter()
+for d,ds,fs in os.walk(root):
+  names.update(os.lstat(os.path.join(d,n)).st_ino for n in fs)
 for d,ds,fs in os.walk(root):
   for n in ds+fs+(['.'] if d==root else []):
     p=os.path.normpath(os.path.join(d,n)); s=os.lstat(p); r=os.path.relpath(p,root)
     x=sorted((a,os.getxattr(p,a,follow_symlinks=False)) for a in os.listxattr(p,follow_symlinks=False) if not a.startswith('trusted.overlay'))
     c=hashlib.sha256(open(p,'rb').read()).hexdigest() if stat.S_ISREG(s.st_mode) else os.readlink(p) if stat.S_ISLNK(s.st_mode) else ''
     isdir=stat.S_ISDIR(s.st_mode)
-    lines.append(repr((r,oct(s.st_mode),s.st_uid,s.st_gid,s.st_rdev,0 if isdir else s.st_size,0 if isdir else s.st_nlink,s.st_mtime_ns,x,c)))
+    lines.append(repr((r,oct(s.st_mode),s.st_uid,s.st_gid,s.st_rdev,0 if isdir else s.st_size,names[s.st_ino],s.st_mtime_ns,x,c)))
 print('\\n'.join(sorted(lines)))
 ";
 

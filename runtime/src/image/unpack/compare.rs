@@ -44,7 +44,7 @@ impl Comparison {
         number: u64,
         directories: &Directories,
         data: u64,
-        from: Option<PathBuf>,
+        from: Option<&Path>,
     ) -> Result<Option<Difference>> {
         let path = path::clean(&entry.path)?;
         let what = match whiteout::parse(&path)? {
@@ -52,7 +52,7 @@ impl Comparison {
             Whiteout::Opaque(dir) => self.opaque(dir)?,
             Whiteout::Remove(dir, name) => self.whiteout(&dir.join(name))?,
             Whiteout::No if entry.kind == Kind::Directory && !directories.is_last(&path, number) => None,
-            Whiteout::No if entry.kind == Kind::Regular && data > 0 && from.as_ref() != Some(&path) => {
+            Whiteout::No if entry.kind == Kind::Regular && data > 0 && from != Some(path.as_path()) => {
                 Some("its content is not in the recipe as that of a file".to_owned())
             }
             Whiteout::No => self.file(entry, &path)?,

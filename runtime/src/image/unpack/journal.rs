@@ -38,7 +38,7 @@ impl Journal {
     pub(super) fn add(&mut self, path: &[u8], mtime: Timespec, acl: &[u8], place: &OwnedFd) -> Result<()> {
         let length = |bytes: &[u8]| (bytes.len() as u32).to_le_bytes();
         self.memory.extend_from_slice(&mtime.tv_sec.to_le_bytes());
-        self.memory.extend_from_slice(&i64::from(mtime.tv_nsec).to_le_bytes());
+        self.memory.extend_from_slice(&mtime.tv_nsec.to_le_bytes());
         self.memory.extend_from_slice(&length(path));
         self.memory.extend_from_slice(&length(acl));
         self.memory.extend_from_slice(path);
@@ -136,7 +136,11 @@ mod tests {
             }
             assert_eq!(journal.file.is_some(), count > 1000, "only many notes need a file");
             let mut back = Vec::new();
-            journal.replay(|note| Ok(back.push(note))).expect("replayed");
+            let keep = |note| {
+                back.push(note);
+                Ok(())
+            };
+            journal.replay(keep).expect("replayed");
             assert_eq!(back, (0..count).map(note).collect::<Vec<_>>());
         }
         assert_eq!(std::fs::read_dir(dir.path()).expect("read").count(), 0);

@@ -176,7 +176,7 @@ impl Layer {
             let data = drain(&mut entries.data())?;
             let (after, path) = entries.reader().passed();
             let from = (after - before == data).then(|| path.to_owned());
-            if let Some(difference) = comparison.entry(&entry, count, directories, data, from)? {
+            if let Some(difference) = comparison.entry(&entry, count, directories, data, from.as_deref())? {
                 return Ok(Some(difference));
             }
         }
