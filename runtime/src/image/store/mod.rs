@@ -102,6 +102,8 @@ impl Store {
         probe::overlay(&store.root, &store.root.join("tmp"))?;
         ingest::sweep(&store.root.join("ingest"))?;
         sweep_temporary(&store.root.join("tmp"));
+        // Makes the files of the locks, so that a pull makes nothing but the image.
+        drop((store.hold()?, store.hold_documents()?));
         store.revoke_unsettled()?;
         // What cannot be deleted now is deleted by the next opening or collection.
         let _ = store.empty_trash();
