@@ -25,7 +25,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
 /// Most descriptors beside a packet.
-const MAX_FDS: usize = 5;
+const MAX_FDS: usize = 6;
 /// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
 const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.

@@ -230,16 +230,41 @@ async fn a_layer_that_a_crash_of_the_host_may_have_spoiled_is_not_believed() {
     let (_, source) = Layout::small(&place.path("layout"));
     place.pull(&source).await.unwrap();
     let [first, second, third] = markers(&place).try_into().expect("one marker for each layer");
-    // As after a crash: of an earlier boot, and written only in part. One layer is as in this boot.
+    // As after a crash: of an earlier boot; one layer is damaged, one has lost a file.
     fs::write(&first, "00000000-0000-0000-0000-000000000000").unwrap();
+    spoil(&place, &first, |file| fs::write(file, "\0").unwrap());
     fs::write(&second, "").unwrap();
+    spoil(&place, &second, |file| fs::remove_file(file).unwrap());
     let store = Store::open(&place.path("state")).unwrap();
     assert_eq!(markers(&place), [third]);
     let (options, events) = observed();
     let image = store.pull(&source.parse().unwrap(), &options).await.unwrap();
-    assert_eq!(started(&events), 2, "the two are made again, the third was whole");
+    assert_eq!(started(&events), 2, "the two are made again, the third is of this boot");
     assert_eq!(read(&image, 2, "etc/three"), "3");
     place.nothing_half_made();
+}
+
+/// Does something to a file of the layer that a marker is for.
+fn spoil(place: &Place, marker: &std::path::Path, how: impl FnOnce(&std::path::Path)) {
+    let name = marker.file_name().unwrap().to_str().unwrap().replacen('-', "/", 1);
+    let etc = place.path("state/layers").join(name).join("fs/etc");
+    let mut files = fs::read_dir(etc).unwrap().map(|entry| entry.unwrap().path());
+    how(&files.find(|path| path.symlink_metadata().unwrap().is_file()).expect("a file"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_a_crash_left_whole_is_kept() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+    for marker in markers(&place) {
+        fs::write(marker, "").unwrap();
+    }
+    let store = Store::open(&place.path("state")).unwrap();
+    assert!(markers(&place).is_empty());
+    let (options, events) = observed();
+    store.pull(&source.parse().unwrap(), &options).await.unwrap();
+    assert_eq!(started(&events), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

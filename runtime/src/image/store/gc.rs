@@ -242,6 +242,9 @@ impl Store {
         for (_, path) in &marked.layers {
             self.discard(path)?;
         }
+        for image in &marked.images {
+            crate::acceleration::remove(&self.root, &image.digest)?;
+        }
         for path in marked.blobs.iter().chain(&marked.leases) {
             unlink(path)?;
         }

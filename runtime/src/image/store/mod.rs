@@ -104,7 +104,7 @@ impl Store {
         sweep_temporary(&store.root.join("tmp"));
         // Makes the files of the locks, so that a pull makes nothing but the image.
         drop((store.hold()?, store.hold_documents()?));
-        store.revoke_unsettled()?;
+        store.check_unsettled()?;
         // What cannot be deleted now is deleted by the next opening or collection.
         let _ = store.empty_trash();
         Ok(Arc::new(store))

@@ -3,7 +3,7 @@
 //! A pull does not wait for the disk. A layer that was committed has a marker with the number of
 //! this boot, which goes away when `syncfs` has been called after the commit. While this boot lasts
 //! the page cache holds what the disk lacks, so the layer is whole. A marker of another boot means
-//! that the host went down in between, and that the layer may have holes: it is not believed.
+//! that the layer may have holes: it is hashed again before it is believed, and removed if it differs.
 //!
 //! The marker is made before the layer gets its name, and filesystems keep the order of such changes,
 //! so there is no layer without its marker after a crash; an empty marker counts as one of another boot.
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::Store;
 use crate::image::digest::Digest;
+use crate::image::unpack::{Rehash, verify_layer};
 use crate::{Error, Result};
 
 /// The markers' directory.
@@ -46,12 +47,12 @@ fn read(marker: &Path) -> std::io::Result<String> {
 }
 
 impl Store {
-    /// Takes back the layers of an earlier boot that may have holes.
-    pub(super) fn revoke_unsettled(&self) -> Result<()> {
+    /// Looks at the layers of an earlier boot that may have holes, and takes back those that do.
+    pub(super) fn check_unsettled(&self) -> Result<()> {
         let boot = boot_id().map_err(|e| Error::host("read the number of this boot", e))?;
         for marker in self.markers()? {
             while read(&marker).is_ok_and(|id| id != boot) {
-                if self.revoke(&marker)? {
+                if self.decide(&marker)? {
                     break;
                 }
                 std::thread::sleep(POLL);
@@ -60,15 +61,19 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a layer and its marker; `false` if another process is at it.
-    fn revoke(&self, marker: &Path) -> Result<bool> {
+    /// Removes a marker, and its layer unless that is whole; `false` if another process is at it.
+    fn decide(&self, marker: &Path) -> Result<bool> {
         let name = marker.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if let Ok(diff_id) = name.replacen('-', ":", 1).parse::<Digest>() {
             let Some(ingest) = self.lock_ingest(&diff_id)? else {
                 return Ok(false);
             };
-            tracing::debug!(%diff_id, "the host went down before this layer was on the disk");
-            ingest.revoke()?;
+            let whole = verify_layer(&self.layer_dir(&diff_id), &diff_id)
+                .is_ok_and(|report| report.is_sound() && report.rehash == Rehash::Equal);
+            tracing::debug!(%diff_id, whole, "the host went down before this layer was known to be on the disk");
+            if !whole {
+                ingest.revoke()?;
+            }
         }
         match std::fs::remove_file(marker) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -86,8 +91,8 @@ impl Store {
     }
 
     /// Waits until all that has been pulled so far is on the disk. Pulls do not wait for that, and it
-    /// happens by itself some seconds after one; a host that goes down before costs another pull, and
-    /// nothing worse. Blocks.
+    /// happens by itself some seconds after one; if the host goes down before, the layers in question are
+    /// hashed again. Blocks.
     ///
     /// # Errors
     /// `DiskFull`, `Host`.
