@@ -38,8 +38,11 @@ async fn same(place: &Place, layers: &[(&str, Vec<u8>, Vec<u8>)]) -> usize {
     let layout = Layout::new(&place.path("layout"));
     layout.index(&[("t", layout.image(layers, "amd64"))]);
     let image = place.pull(&format!("oci:{}:t", layout.dir.display())).await.unwrap();
-    for (layer, (_, _, archive)) in image.layers.iter().zip(layers) {
-        let found = skiff_runtime::image::fuzzing::verify(layer.parent().unwrap(), &sha256(archive));
+    // Fewer than those of the image where one comes twice or hides all below it.
+    for layer in &image.layers {
+        let layer = layer.parent().unwrap();
+        let diff_id = format!("sha256:{}", layer.file_name().unwrap().to_str().unwrap());
+        let found = skiff_runtime::image::fuzzing::verify(layer, &diff_id);
         assert_eq!(found, "", "what was unpacked verifies");
     }
     let lower: Vec<String> = image.layers.iter().rev().map(|l| l.display().to_string()).collect();
