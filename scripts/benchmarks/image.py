@@ -24,6 +24,8 @@ INFLATE = TARGET / "release" / "examples" / "inflate"
 PORT = 5061
 REGISTRY = f"127.0.0.1:{PORT}"
 OWN_LAYER_BYTES = 4 << 20
+# What the stores of one run of every peer take on the disk until the end.
+ROUND_BYTES = 7 << 30
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 
@@ -347,6 +349,10 @@ def main():
     options = parser.parse_args()
     if options.make_images:
         return make_images()
+    need = (options.runs * ROUND_BYTES) >> 30
+    free = shutil.disk_usage("/var/tmp").free >> 30
+    if free < need:
+        sys.exit(f"error: {options.runs} runs need {need} GiB in /var/tmp, and {free} GiB are free; try --runs 2")
     # In a process of its own: what this one holds would count as memory of the commands it starts.
     subprocess.run([sys.executable, __file__, "--make-images"], check=True)
     # All of it is removed at the end, since ext4 is slow to make files while others have just been
