@@ -78,7 +78,12 @@ impl Store {
         self.settle_later();
         fetched?;
         let store = Arc::clone(self);
-        let record = blocking(move || store.put_record(&record).map(|()| record)).await?;
+        let diff_ids = resolved.configuration.diff_ids;
+        let (record, layers) = blocking(move || {
+            let layers = store.image_layers(&diff_ids)?;
+            store.put_record(&record).map(|()| (record, layers))
+        })
+        .await?;
         let last_byte = watch.last_byte().unwrap_or(begin + resolve);
         let timings = PullTimings {
             resolve,
@@ -88,7 +93,7 @@ impl Store {
         Ok(Image {
             name: record.name,
             digest: record.manifest,
-            layers: self.overlay_layers(&resolved.configuration.diff_ids),
+            layers,
             config: resolved.configuration.config,
             packed_bytes: record.packed_bytes,
             described: Described { layers: record.diff_ids.len() as u64, attestation: record.attestation },
@@ -280,7 +285,7 @@ impl Shared {
         let (expected, budget) = (plan.expected.clone(), Arc::clone(&self.budget));
         let unpacked = blocking(move || {
             let root = ingest.prepare()?;
-            let recipe = unpack::Recipe::new(ingest.recipe()?)?;
+            let recipe = unpack::Recipe::new(ingest.recipe()?)?.with_implied(ingest.beside()?);
             Ok(match unpack::unpack(input()?, &expected, &budget, root, Some(recipe)) {
                 Ok(archive_bytes) => ingest.commit(&expected.record(archive_bytes)).map_err(Failed::from),
                 Err(error) => Err(failed(error, ingest)),

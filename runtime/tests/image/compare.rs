@@ -46,7 +46,9 @@ async fn umoci_unpacks_the_same() {
         dir,
     );
     let image = place.pull(&format!("oci:{}:t", dir.join("img").display())).await.unwrap();
-    assert_eq!(image.layers.len(), 3);
+    // A fix-up layer may be on top.
+    let of_archives = image.layers.iter().filter(|layer| !layer.starts_with(place.path("state/chains")));
+    assert_eq!(of_archives.count(), 3);
     let lower: Vec<String> = image.layers.iter().rev().map(|l| l.display().to_string()).collect();
     std::fs::create_dir(dir.join("merged")).unwrap();
     // In a mount namespace of its own: nothing is left when the command ends.

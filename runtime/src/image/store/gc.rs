@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use super::catalog::{Snapshot, unique};
 use super::lease::Guard;
-use super::{Store, ingest, sweep_temporary, usage};
+use super::{Store, chain, ingest, sweep_temporary, usage};
 use crate::image::digest::Algorithm;
 use crate::{Error, Result};
 
@@ -98,6 +98,8 @@ pub(super) struct Marked {
     pub(super) images: Vec<RemovedImage>,
     records: Vec<PathBuf>,
     pub(super) layers: Vec<(String, PathBuf)>,
+    /// Fix-up layers.
+    chains: Vec<PathBuf>,
     blobs: Vec<PathBuf>,
     leases: Vec<PathBuf>,
 }
@@ -141,7 +143,8 @@ impl Store {
         let left: u64 = leftovers.iter().map(|path| disk_bytes(path)).sum();
         report.freed_bytes += left;
         if options.dry_run {
-            report.freed_bytes += marked.layers.iter().map(|(_, path)| disk_bytes(path)).sum::<u64>();
+            let dirs = marked.chains.iter().chain(marked.layers.iter().map(|(_, path)| path));
+            report.freed_bytes += dirs.map(|path| disk_bytes(path)).sum::<u64>();
             return Ok(report);
         }
         let trash_before: u64 = leftovers
@@ -221,6 +224,13 @@ impl Store {
                 marked.layers.push((name, path));
             }
         }
+        let (chains, own_chains) = (kept_chains(snapshot, doomed), doomed_chains(snapshot, doomed));
+        for (name, path) in self.contents(chain::DIRECTORY)? {
+            let in_scope = matches!(scope, Scope::All) || own_chains.contains(&name);
+            if in_scope && !chains.contains(&name) {
+                marked.chains.push(path);
+            }
+        }
         if documents.is_some() {
             for (name, path) in self.contents("blobs")? {
                 if !blobs.contains(name.as_str()) && in_scope(&own_blobs, &name) {
@@ -239,7 +249,7 @@ impl Store {
         for path in &marked.records {
             unlink(path)?;
         }
-        for (_, path) in &marked.layers {
+        for path in marked.chains.iter().chain(marked.layers.iter().map(|(_, path)| path)) {
             self.discard(path)?;
         }
         for image in &marked.images {
@@ -297,6 +307,20 @@ fn kept<'a>(snapshot: &'a Snapshot, doomed: &HashSet<String>) -> (HashSet<&'a st
         blobs.extend([parts.manifest.as_str(), &parts.config]);
     }
     (layers, blobs)
+}
+
+/// Fix-up layers that must stay when some images go.
+fn kept_chains(snapshot: &Snapshot, doomed: &HashSet<String>) -> HashSet<String> {
+    let images = snapshot.images.iter().filter(|(digest, _)| !doomed.contains(*digest));
+    let stored = images.map(|(_, entry)| &entry.record.diff_ids);
+    let held = snapshot.held.iter().map(|parts| &parts.diff_ids);
+    stored.chain(held).map(|diff_ids| chain::chain_id(diff_ids).to_string()).collect()
+}
+
+/// Fix-up layers of images that go.
+fn doomed_chains(snapshot: &Snapshot, doomed: &HashSet<String>) -> HashSet<String> {
+    let images = doomed.iter().filter_map(|digest| snapshot.images.get(digest));
+    images.map(|entry| chain::chain_id(&entry.record.diff_ids).to_string()).collect()
 }
 
 /// What a file or tree takes; nothing for one that is gone.

@@ -77,7 +77,13 @@ impl Store {
     /// The lock on a layer, whether or not it is there; `None` if someone else has it.
     pub(super) fn lock_ingest(&self, diff_id: &Digest) -> Result<Option<Ingest>> {
         let name = format!("{}-{}", diff_id.algorithm().as_str(), diff_id.hex());
-        let path = self.root.join("ingest").join(&name);
+        let marker = self.root.join(settle::DIRECTORY).join(&name);
+        self.lock_making(&name, self.layer_dir(diff_id), marker)
+    }
+
+    /// As [`Store::lock_ingest`], for whatever gets its name when it is complete.
+    pub(super) fn lock_making(&self, name: &str, target: PathBuf, marker: PathBuf) -> Result<Option<Ingest>> {
+        let path = self.root.join("ingest").join(name);
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(Error::host(format!("make the directory {}", path.display()), e));
@@ -87,15 +93,7 @@ impl Store {
         let Some(dir) = lock(&path)? else {
             return Ok(None);
         };
-        Ok(Some(Ingest {
-            target: self.layer_dir(diff_id),
-            marker: self.root.join(settle::DIRECTORY).join(name),
-            path,
-            dir,
-            resumed: false,
-            keep_packed: false,
-            committed: false,
-        }))
+        Ok(Some(Ingest { target, marker, path, dir, resumed: false, keep_packed: false, committed: false }))
     }
 }
 
@@ -138,6 +136,24 @@ impl Ingest {
         made.map(File::from).map_err(|e| self.failed("make the file recipe in", e.into()))
     }
 
+    /// The directory that the layer's root is in.
+    pub(crate) fn beside(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, ".", flags, Mode::empty()).map_err(|e| self.failed("open", e.into()))
+    }
+
+    /// Writes a small file beside the layer's root.
+    pub(super) fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let put = || std::io::Write::write_all(&mut File::create_new(&path)?, bytes);
+        put().map_err(|e| Error::host(format!("write {}", path.display()), e))
+    }
+
+    /// Removes all that was made.
+    pub(super) fn wipe_all(&self) -> Result<()> {
+        self.wipe(false).map_err(|e| self.failed("empty", e))
+    }
+
     /// What an earlier pull kept of the packed layer; `None` for a layer that is too small for that.
     ///
     /// Asked for a second time, nothing is kept: what there was led to a layer that is not right.
@@ -174,10 +190,15 @@ impl Ingest {
     }
 
     /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that.
-    pub(crate) fn commit(mut self, record: &LayerRecord) -> Result<()> {
+    pub(crate) fn commit(self, record: &LayerRecord) -> Result<()> {
         record.write(self.dir.as_fd())?;
         self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
         settle::mark(&self.marker)?;
+        self.publish()
+    }
+
+    /// Gives it its name.
+    pub(super) fn publish(mut self) -> Result<()> {
         std::fs::rename(&self.path, &self.target).map_err(|e| {
             let (from, to) = (self.path.display(), self.target.display());
             Error::host(format!("rename {from} to {to}"), e)

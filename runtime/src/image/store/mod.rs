@@ -3,7 +3,8 @@
 //! ```text
 //! blobs/ALGORITHM/HEX            manifests and configurations, as fetched
 //! layers/ALGORITHM/DIFFID/fs/    a layer in overlay form; complete, or not there
-//! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it
+//! chains/ALGORITHM/HEX/fs/       directories that an image's layers only imply, as they should be
+//! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it (chain-… for those above)
 //! unsettled/ALGORITHM-DIFFID     a complete layer that may not be on the disk yet
 //! images/HEX.json                what a name was when it was last pulled
 //! manifests/HEX.json             an image that is here, with a name or without
@@ -15,6 +16,7 @@
 //! `flock` on its directory in `ingest/`, which the kernel gives back when the holder dies.
 
 mod catalog;
+mod chain;
 mod gc;
 mod ingest;
 mod layer;
@@ -67,8 +69,19 @@ pub struct Store {
 const MAX_LAYERS_AT_ONCE: usize = 10;
 
 /// What is in the state directory.
-const DIRECTORIES: [&str; 10] =
-    ["blobs", "layers", "ingest", "images", "manifests", "leases", "pins", "trash", "tmp", settle::DIRECTORY];
+const DIRECTORIES: [&str; 11] = [
+    chain::DIRECTORY,
+    "blobs",
+    "layers",
+    "ingest",
+    "images",
+    "manifests",
+    "leases",
+    "pins",
+    "trash",
+    "tmp",
+    settle::DIRECTORY,
+];
 
 /// Makes names of temporary files of one process differ.
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -98,6 +111,7 @@ impl Store {
         for algorithm in Algorithm::ALL {
             make_dir(&store.root.join("blobs").join(algorithm.as_str()))?;
             make_dir(&store.root.join("layers").join(algorithm.as_str()))?;
+            make_dir(&store.root.join(chain::DIRECTORY).join(algorithm.as_str()))?;
         }
         probe::overlay(&store.root, &store.root.join("tmp"))?;
         ingest::sweep(&store.root.join("ingest"))?;

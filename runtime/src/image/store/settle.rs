@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::Store;
 use crate::image::digest::Digest;
-use crate::image::unpack::{Rehash, verify_layer};
+use crate::image::unpack::{Rehash, has_whole_list, verify_layer};
 use crate::{Error, Result};
 
 /// The markers' directory.
@@ -36,11 +36,11 @@ pub(super) fn mark(marker: &Path) -> Result<()> {
 }
 
 /// The kernel's number of this boot (random(4)).
-fn boot_id() -> std::io::Result<String> {
+pub(super) fn boot_id() -> std::io::Result<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
 }
 
-fn read(marker: &Path) -> std::io::Result<String> {
+pub(super) fn read(marker: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     File::open(marker)?.take(MAX_MARKER_BYTES).read_to_string(&mut text)?;
     Ok(text)
@@ -69,7 +69,8 @@ impl Store {
                 return Ok(false);
             };
             let whole = verify_layer(&self.layer_dir(&diff_id), &diff_id)
-                .is_ok_and(|report| report.is_sound() && report.rehash == Rehash::Equal);
+                .is_ok_and(|report| report.is_sound() && report.rehash == Rehash::Equal)
+                && has_whole_list(&self.layer_dir(&diff_id));
             tracing::debug!(%diff_id, whole, "the host went down before this layer was known to be on the disk");
             if !whole {
                 ingest.revoke()?;

@@ -22,7 +22,7 @@ impl Store {
         Ok(Some(Image {
             name: record.name,
             digest: record.manifest,
-            layers: self.overlay_layers(&configuration.diff_ids),
+            layers: self.image_layers(&configuration.diff_ids)?,
             config: configuration.config,
             packed_bytes: record.packed_bytes,
             described: Described { layers: record.diff_ids.len() as u64, attestation: record.attestation },

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::broken;
 use super::entries::{Entries, Entry, Kind, invalid};
+use super::implied;
 use super::journal::{Journal, Note};
 use super::meta::{self, Process};
 use super::path::{self, Place, Root, file_type, show};
@@ -36,8 +37,9 @@ pub(super) fn extract(
     archive: &mut impl Read,
     budget: &Budget,
     root: OwnedFd,
-    recipe: Option<Recipe>,
+    mut recipe: Option<Recipe>,
 ) -> Result<()> {
+    let beside = recipe.as_mut().and_then(Recipe::take_beside);
     let mut entries = Entries::new(Tap::new(archive, recipe));
     let mut extractor = Extractor::new(root, budget)?;
     while let Some(entry) = entries.next()? {
@@ -47,7 +49,7 @@ pub(super) fn extract(
     // What follows the archive's end belongs to its digest as well.
     std::io::copy(entries.reader(), &mut std::io::sink()).map_err(|e| broken(e, "archive in a layer"))?;
     let replaced = extractor.root.replaced();
-    extractor.finish()?;
+    extractor.finish(beside)?;
     entries.into_reader().finish(replaced)
 }
 
@@ -65,6 +67,7 @@ struct Extractor<'a> {
 impl<'a> Extractor<'a> {
     fn new(root: OwnedFd, budget: &'a Budget) -> Result<Self> {
         meta::plain_root(&root)?;
+        implied::mark_root(&root)?;
         Ok(Self {
             root: Root::new(root),
             process: Process::new(),
@@ -290,9 +293,10 @@ impl<'a> Extractor<'a> {
         self.process.set_closed(entry, place, mode_is_right)
     }
 
-    fn finish(mut self) -> Result<()> {
+    fn finish(mut self, beside: Option<OwnedFd>) -> Result<()> {
         self.whiteouts.apply(&mut self.root)?;
         self.budget.whiteouts_done(self.whiteout_bytes);
+        implied::finish(&mut self.root, beside)?;
         let root = &mut self.root;
         self.journal.replay(|note| finish_directory(root, &note))?;
         self.process.check_unchanged()

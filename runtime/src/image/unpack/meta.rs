@@ -149,13 +149,7 @@ fn chmod(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
 
 /// Makes a directory that was there already what the entry says, but for its times.
 pub(super) fn set_again(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
-    let known = |e| place.failed("read the extended attributes of", e);
-    let mut names = vec![0u8; LIST_BYTES];
-    match rustix::fs::flistxattr(fd, &mut names[..]) {
-        Ok(length) => names.truncate(length),
-        Err(Errno::OPNOTSUPP) => names.clear(),
-        Err(e) => return Err(known(e)),
-    }
+    let names = list(fd).map_err(|e| place.failed("read the extended attributes of", e))?;
     for name in names.split(|b| *b == 0).filter(|name| is_kept(name)) {
         match rustix::fs::fremovexattr(fd, OsStr::from_bytes(name)) {
             Ok(()) | Err(Errno::NODATA) => {}
@@ -165,6 +159,25 @@ pub(super) fn set_again(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Resul
     chown(fd, entry, place)?;
     chmod(fd, entry, place)?;
     set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))
+}
+
+/// Names of the extended attributes, each with a zero byte behind it.
+fn list(fd: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
+    let mut names = vec![0u8; LIST_BYTES];
+    match rustix::fs::flistxattr(fd, &mut names[..]) {
+        Ok(length) => names.truncate(length),
+        Err(Errno::OPNOTSUPP) => names.clear(),
+        Err(e) => return Err(e),
+    }
+    Ok(names)
+}
+
+/// Names, as on the disk, of the attributes that an entry gave: no marks of overlayfs or the host.
+pub(super) fn names(fd: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let is_mark = |name: &[u8]| name.starts_with(OVERLAY_PREFIX) && !name.starts_with(OVERLAY_ESCAPE);
+    let all = list(fd)?;
+    let given = all.split(|b| *b == 0).filter(|name| is_kept(name) && !is_mark(name));
+    Ok(given.map(<[u8]>::to_vec).collect())
 }
 
 /// Takes away what the root of a layer has from where the store is: a group, ACLs that files in it

@@ -8,11 +8,13 @@
 //! must throw the directory away on any error.
 
 mod compare;
+mod copy;
 mod decompress;
 mod entries;
 mod extract;
 mod fields;
 mod hashing;
+mod implied;
 mod journal;
 mod meta;
 mod path;
@@ -33,7 +35,9 @@ mod window;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
+pub(crate) use copy::DirMeta;
 pub(crate) use entries::{Entries, Kind};
+pub(crate) use implied::{NAME as IMPLIED, inherits, is_whole as has_whole_list, read as read_implied};
 pub(crate) use path::clean as clean_path;
 pub(crate) use recipe::{NAME as RECIPE, Recipe};
 pub(crate) use remove::remove_all;

@@ -6,11 +6,11 @@
 //! links are followed, with `RESOLVE_IN_ROOT`, so that even `..` and absolute targets stay inside.
 //! The last component is never followed.
 //!
-//! Directories that a layer has entries in but no entry for are made with mode 0755 for root, as
-//! Docker's overlay2 driver does it: layers are unpacked without the ones below them.
+//! Directories that a layer has entries in but no entry for are made with mode 0755 for root, and
+//! marked ([`super::implied`]): layers are unpacked without the ones below them.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use super::entries::invalid;
+use super::implied::Implied;
 use super::remove;
 use crate::image::limits;
 use crate::{Error, Result};
@@ -132,15 +133,20 @@ pub(super) struct Root {
     parents: Vec<(PathBuf, Rc<Dir>)>,
     /// Whether anything has been removed.
     replaced: bool,
+    implied: Implied,
 }
 
 impl Root {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, parents: Vec::with_capacity(MAX_PARENTS), replaced: false }
+        Self { fd, parents: Vec::with_capacity(MAX_PARENTS), replaced: false, implied: Implied::default() }
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    pub(super) fn implied(&mut self) -> &mut Implied {
+        &mut self.implied
     }
 
     /// Whether a name came twice, and the last of it took the first one's place.
@@ -181,7 +187,7 @@ impl Root {
     fn place_by<'a>(
         &mut self,
         path: &'a Path,
-        open: impl FnOnce(&Self, &Path) -> Result<Option<OwnedFd>>,
+        open: impl FnOnce(&mut Self, &Path) -> Result<Option<OwnedFd>>,
     ) -> Result<Option<Place<'a>>> {
         let Some((parent, name)) = path.parent().zip(path.file_name()) else {
             return Ok(None);
@@ -228,7 +234,7 @@ impl Root {
     }
 
     /// `None` if a file or a dead link is in the way.
-    fn make_parents(&self, path: &Path) -> Result<Option<OwnedFd>> {
+    fn make_parents(&mut self, path: &Path) -> Result<Option<OwnedFd>> {
         match self.resolve(path) {
             Ok(dir) => return Ok(Some(dir)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
@@ -249,18 +255,38 @@ impl Root {
             if place.stat()?.is_some() {
                 return Ok(None);
             }
-            make_parent(&place)?;
+            let made = make_parent(&place)?;
+            let real = self.real_path(&prefix, &made);
+            self.implied.add(real.as_os_str().as_bytes(), &made, &self.fd)?;
         }
         self.resolve(path).map(Some).map_err(|e| failed_to_resolve(path, e))
+    }
+
+    /// Where a directory is below the root when links on the way are followed; `path` as it is where
+    /// the kernel cannot tell.
+    fn real_path(&self, path: &Path, dir: &OwnedFd) -> PathBuf {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        if rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve).is_ok() {
+            return path.to_owned();
+        }
+        let shown = |fd: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (root, real) = (shown(&self.fd), shown(dir));
+        let below = root
+            .ok()
+            .zip(real.ok())
+            .and_then(|(root, real)| real.strip_prefix(root).map(Path::to_owned).ok());
+        below.unwrap_or_else(|| path.to_owned())
     }
 }
 
 /// Makes a directory of root that no entry describes, whatever umask and group the process has.
-fn make_parent(place: &Place<'_>) -> Result<()> {
+fn make_parent(place: &Place<'_>) -> Result<OwnedFd> {
     rustix::fs::mkdirat(&place.dir.fd, place.name, Mode::RWXU).map_err(|e| place.failed("mkdir", e))?;
     let dir = place.open_dir()?;
     rustix::fs::fchown(&dir, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| place.failed("chown", e))?;
-    rustix::fs::fchmod(&dir, PARENT_MODE).map_err(|e| place.failed("chmod", e))
+    rustix::fs::fchmod(&dir, PARENT_MODE).map_err(|e| place.failed("chmod", e))?;
+    Ok(dir)
 }
 
 fn no_directory(path: &Path) -> Error {

@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,8 @@ pub(crate) struct Recipe {
     encoder: zstd::stream::write::Encoder<'static, File>,
     raw: Vec<u8>,
     path: PathBuf,
+    /// The directory for the list of implied directories.
+    beside: Option<OwnedFd>,
 }
 
 impl Recipe {
@@ -45,7 +48,18 @@ impl Recipe {
     pub(crate) fn new(file: File) -> Result<Self> {
         let mut encoder = zstd::stream::write::Encoder::new(file, ZSTD_LEVEL).map_err(failed)?;
         encoder.window_log(ZSTD_WINDOW_LOG).map_err(failed)?;
-        Ok(Self { encoder, raw: Vec::with_capacity(MAX_RAW_BYTES), path: PathBuf::new() })
+        Ok(Self { encoder, raw: Vec::with_capacity(MAX_RAW_BYTES), path: PathBuf::new(), beside: None })
+    }
+
+    /// Has the directories that the layer implies listed in a file in `beside`.
+    #[must_use]
+    pub(crate) fn with_implied(mut self, beside: OwnedFd) -> Self {
+        self.beside = Some(beside);
+        self
+    }
+
+    pub(super) fn take_beside(&mut self) -> Option<OwnedFd> {
+        self.beside.take()
     }
 
     fn add(&mut self, mut bytes: &[u8]) -> Result<()> {

@@ -121,7 +121,11 @@ fn remove(root: &mut Root, path: &Path) -> Result<()> {
     match place.stat()? {
         None => rustix::fs::mknodat(&place.dir.fd, place.name, FileType::CharacterDevice, Mode::empty(), 0)
             .map_err(|e| place.failed("mknod (whiteout)", e)),
-        Some(stat) if file_type(&stat) == FileType::Directory => set_opaque(&place.open_dir()?, &place),
+        Some(stat) if file_type(&stat) == FileType::Directory => {
+            let dir = place.open_dir()?;
+            super::implied::renew(&dir)?;
+            set_opaque(&dir, &place)
+        }
         Some(_) => Ok(()),
     }
 }
