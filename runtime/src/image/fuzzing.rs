@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::SystemTime;
 
+use reqwest::Url;
 use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -167,21 +168,25 @@ fn hosts(bytes: &[u8], path: &Path) {
     let read = registry::hosts::parse(bytes, path);
     let text = String::from_utf8_lossy(bytes);
     let Ok(table) = DeTable::parse(&text) else { return };
-    if text.matches(SECRET).count()
-        == in_headers(table.get_ref()) + text.matches(&format!(":{SECRET}@")).count()
-    {
+    if text.matches(SECRET).count() == in_hidden(table.get_ref()) {
         hidden(&read);
     }
 }
 
-/// How often a secret is in the values of a table's headers, and of its hosts.
-fn in_headers(table: &DeTable<'_>) -> usize {
+/// How often a secret is in the values of a table's headers, and as a password in its addresses.
+fn in_hidden(table: &DeTable<'_>) -> usize {
     let below = |(key, value): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>)| match value.get_ref() {
         DeValue::Table(headers) if key.get_ref() == "header" => headers.values().map(in_value).sum(),
-        DeValue::Table(inner) => in_headers(inner),
+        DeValue::Table(inner) => in_address(key.get_ref()) + in_hidden(inner),
         _ => 0,
     };
     table.iter().map(below).sum()
+}
+
+/// In the password and nowhere else: what looks like one in a path is shown.
+fn in_address(text: &str) -> usize {
+    let password = Url::parse(text).is_ok_and(|url| url.password() == Some(SECRET));
+    usize::from(password && text.matches(SECRET).count() == 1)
 }
 
 fn in_value(value: &Spanned<DeValue<'_>>) -> usize {
