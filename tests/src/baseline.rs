@@ -147,7 +147,8 @@ fn skiff_processes(processes: &[Process], lines: &mut BTreeSet<String>) {
 }
 
 /// Files and directories of the state directory that are about images.
-const IMAGES: [&str; 10] = [
+const IMAGES: [&str; 11] = [
+    "chains",
     "layers",
     "blobs",
     "images",

@@ -1,15 +1,23 @@
 //! Entry points for the fuzz targets in `runtime/fuzz` and the test that replays their corpus. Not
 //! part of the interface of this crate.
 
+use std::borrow::Cow;
+use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::SystemTime;
+
+use reqwest::Url;
+use serde_json::Value;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::digest::Digest;
 use super::limits::{Budget, Limits};
 use super::manifest::{self, Packing};
 use super::unpack::{self, Difference, Expected, LayerReport, Recipe, Rehash};
 use super::{Reference, Source, config, credentials, registry};
+use crate::Result;
 
 /// Small enough for thousands of runs a minute.
 const LAYER_BYTES: u64 = 1 << 20;
@@ -90,13 +98,110 @@ pub fn reference(text: &str) {
     let _ = text.parse::<Digest>();
 }
 
-/// Reads credentials as files, helpers and endpoints give them, a registry's challenge, and a hosts file
-/// that is said to be at `path`.
+/// What stands for a secret in the inputs of [`credentials`]. No host's name can hold it.
+const SECRET: &str = "s3cret%";
+
+/// Reads credentials as files, helpers, endpoints and Docker give them, a registry's challenge and
+/// token, and a hosts file. All of them are written to or said to be at `path`.
+///
+/// # Panics
+/// If what was read, or the error, shows a secret.
 pub fn credentials(bytes: &[u8], path: &Path) {
-    let lease = credentials::document::parse(bytes, "credentials", SystemTime::UNIX_EPOCH);
-    let _ = format!("{lease:?}");
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = format!("{:?}", registry::challenge::Challenge::parse(text));
+    documents(bytes, path);
+    if let Ok(value) = serde_json::from_slice::<Value>(bytes) {
+        // The same document, all of whose texts are secrets but for times.
+        documents(marked(value).to_string().as_bytes(), path);
     }
-    let _ = registry::hosts::parse(bytes, path);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        challenge(text);
+    }
+    hosts(bytes, path);
+}
+
+/// All that reads JSON with secrets: nothing of it may be shown.
+fn documents(bytes: &[u8], path: &Path) {
+    let now = SystemTime::UNIX_EPOCH;
+    hidden(&credentials::document::parse(bytes, "credentials", now));
+    hidden(&credentials::helper::parse(bytes, "the helper", now));
+    let _ = registry::token::parse(bytes);
+    // Docker's configuration names programs, which are not to be run here. Escapes could hide that.
+    let calls_helpers = bytes.windows(4).any(|window| window == b"cred" || window[0] == b'\\');
+    if !calls_helpers && std::fs::write(path, bytes).is_ok() {
+        hidden(&credentials::docker::from_docker(path, "r.example"));
+    }
+}
+
+fn marked(value: Value) -> Value {
+    match value {
+        Value::String(_) => Value::String(SECRET.into()),
+        Value::Array(items) => Value::Array(items.into_iter().map(marked).collect()),
+        Value::Object(fields) => Value::Object(fields.into_iter().map(marked_field).collect()),
+        other => other,
+    }
+}
+
+fn marked_field((key, value): (String, Value)) -> (String, Value) {
+    let value = if key.eq_ignore_ascii_case("expiry") { value } else { marked(value) };
+    (key, value)
+}
+
+/// An address of a realm may hold anything; only its host is shown.
+fn challenge(text: &str) {
+    let challenge = registry::challenge::Challenge::parse(text);
+    let realm = challenge.and_then(|challenge| challenge.realm);
+    for anonymous in [true, false] {
+        let realm = registry::realm::check(realm.as_deref().unwrap_or(text), "r.example", anonymous, false);
+        match realm {
+            Ok(realm) => {
+                assert_eq!(realm.scheme(), "https");
+                let host = realm.host_str().unwrap_or_default();
+                let own = host == "r.example" || host.ends_with(".r.example");
+                assert!(own || anonymous, "credentials would go to {realm}");
+            }
+            Err(error) => hidden::<()>(&Err(error)),
+        }
+    }
+}
+
+/// Values of headers are secrets, users in addresses as well; the rest of the file may be shown.
+fn hosts(bytes: &[u8], path: &Path) {
+    let read = registry::hosts::parse(bytes, path);
+    let text = String::from_utf8_lossy(bytes);
+    let Ok(table) = DeTable::parse(&text) else { return };
+    if text.matches(SECRET).count() == in_hidden(table.get_ref()) {
+        hidden(&read);
+    }
+}
+
+/// How often a secret is in the values of a table's headers, and as a password in its addresses.
+fn in_hidden(table: &DeTable<'_>) -> usize {
+    let below = |(key, value): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>)| match value.get_ref() {
+        DeValue::Table(headers) if key.get_ref() == "header" => headers.values().map(in_value).sum(),
+        DeValue::Table(inner) => in_address(key.get_ref()) + in_hidden(inner),
+        _ => 0,
+    };
+    table.iter().map(below).sum()
+}
+
+/// In the password and nowhere else: what looks like one in a path is shown.
+fn in_address(text: &str) -> usize {
+    let password = Url::parse(text).is_ok_and(|url| url.password() == Some(SECRET));
+    usize::from(password && text.matches(SECRET).count() == 1)
+}
+
+fn in_value(value: &Spanned<DeValue<'_>>) -> usize {
+    match value.get_ref() {
+        DeValue::String(text) => text.matches(SECRET).count(),
+        DeValue::Array(items) => items.iter().map(in_value).sum(),
+        _ => 0,
+    }
+}
+
+/// Looks for a secret in all that a result could be shown as.
+fn hidden<T: Debug>(result: &Result<T>) {
+    let shown = match result {
+        Ok(read) => format!("{read:?} {read:#?}"),
+        Err(error) => format!("{error:?} {} {}", error.chain(), error.advice().unwrap_or_default()),
+    };
+    assert!(!shown.contains(SECRET), "a secret is shown: {shown}");
 }

@@ -26,7 +26,7 @@ pub(super) fn docker_config_file() -> Option<PathBuf> {
     file.exists().then_some(file)
 }
 
-pub(super) fn from_docker(config: &Path, registry: &str) -> Result<Credentials> {
+pub(crate) fn from_docker(config: &Path, registry: &str) -> Result<Credentials> {
     let shown = config.display();
     let file = open_regular(config)
         .map_err(|e| invalid(format!("Docker's configuration {shown} cannot be read")).because(e))?;

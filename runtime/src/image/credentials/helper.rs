@@ -124,7 +124,11 @@ fn read(pipe: &OwnedFd, output: &mut Vec<u8>, until: Instant, what: &str) -> Res
     }
 }
 
-fn parse(output: &[u8], what: &str, now: SystemTime) -> Result<Lease> {
+/// Reads what a helper wrote; `what` names it. Any bytes may come.
+///
+/// # Errors
+/// `InvalidCredentials`, which shows nothing of it.
+pub(crate) fn parse(output: &[u8], what: &str, now: SystemTime) -> Result<Lease> {
     let raw: Raw = serde_json::from_slice(output).map_err(|e| {
         failed(what, &format!("wrote no JSON of the protocol (line {}, column {})", e.line(), e.column()))
     })?;

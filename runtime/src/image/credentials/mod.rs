@@ -8,11 +8,11 @@
 //! text holds them.
 
 mod callback;
-mod docker;
+pub(crate) mod docker;
 pub(crate) mod document;
 mod endpoint;
 mod file;
-mod helper;
+pub(crate) mod helper;
 mod provider;
 mod time;
 

@@ -23,9 +23,9 @@ pub(crate) mod challenge;
 mod header;
 mod host;
 pub(crate) mod hosts;
-mod realm;
+pub(crate) mod realm;
 mod retry;
-mod token;
+pub(crate) mod token;
 pub(crate) mod transport;
 
 use std::collections::HashMap;

@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind};
 ///
 /// # Errors
 /// `Unauthorized` that names the realm's host.
-pub(super) fn check(
+pub(crate) fn check(
     text: &str,
     registry_host: &str,
     anonymous: bool,

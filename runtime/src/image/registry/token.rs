@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind};
 const MAX_TOKEN_BYTES: usize = 64 << 10;
 
 /// A token and how long it lives, if the realm says so.
-pub(super) struct Token {
+pub(crate) struct Token {
     pub(super) token: Secret,
     pub(super) life: Option<Duration>,
 }
@@ -105,7 +105,8 @@ async fn read(auth: &Auth, host: &str, request: reqwest::RequestBuilder) -> Resu
     }
 }
 
-fn parse(body: &[u8]) -> Option<Token> {
+/// Reads a realm's answer. Any bytes may come.
+pub(crate) fn parse(body: &[u8]) -> Option<Token> {
     #[derive(serde::Deserialize)]
     struct Body {
         token: Option<String>,

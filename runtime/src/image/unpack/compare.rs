@@ -1,7 +1,7 @@
 //! One entry of an archive and the file that it became.
 
-use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::hash::BuildHasher as _;
 use std::os::fd::OwnedFd;
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::entries::{Entry, Kind};
 use super::meta::{self, through_proc};
 use super::path::{self, Place, Root, file_type, show};
+use super::reading;
 use super::verify::{Difference, Directories};
 use super::whiteout::{self, OPAQUE_XATTR, Whiteout};
 use crate::image::limits;
@@ -22,6 +23,9 @@ use crate::{Error, Result};
 /// Times that every filesystem can hold; others are cut off.
 const TIMES: std::ops::Range<i64> = -(1 << 31)..1 << 31;
 
+/// Directories that a later entry could still explain; that many are wrong.
+const MAX_DOUBTFUL: usize = 10_000;
+
 /// The comparison of a layer's entries with its files.
 pub(super) struct Comparison {
     root: Root,
@@ -29,11 +33,20 @@ pub(super) struct Comparison {
     names: HashSet<u64>,
     keys: RandomState,
     last_parent: Option<PathBuf>,
+    /// Directories that are not as an entry says, by their inodes. A later entry may name them by
+    /// another path through a link, and is what counts.
+    doubtful: HashMap<u64, (u64, Difference)>,
 }
 
 impl Comparison {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root: Root::new(root), names: HashSet::new(), keys: RandomState::new(), last_parent: None }
+        Self {
+            root: Root::new(root),
+            names: HashSet::new(),
+            keys: RandomState::new(),
+            last_parent: None,
+            doubtful: HashMap::new(),
+        }
     }
 
     /// What is wrong with the `number`th entry. `data` is how many bytes of data it has, and `from`
@@ -52,6 +65,7 @@ impl Comparison {
             Whiteout::Opaque(dir) => self.opaque(dir)?,
             Whiteout::Remove(dir, name) => self.whiteout(&dir.join(name))?,
             Whiteout::No if entry.kind == Kind::Directory && !directories.is_last(&path, number) => None,
+            Whiteout::No if entry.kind == Kind::Directory => return self.directory(entry, path, number),
             Whiteout::No if entry.kind == Kind::Regular && data > 0 && from != Some(path.as_path()) => {
                 Some("its content is not in the recipe as that of a file".to_owned())
             }
@@ -131,6 +145,34 @@ impl Comparison {
             }
         }
         Ok(attributes(entry, &place))
+    }
+
+    fn directory(&mut self, entry: &Entry, path: PathBuf, number: u64) -> Result<Option<Difference>> {
+        let what = self.file(entry, &path)?;
+        let Some(inode) = self.inode(&path)? else {
+            return Ok(what.map(|what| Difference { path, what }));
+        };
+        let Some(what) = what else {
+            self.doubtful.remove(&inode);
+            return Ok(None);
+        };
+        self.doubtful.insert(inode, (number, Difference { path, what }));
+        Ok(if self.doubtful.len() > MAX_DOUBTFUL { self.wrong_directory() } else { None })
+    }
+
+    fn inode(&mut self, path: &Path) -> Result<Option<u64>> {
+        if path.as_os_str().is_empty() {
+            let stat = rustix::fs::fstat(self.root.fd());
+            return Ok(Some(stat.map_err(|e| Error::host("stat the root of a layer", e))?.st_ino));
+        }
+        let stat = self.root.find(path)?.map(|place| place.stat()).transpose()?;
+        Ok(stat.flatten().map(|stat| stat.st_ino))
+    }
+
+    /// After all entries: the first directory that is not as its last entry says.
+    pub(super) fn wrong_directory(&mut self) -> Option<Difference> {
+        let doubtful = std::mem::take(&mut self.doubtful);
+        doubtful.into_values().min_by_key(|(number, _)| *number).map(|(_, difference)| difference)
     }
 
     fn root_directory(&mut self, entry: &Entry) -> Result<Option<String>> {
@@ -239,8 +281,10 @@ fn attributes(entry: &Entry, place: &Place<'_>) -> Option<String> {
     let path = through_proc(place);
     let mut found = vec![0u8; limits::MAX_XATTR_BYTES as usize];
     for (name, value) in meta::kept(entry) {
+        let wanted = reading::of(entry, &name, value);
         match rustix::fs::lgetxattr(&path, OsStr::from_bytes(&name), &mut found[..]) {
-            Ok(length) if found[..length] == *value => {}
+            Ok(length) if wanted.as_deref() == Some(&found[..length]) => {}
+            Err(Errno::NODATA) if wanted.is_none() => {}
             // As while unpacking: this filesystem, or this kind of file, has none of these.
             Err(Errno::OPNOTSUPP) => {}
             Err(Errno::NODATA | Errno::PERM) if name.starts_with(b"user.") && is_special(entry) => {}

@@ -58,6 +58,8 @@ struct Extractor<'a> {
     process: Process,
     /// Times of directories, set when nothing more is put into them.
     journal: Journal,
+    /// Whether a directory has a default ACL, which a later entry of the same directory takes away.
+    default_acls: bool,
     whiteouts: Whiteouts,
     whiteout_bytes: u64,
     budget: &'a Budget,
@@ -72,6 +74,7 @@ impl<'a> Extractor<'a> {
             root: Root::new(root),
             process: Process::new(),
             journal: Journal::default(),
+            default_acls: false,
             whiteouts: Whiteouts::default(),
             whiteout_bytes: 0,
             budget,
@@ -119,6 +122,7 @@ impl<'a> Extractor<'a> {
     /// Keeps what is done to a directory at the end.
     fn note(&mut self, entry: &Entry, path: &Path) -> Result<()> {
         let acl = meta::default_acl(entry);
+        self.default_acls |= !acl.is_empty();
         self.journal.add(path.as_os_str().as_bytes(), entry.mtime, acl, self.root.fd())
     }
 
@@ -297,8 +301,8 @@ impl<'a> Extractor<'a> {
         self.whiteouts.apply(&mut self.root)?;
         self.budget.whiteouts_done(self.whiteout_bytes);
         implied::finish(&mut self.root, beside)?;
-        let root = &mut self.root;
-        self.journal.replay(|note| finish_directory(root, &note))?;
+        let (root, acls) = (&mut self.root, self.default_acls);
+        self.journal.replay(|note| finish_directory(root, &note, acls))?;
         self.process.check_unchanged()
     }
 }
@@ -308,7 +312,7 @@ fn unwritable(place: &Place<'_>, error: std::io::Error) -> Error {
 }
 
 /// Sets what was kept for the end, unless something else took the directory's place.
-fn finish_directory(root: &mut Root, note: &Note) -> Result<()> {
+fn finish_directory(root: &mut Root, note: &Note, acls: bool) -> Result<()> {
     let path = Path::new(std::ffi::OsStr::from_bytes(&note.path));
     let shown = || show(&note.path);
     let times = meta::times(note.mtime);
@@ -316,7 +320,9 @@ fn finish_directory(root: &mut Root, note: &Note) -> Result<()> {
         result.map_err(|e| Error::host(format!("set the times of {} while unpacking a layer", shown()), e))
     };
     if note.path.is_empty() {
-        set_default_acl(root.fd(), note)?;
+        if acls {
+            set_default_acl(root.fd(), note)?;
+        }
         return timed(rustix::fs::futimens(root.fd(), &times));
     }
     let replaced = root.replaced();
@@ -326,18 +332,20 @@ fn finish_directory(root: &mut Root, note: &Note) -> Result<()> {
     if replaced && place.stat()?.is_none_or(|stat| file_type(&stat) != FileType::Directory) {
         return Ok(());
     }
-    if !note.acl.is_empty() {
+    if acls {
         set_default_acl(&place.open_dir()?, note)?;
     }
     timed(rustix::fs::utimensat(&place.dir.fd, place.name, &times, AtFlags::SYMLINK_NOFOLLOW))
 }
 
 fn set_default_acl(dir: &OwnedFd, note: &Note) -> Result<()> {
-    if note.acl.is_empty() {
-        return Ok(());
-    }
-    match rustix::fs::fsetxattr(dir, meta::DEFAULT_ACL, &note.acl, XattrFlags::empty()) {
-        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+    let set = if note.acl.is_empty() {
+        rustix::fs::fremovexattr(dir, meta::DEFAULT_ACL)
+    } else {
+        rustix::fs::fsetxattr(dir, meta::DEFAULT_ACL, &note.acl, XattrFlags::empty())
+    };
+    match set {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NODATA) => Ok(()),
         Err(Errno::INVAL) => {
             Err(invalid(format!("the default ACL of {} has no valid value", show(&note.path))))
         }

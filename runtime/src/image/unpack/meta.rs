@@ -1,6 +1,7 @@
 //! Owner, mode, extended attributes and times of what was unpacked.
 //!
-//! In this order, since `chown` takes set-user-ID bits and file capabilities away again. What a new
+//! Owner, attributes, mode, times, in this order: `chown` takes set-user-ID bits and file capabilities
+//! away again, and an ACL changes the mode, which is to be the archive's (as in containerd). What a new
 //! file has already is not set again: nothing costs a pull more time than these calls.
 //!
 //! Attributes: `security.capability`, `user.*`, `trusted.*` and `system.*` are kept; the rest of
@@ -20,14 +21,14 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::entries::{Entry, invalid};
+use super::entries::{Entry, Kind, invalid};
 use super::path::{Place, show};
 use crate::image::limits;
 use crate::{Error, ErrorKind, Result};
 
 /// Default ACLs are set when a layer is complete; files made earlier would inherit them.
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
-const ACCESS_ACL: &str = "system.posix_acl_access";
+pub(super) const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The most that the kernel lists (Linux `XATTR_LIST_MAX`).
 const LIST_BYTES: usize = 64 << 10;
 const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
@@ -98,10 +99,8 @@ impl Process {
         if !self.gives_owner(entry, place) {
             chown(fd, entry, place)?;
         }
-        if !mode_is_right {
-            chmod(fd, entry, place)?;
-        }
-        set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))
+        set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
+        if mode_is_right && !has_access_acl(entry) { Ok(()) } else { chmod(fd, entry, place) }
     }
 
     /// Whether a new directory needs nothing more than to be there.
@@ -117,15 +116,16 @@ impl Process {
             rustix::fs::chownat(dir, place.name, Some(uid), Some(gid), nofollow)
                 .map_err(|e| place.failed("chown", e))?;
         }
-        if !mode_is_right {
-            rustix::fs::chmodat(dir, place.name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
-                .map_err(|e| place.failed("chmod", e))?;
-        }
         if !entry.xattrs.is_empty() {
             let path = through_proc(place);
             set_xattrs(entry, place, |name, value| {
                 rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty())
             })?;
+        }
+        // Links have neither mode nor ACL.
+        if entry.kind != Kind::Symlink && (!mode_is_right || has_access_acl(entry)) {
+            rustix::fs::chmodat(dir, place.name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(|e| place.failed("chmod", e))?;
         }
         rustix::fs::utimensat(dir, place.name, &times(entry.mtime), nofollow)
             .map_err(|e| place.failed("set the times of", e))
@@ -157,8 +157,8 @@ pub(super) fn set_again(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Resul
         }
     }
     chown(fd, entry, place)?;
-    chmod(fd, entry, place)?;
-    set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))
+    set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
+    chmod(fd, entry, place)
 }
 
 /// Names of the extended attributes, each with a zero byte behind it.
@@ -228,6 +228,11 @@ fn set_xattrs(
         }
     }
     Ok(())
+}
+
+/// Whether the entry has an ACL, which changes its mode when it is set.
+fn has_access_acl(entry: &Entry) -> bool {
+    entry.xattrs.iter().any(|(name, _)| name == ACCESS_ACL.as_bytes())
 }
 
 /// The entry's default ACL, which is set at the end; empty if there is none.

@@ -20,6 +20,7 @@ mod meta;
 mod path;
 mod pax;
 mod pipe;
+mod reading;
 mod rebuild;
 mod recipe;
 mod remove;

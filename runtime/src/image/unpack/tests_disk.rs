@@ -357,3 +357,73 @@ fn recipes_that_are_gone_broken_or_of_names_that_came_twice() {
     let report = verify_layer(dir.path(), &Digest::sha256(&twice)).unwrap();
     assert_eq!(report.rehash, Rehash::Impossible);
 }
+
+/// An ACL of `system.posix_acl_access`: owner, user 1000, group, mask and others.
+fn acl(owner: u16, user: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
+    let none = u32::MAX;
+    let entries = [(1, owner, none), (2, user, 1000), (4, group, none), (16, mask, none), (32, others, none)];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&u16::to_le_bytes(tag));
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn the_mode_of_the_archive_wins_over_its_acl() {
+    let (access, default) = ("system.posix_acl_access", meta::DEFAULT_ACL);
+    let record = |name: &str| format!("SCHILY.xattr.{name}");
+    let minimal =
+        [&2u32.to_le_bytes()[..], &[1, 0, 7, 0], &[0; 4], &[4, 0, 7, 0], &[0; 4], &[32, 0, 7, 0], &[0; 4]];
+    let dir = Tar::default()
+        .pax(&[(&record(access), &acl(7, 7, 7, 7, 7)), (&record(default), &acl(7, 6, 5, 4, 3))])
+        .raw(EntryType::Regular, "file", "", b"x", |h| h.set_mode(0o4640))
+        .pax(&[(&record(access), &minimal.concat())])
+        .raw(EntryType::Regular, "minimal", "", b"x", |h| h.set_mode(0o600))
+        .pax(&[(&record(access), &2u32.to_le_bytes())])
+        .file("none", "x")
+        .pax(&[(&record(access), &acl(0, 0, 0, 0, 0))])
+        .raw(EntryType::Fifo, "fifo", "", b"", |h| h.set_mode(0o604))
+        .pax(&[(&record(access), &acl(0, 0, 0, 0, 0)), (&record(default), &acl(7, 6, 5, 4, 3))])
+        .dir("d")
+        .pax(&[(&record(default), &acl(7, 6, 5, 4, 3))])
+        .dir("twice")
+        .dir("twice")
+        .ok();
+    let mode = |path: &str| super::tests::meta(&dir, path).mode() & 0o7777;
+    assert_eq!(["file", "minimal", "none", "fifo", "d"].map(mode), [0o4640, 0o600, 0o644, 0o604, 0o755]);
+    assert_eq!(xattr(&dir, "file", access), Some(acl(6, 7, 7, 4, 0)));
+    assert_eq!(xattr(&dir, "minimal", access), None);
+    assert_eq!(xattr(&dir, "d", default), Some(acl(7, 6, 5, 4, 3)));
+    assert_eq!(xattr(&dir, "twice", default), None, "the last of a name wins");
+}
+
+#[test]
+fn capabilities_of_version_3_are_as_unpacked() {
+    let words = [0x0300_0001u32, 1 << 10, 0, 0, 0, 0];
+    let value: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    let dir = Tar::default().pax(&[("SCHILY.xattr.security.capability", &value)]).file("f", "x").ok();
+    assert_eq!(xattr(&dir, "f", "security.capability").unwrap()[..4], [1, 0, 0, 2]);
+}
+
+#[test]
+fn a_directory_may_have_two_names_through_a_link() {
+    let archive = Tar::default()
+        .dir("real")
+        .symlink("link", "real")
+        .dir("real/d")
+        .raw(EntryType::Directory, "link/d/", "", b"", |h| h.set_mode(0o700))
+        .finish();
+    let (dir, result) = unpack_bytes(&archive, &expected(&archive), Limits::default());
+    result.unwrap();
+    assert_eq!(super::tests::meta(&dir, "real/d").mode() & 0o7777, 0o700);
+    run("chmod 755 fs/real/d", dir.path());
+    let report = verify_layer(dir.path(), &Digest::sha256(&archive)).unwrap();
+    let found = report.difference.expect("the mode is that of the first name");
+    assert_eq!(
+        (found.path.as_path(), found.what.as_str()),
+        (Path::new("link/d"), "its mode is 0755, not 0700")
+    );
+}

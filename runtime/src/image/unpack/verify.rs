@@ -180,7 +180,10 @@ impl Layer {
                 return Ok(Some(difference));
             }
         }
-        comparison.foreign()
+        match comparison.wrong_directory() {
+            Some(difference) => Ok(Some(difference)),
+            None => comparison.foreign(),
+        }
     }
 }
 
