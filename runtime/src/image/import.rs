@@ -32,7 +32,7 @@ impl Store {
             let message = format!("an image cannot be given the name {name}, which has a digest");
             return Err(Error::new(ErrorKind::InvalidArgument, message).advise("give it a tag"));
         }
-        let name = name.map_or_else(|| source.to_string(), ToString::to_string);
+        let name = name.map_or_else(|| source.name(), ToString::to_string);
         self.fetch_as(source, name, options).await
     }
 }

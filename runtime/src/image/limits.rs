@@ -164,36 +164,65 @@ impl Budget {
     }
 
     /// Counts one archive entry.
-    pub(crate) fn entry(&self) -> Result<()> {
+    fn entry(&self) -> Result<()> {
         let entries = self.entries.fetch_add(1, Ordering::Relaxed) + 1;
         self.limits.check_entries(entries)
     }
 
     /// Counts memory for whiteouts.
-    pub(crate) fn whiteout(&self, bytes: u64) -> Result<()> {
+    fn whiteout(&self, bytes: u64) -> Result<()> {
         let all = self.whiteouts.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         check("bytes for the whiteouts of the image", all, MAX_WHITEOUT_BYTES)
     }
-
-    /// Gives back the memory of a layer that is complete.
-    pub(crate) fn whiteouts_done(&self, bytes: u64) {
-        self.whiteouts.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
-/// The bytes of one layer on both sides of its decompression, counted against the image's budget.
+/// What one attempt at a layer uses, counted against the image's budget: entries, whiteouts, and the
+/// bytes on both sides of its decompression.
 #[derive(Debug)]
 pub(crate) struct Flow<'a> {
     budget: &'a Budget,
     packed: AtomicU64,
     unpacked: AtomicU64,
     inflated: AtomicU64,
+    entries: AtomicU64,
+    whiteouts: AtomicU64,
 }
 
 impl<'a> Flow<'a> {
     pub(crate) fn new(budget: &'a Budget) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { budget, packed: zero(), unpacked: zero(), inflated: zero() }
+        let (packed, unpacked, inflated) = (zero(), zero(), zero());
+        Self { budget, packed, unpacked, inflated, entries: zero(), whiteouts: zero() }
+    }
+
+    /// Counts one archive entry.
+    pub(crate) fn entry(&self) -> Result<()> {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.budget.entry()
+    }
+
+    /// Counts memory for whiteouts.
+    pub(crate) fn whiteout(&self, bytes: u64) -> Result<()> {
+        self.whiteouts.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.whiteout(bytes)
+    }
+
+    /// Gives back the memory of the whiteouts.
+    pub(crate) fn whiteouts_done(&self) {
+        let bytes = self.whiteouts.swap(0, Ordering::Relaxed);
+        self.budget.whiteouts.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives all back: the attempt failed, and another may follow.
+    pub(crate) fn give_back(&self) {
+        let give = |own: &AtomicU64, all: &AtomicU64| {
+            all.fetch_sub(own.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        };
+        let budget = self.budget;
+        give(&self.entries, &budget.entries);
+        give(&self.unpacked, &budget.unpacked);
+        give(&self.inflated, &budget.inflated);
+        give(&self.whiteouts, &budget.whiteouts);
     }
 
     /// Counts bytes as they come.
@@ -209,9 +238,9 @@ impl<'a> Flow<'a> {
     /// layer is faster.
     pub(crate) fn unpacked(&self, bytes: u64) -> Result<()> {
         let budget = self.budget;
+        let unpacked = self.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let all = budget.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         budget.limits.check_unpacked(all)?;
-        let unpacked = self.unpacked.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let packed = self.packed.load(Ordering::Relaxed);
         let over = unpacked.saturating_sub(packed.saturating_mul(budget.limits.inflation));
         let more = over.saturating_sub(self.inflated.fetch_max(over, Ordering::Relaxed));
@@ -247,6 +276,7 @@ mod tests {
         budget.entry().expect("first");
         budget.entry().expect("second");
         assert_eq!(budget.entry().expect_err("third").kind(), ErrorKind::LimitExceeded);
+        budget.entries.fetch_sub(1, Ordering::Relaxed);
         Flow::new(&budget).unpacked(10).expect("full");
         assert_eq!(Flow::new(&budget).unpacked(1).expect_err("over").kind(), ErrorKind::LimitExceeded);
     }
@@ -292,5 +322,18 @@ mod tests {
             flow.packed(1 << 30);
         }
         assert_eq!(flows[4].unpacked(1).expect_err("one more").kind(), ErrorKind::LimitExceeded);
+    }
+
+    #[test]
+    fn a_failed_attempt_does_not_count() {
+        let budget = Budget::new(Limits { entries: 1, unpacked_bytes: 10, ..Limits::default() });
+        for _ in 0..3 {
+            let flow = Flow::new(&budget);
+            flow.entry().expect("one");
+            flow.whiteout(MAX_WHITEOUT_BYTES).expect("all of it");
+            flow.unpacked(10).expect("all of it");
+            flow.unpacked(1).expect_err("more");
+            flow.give_back();
+        }
     }
 }

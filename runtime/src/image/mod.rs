@@ -171,7 +171,8 @@ pub struct Image {
     pub digest: String,
     /// Its configuration.
     pub config: ImageConfig,
-    /// Unpacked layers, lowest first, in overlay form. Fewer than the manifest has if one comes twice.
+    /// What an overlay is made of, lowest first: the unpacked layers, each once, and perhaps one more on
+    /// top for directories that they only imply.
     pub layers: Vec<PathBuf>,
     /// Bytes of its layers as they are fetched.
     pub packed_bytes: u64,
@@ -207,6 +208,12 @@ impl Image {
             timings: PullTimings::default(),
             lease: Lease::default(),
         }
+    }
+
+    /// How many layers its manifest has.
+    #[must_use]
+    pub fn layer_count(&self) -> usize {
+        usize::try_from(self.described.layers).unwrap_or(usize::MAX)
     }
 }
 

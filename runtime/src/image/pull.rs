@@ -45,7 +45,7 @@ impl Store {
             return Ok(told(image, begin, options));
         }
         // On the heap: this future is held by those of all callers.
-        Box::pin(self.fetch_as(source, source.to_string(), options)).await
+        Box::pin(self.fetch_as(source, source.name(), options)).await
     }
 
     /// Brings an image into the store under a name, whatever is there.
@@ -108,7 +108,7 @@ impl Store {
         if policy == PullPolicy::Always && !fixed {
             return Ok(None);
         }
-        let (store, name) = (Arc::clone(self), source.to_string());
+        let (store, name) = (Arc::clone(self), source.name());
         let found = blocking(move || store.stored(&name)).await?;
         if found.is_none() && policy == PullPolicy::Never {
             let message = format!("the image {source} is not in the store, and pulling is off");
@@ -178,7 +178,7 @@ fn told(mut image: Image, begin: Instant, options: &PullOptions) -> Image {
     image.timings.resolve = begin.elapsed();
     Watch::new(options).tell(PullEvent::Resolved {
         digest: image.digest.clone(),
-        layers: image.layers.len(),
+        layers: image.layer_count(),
         bytes: image.packed_bytes,
     });
     image
@@ -287,7 +287,10 @@ impl Shared {
             let root = ingest.prepare()?;
             let recipe = unpack::Recipe::new(ingest.recipe()?)?.with_implied(ingest.beside()?);
             Ok(match unpack::unpack(input()?, &expected, &budget, root, Some(recipe)) {
-                Ok(archive_bytes) => ingest.commit(&expected.record(archive_bytes)).map_err(Failed::from),
+                Ok(made) => {
+                    let record = expected.record(made.archive_bytes);
+                    ingest.commit(&record, made.replaced).map_err(Failed::from)
+                }
                 Err(error) => Err(failed(error, ingest)),
             })
         });

@@ -158,6 +158,19 @@ fn refused(text: &str, why: &str) -> Error {
     Error::new(ErrorKind::InvalidReference, format!("the image reference {shown:?}: {why}"))
 }
 
+impl Source {
+    /// The name under which the store keeps it: the same wherever a process stands.
+    pub(crate) fn name(&self) -> String {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        match self.clone() {
+            Self::Registry(reference) => reference.to_string(),
+            Self::OciLayout(dir, tag) => Self::OciLayout(absolute(&dir), tag).to_string(),
+            Self::OciArchive(file, tag) => Self::OciArchive(absolute(&file), tag).to_string(),
+            Self::DockerArchive(file, tag) => Self::DockerArchive(absolute(&file), tag).to_string(),
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = Error;
 
@@ -268,6 +281,16 @@ mod tests {
         assert_eq!(canonical("oci-archive:/x.tar"), "oci-archive:/x.tar");
         let tagged = Source::OciArchive("/x.tar".into(), Some("v1".into()));
         assert_eq!("oci-archive:/x.tar:v1".parse::<Source>().expect("tag"), tagged);
+    }
+
+    #[test]
+    fn the_store_knows_local_sources_by_absolute_paths() {
+        let here = std::env::current_dir().expect("a directory");
+        for kind in ["oci", "oci-archive", "docker-archive"] {
+            let source: Source = format!("{kind}:rel:t").parse().expect("a source");
+            assert_eq!(source.name(), format!("{kind}:{}/rel:t", here.display()));
+        }
+        assert_eq!("alpine".parse::<Source>().expect("a source").name(), "docker.io/library/alpine:latest");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skiff_runtime::ErrorKind;
-use skiff_runtime::image::{Image, PullOptions, Source, Store};
+use skiff_runtime::image::{GcOptions, Image, PullOptions, Source, Store};
 
 use crate::support::*;
 
@@ -293,4 +293,53 @@ async fn pulls_settle_by_themselves() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("still unsettled: {:?}", markers(&place));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_could_not_be_hashed_again_is_on_the_disk_at_once() {
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    let twice = tar(&[("a", "first"), ("a", "second")]);
+    let source = layout.index(&[("", layout.image(&[(TAR, twice.clone(), twice)], "amd64"))]);
+    let image = place.pull(&source).await.unwrap();
+    assert_eq!(read(&image, 0, "a"), "second");
+    assert!(markers(&place).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_of_all_takes_what_was_kept_too() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    cut_off(&place, &registry).await;
+    place.store.collect(&GcOptions::default()).unwrap();
+    assert!(kept(&place).is_some(), "a usual one leaves what came lately");
+    let mut all = GcOptions::default();
+    all.all = true;
+    assert_eq!(place.store.collect(&all).unwrap().leftovers, 1);
+    place.nothing_half_made();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_dead_process_of_the_same_number_do_not_matter() {
+    let place = Place::new();
+    for number in 0..20 {
+        fs::write(place.path("state/tmp").join(format!("{}-{number}", std::process::id())), "").unwrap();
+    }
+    let (_, source) = Layout::small(&place.path("layout"));
+    place.pull(&source).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_attempt_leaves_room_for_the_next() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    cut_off(&place, &registry).await;
+    let path = kept(&place).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let mut options = plain();
+    // The layer fits once.
+    options.limits.unpacked_bytes = LAYER_BYTES as u64 + 8192;
+    is_right(&place.pull_with(&registry.name(), &options).await.unwrap());
 }

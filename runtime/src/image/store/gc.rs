@@ -127,7 +127,7 @@ impl Store {
         // Held until the documents are gone.
         let documents = self.claim_documents()?;
         let marked = self.mark(&snapshot, &doomed, &Scope::All, documents.as_ref())?;
-        let leftovers = self.leftovers()?;
+        let leftovers = self.leftovers(!options.all)?;
         let mut report = GcReport {
             images: marked.images.clone(),
             layers: marked.layers.iter().map(|(diff_id, _)| diff_id.clone()).collect(),
@@ -154,7 +154,7 @@ impl Store {
             .sum();
         // Trash of others was counted among the leftovers.
         report.freed_bytes += self.empty_trash()?.saturating_sub(trash_before);
-        ingest::sweep(&self.root.join("ingest"))?;
+        ingest::sweep(&self.root.join("ingest"), !options.all)?;
         sweep_temporary(&self.root.join("tmp"));
         Ok(report)
     }
@@ -275,10 +275,10 @@ impl Store {
     }
 
     /// What crashes left and nobody works on.
-    fn leftovers(&self) -> Result<Vec<PathBuf>> {
+    fn leftovers(&self, keep_packed: bool) -> Result<Vec<PathBuf>> {
         let mut all = Vec::new();
         for path in super::entries(&self.root.join("ingest"))? {
-            if ingest::is_left(&path)? {
+            if ingest::is_left(&path, keep_packed)? {
                 all.push(path);
             }
         }

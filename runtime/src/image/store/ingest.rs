@@ -189,11 +189,16 @@ impl Ingest {
         self.keep_packed = true;
     }
 
-    /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that.
-    pub(crate) fn commit(self, record: &LayerRecord) -> Result<()> {
+    /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that. One that
+    /// could not be hashed again after a crash (`replaced`) waits for them.
+    pub(crate) fn commit(self, record: &LayerRecord, replaced: bool) -> Result<()> {
         record.write(self.dir.as_fd())?;
         self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
-        settle::mark(&self.marker)?;
+        if replaced {
+            rustix::fs::syncfs(&self.dir).map_err(|e| self.failed("syncfs for", e.into()))?;
+        } else {
+            settle::mark(&self.marker)?;
+        }
         self.publish()
     }
 
@@ -245,15 +250,16 @@ impl Ingest {
 fn has_fresh_packed(path: &Path) -> bool {
     let fresh = |entry: std::fs::DirEntry| {
         let data = entry.metadata().ok()?;
-        let age = data.modified().ok()?.elapsed().unwrap_or_default();
+        // A time in the future is of a clock that was wrong.
+        let age = data.modified().ok()?.elapsed().ok()?;
         (is_packed(&entry.file_name()) && data.len() > 0 && age < PARTIAL_KEPT).then_some(())
     };
     std::fs::read_dir(path).is_ok_and(|entries| entries.flatten().filter_map(fresh).next().is_some())
 }
 
-/// Whether nobody makes a layer, and nobody will go on from what is there.
-pub(super) fn is_left(path: &Path) -> Result<bool> {
-    Ok(lock(path)?.is_some() && !has_fresh_packed(path))
+/// Whether nobody makes a layer, and nobody will go on from what is there if that is kept.
+pub(super) fn is_left(path: &Path, keep_packed: bool) -> Result<bool> {
+    Ok(lock(path)?.is_some() && !(keep_packed && has_fresh_packed(path)))
 }
 
 fn is_packed(name: &OsStr) -> bool {
@@ -270,8 +276,8 @@ impl Drop for Ingest {
     }
 }
 
-/// Removes layers in the making that nobody makes; packed bytes that came lately stay.
-pub(super) fn sweep(ingest: &Path) -> Result<()> {
+/// Removes layers in the making that nobody makes. Packed bytes that came lately stay if they may.
+pub(super) fn sweep(ingest: &Path, keep_packed: bool) -> Result<()> {
     let failed = |e| Error::host(format!("read the directory {}", ingest.display()), e);
     for entry in std::fs::read_dir(ingest).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -286,7 +292,7 @@ pub(super) fn sweep(ingest: &Path) -> Result<()> {
                 keep_packed: false,
                 committed: false,
             };
-            left.keep_packed = has_fresh_packed(&left.path);
+            left.keep_packed = keep_packed && has_fresh_packed(&left.path);
         }
     }
     Ok(())

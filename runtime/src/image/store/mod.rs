@@ -113,15 +113,24 @@ impl Store {
             make_dir(&store.root.join("layers").join(algorithm.as_str()))?;
             make_dir(&store.root.join(chain::DIRECTORY).join(algorithm.as_str()))?;
         }
-        probe::overlay(&store.root, &store.root.join("tmp"))?;
-        ingest::sweep(&store.root.join("ingest"))?;
+        match probe::overlay(&store.root, &store.root.join("tmp")) {
+            // What is here can be used and removed all the same.
+            Err(e) if e.kind() == ErrorKind::DiskFull => {}
+            other => other?,
+        }
+        ingest::sweep(&store.root.join("ingest"), true)?;
         sweep_temporary(&store.root.join("tmp"));
         // Makes the files of the locks, so that a pull makes nothing but the image.
         drop((store.hold()?, store.hold_documents()?));
         store.check_unsettled()?;
         // What cannot be deleted now is deleted by the next opening or collection.
         let _ = store.empty_trash();
-        Ok(Arc::new(store))
+        let store = Arc::new(store);
+        // Those of processes that ended before they did it.
+        if store.has_unsettled() {
+            store.settle_later();
+        }
+        Ok(store)
     }
 
     /// Leave to make one layer.
@@ -188,14 +197,22 @@ impl Store {
 
     /// Writes a file under a temporary name: all of it is on the disk before it gets its own.
     fn stage(&self, path: &Path, bytes: &[u8]) -> Result<Staged> {
-        let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.root.join("tmp").join(format!("{}-{number}", std::process::id()));
+        let failed = |e| Error::host(format!("write {}", path.display()), e);
+        let (mut file, temporary) = self.temporary().map_err(failed)?;
         let staged = Staged { temporary, path: path.to_owned(), published: false };
-        let written = std::fs::File::create_new(&staged.temporary).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-        written.map(|()| staged).map_err(|e| Error::host(format!("write {}", path.display()), e))
+        file.write_all(bytes).and_then(|()| file.sync_all()).map(|()| staged).map_err(failed)
+    }
+
+    /// A new file in `tmp`. A process of this number may have left some, or live in another namespace.
+    fn temporary(&self) -> std::io::Result<(std::fs::File, PathBuf)> {
+        loop {
+            let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
+            let path = self.root.join("tmp").join(format!("{}-{number}", std::process::id()));
+            match std::fs::File::create_new(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => return other.map(|file| (file, path)),
+            }
+        }
     }
 }
 

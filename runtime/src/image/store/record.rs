@@ -37,6 +37,12 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|e| {
+            Error::new(ErrorKind::Internal, format!("write the record of {}", self.name)).because(e)
+        })
+    }
+
     /// What a lease on it lists.
     pub(crate) fn parts(&self) -> Parts {
         Parts {
@@ -76,17 +82,24 @@ impl Store {
     /// # Errors
     /// `DiskFull`, `Host`.
     pub(crate) fn put_record(&self, record: &Record) -> Result<()> {
-        let bytes = serde_json::to_vec(record).map_err(|e| {
-            Error::new(ErrorKind::Internal, format!("write the record of {}", record.name)).because(e)
-        })?;
         // By digest first: a name never leads to an image that is not listed.
+        self.note_use(record)?;
+        if self.record(&record.name).as_ref() != Some(record) {
+            self.write_held(&self.record_path(&record.name), &record.to_bytes()?)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the use of an image, and not that a name leads to it: another process may have changed
+    /// that since. The caller has a lease on the image.
+    ///
+    /// # Errors
+    /// `DiskFull`, `Host`.
+    pub(super) fn note_use(&self, record: &Record) -> Result<()> {
         let by_digest = self.manifest_path(&record.manifest);
         let known = read(&by_digest).is_some_and(|r| r.parts() == record.parts());
         if !(known && touch(&by_digest)) {
-            self.write_held(&by_digest, &bytes)?;
-        }
-        if self.record(&record.name).as_ref() != Some(record) {
-            self.write_held(&self.record_path(&record.name), &bytes)?;
+            self.write_held(&by_digest, &record.to_bytes()?)?;
         }
         Ok(())
     }

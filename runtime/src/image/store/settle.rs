@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::Store;
 use crate::image::digest::Digest;
 use crate::image::unpack::{Rehash, has_whole_list, verify_layer};
@@ -22,8 +24,8 @@ use crate::{Error, Result};
 
 /// The markers' directory.
 pub(super) const DIRECTORY: &str = "unsettled";
-/// Bytes of a marker that are read; the number of a boot has 36.
-const MAX_MARKER_BYTES: u64 = 64;
+/// Bytes of a marker that are read: the number of a boot has 36, what follows fewer.
+const MAX_MARKER_BYTES: u64 = 128;
 /// A function that was just pulled starts now, and shall have the disk for itself.
 const SETTLE_AFTER: Duration = Duration::from_secs(3);
 /// Waiting for another process that handles the same marker.
@@ -31,7 +33,10 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Marks a layer that is about to be committed.
 pub(super) fn mark(marker: &Path) -> Result<()> {
-    let write = || File::create(marker)?.write_all(boot_id()?.as_bytes());
+    // No two makings of a layer have the same marker, so that one is not taken for the other.
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    let text = || Ok::<_, std::io::Error>(format!("{} {}-{since}", boot_id()?, std::process::id()));
+    let write = || File::create(marker)?.write_all(text()?.as_bytes());
     write().map_err(|e| Error::host(format!("write {}", marker.display()), e))
 }
 
@@ -46,12 +51,32 @@ pub(super) fn read(marker: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// Whether it is that of a layer of which nobody knows that it is whole.
+fn is_of_another_boot(marker: &Path, boot: &str) -> bool {
+    match read(marker) {
+        Ok(text) => text.split(' ').next() != Some(boot),
+        Err(e) => e.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+fn diff_id_of(marker: &Path) -> Option<Digest> {
+    marker.file_name()?.to_str()?.replacen('-', ":", 1).parse().ok()
+}
+
+/// Whether a failure says something of the layer, and not of this process or the moment.
+fn is_of_layer(error: &Error) -> bool {
+    let of_moment = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let code = cause.and_then(std::io::Error::raw_os_error);
+    !of_moment.iter().any(|errno| code == Some(errno.raw_os_error()))
+}
+
 impl Store {
     /// Looks at the layers of an earlier boot that may have holes, and takes back those that do.
     pub(super) fn check_unsettled(&self) -> Result<()> {
         let boot = boot_id().map_err(|e| Error::host("read the number of this boot", e))?;
         for marker in self.markers()? {
-            while read(&marker).is_ok_and(|id| id != boot) {
+            while is_of_another_boot(&marker, &boot) {
                 if self.decide(&marker)? {
                     break;
                 }
@@ -61,16 +86,23 @@ impl Store {
         Ok(())
     }
 
+    /// Whether layers may not be on the disk yet.
+    pub(super) fn has_unsettled(&self) -> bool {
+        self.markers().is_ok_and(|markers| !markers.is_empty())
+    }
+
     /// Removes a marker, and its layer unless that is whole; `false` if another process is at it.
     fn decide(&self, marker: &Path) -> Result<bool> {
-        let name = marker.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Ok(diff_id) = name.replacen('-', ":", 1).parse::<Digest>() {
+        if let Some(diff_id) = diff_id_of(marker) {
             let Some(ingest) = self.lock_ingest(&diff_id)? else {
                 return Ok(false);
             };
-            let whole = verify_layer(&self.layer_dir(&diff_id), &diff_id)
-                .is_ok_and(|report| report.is_sound() && report.rehash == Rehash::Equal)
-                && has_whole_list(&self.layer_dir(&diff_id));
+            let dir = self.layer_dir(&diff_id);
+            let whole = match verify_layer(&dir, &diff_id) {
+                Ok(report) => report.is_sound() && report.rehash == Rehash::Equal && has_whole_list(&dir),
+                Err(error) if is_of_layer(&error) => false,
+                Err(error) => return Err(error),
+            };
             tracing::debug!(%diff_id, whole, "the host went down before this layer was known to be on the disk");
             if !whole {
                 ingest.revoke()?;
@@ -98,18 +130,25 @@ impl Store {
     /// # Errors
     /// `DiskFull`, `Host`.
     pub fn settle(&self) -> Result<()> {
-        let markers = self.markers()?;
+        let read = |path: PathBuf| read(&path).ok().map(|text| (path, text));
+        let markers: Vec<(PathBuf, String)> = self.markers()?.into_iter().filter_map(read).collect();
         if markers.is_empty() {
             return Ok(());
         }
         let root =
             File::open(&self.root).map_err(|e| Error::host(format!("open {}", self.root.display()), e))?;
         rustix::fs::syncfs(&root).map_err(|e| Error::host(format!("syncfs {}", self.root.display()), e))?;
-        for marker in markers {
-            // Another process may have been faster; one too many costs a pull after a crash.
+        // One that stays has the layer hashed again after the next boot, and nothing worse.
+        markers.iter().for_each(|(marker, text)| Self::remove_settled(marker, text));
+        Ok(())
+    }
+
+    /// Removes a marker, unless its layer has been made anew since it was read.
+    fn remove_settled(marker: &Path, text: &str) {
+        // A layer cannot be removed and made again between these two.
+        if read(marker).is_ok_and(|now| now == text) {
             let _ = std::fs::remove_file(marker);
         }
-        Ok(())
     }
 
     /// Has [`Store::settle`] done in a while, once for all that comes until then. A process that ends

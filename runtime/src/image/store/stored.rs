@@ -18,7 +18,7 @@ impl Store {
         let lease = self.lease(&record.parts())?;
         let Some(configuration) = self.complete(&record) else { return Ok(None) };
         // Its use is noted where that is possible: the image is there all the same.
-        let _ = self.put_record(&record);
+        let _ = self.note_use(&record);
         Ok(Some(Image {
             name: record.name,
             digest: record.manifest,

@@ -18,7 +18,7 @@ use super::path::{self, Place, Root, file_type, show};
 use super::recipe::{Recipe, Tap};
 use super::sparse::Sparse;
 use super::whiteout::{self, Whiteout, Whiteouts};
-use crate::image::limits::{self, Budget};
+use crate::image::limits::{self, Flow};
 use crate::{Error, Result};
 
 const COPY_BYTES: usize = 256 << 10;
@@ -28,29 +28,30 @@ const MAX_TARGET_BYTES: u64 = limits::MAX_PATH_BYTES - 1;
 const WHITEOUT_OVERHEAD: usize = 64;
 
 /// Unpacks all entries of an archive below the empty directory `root`, and reads what follows them
-/// to the end. With a `recipe`, writes down how to put the archive together again.
+/// to the end. With a `recipe`, writes down how to put the archive together again. Tells
+/// whether a name came twice, which makes that impossible.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DiskFull`, `Host`, or what `archive` wrapped
 /// into its `io::Error`.
 pub(super) fn extract(
     archive: &mut impl Read,
-    budget: &Budget,
+    flow: &Flow<'_>,
     root: OwnedFd,
     mut recipe: Option<Recipe>,
-) -> Result<()> {
+) -> Result<bool> {
     let beside = recipe.as_mut().and_then(Recipe::take_beside);
     let mut entries = Entries::new(Tap::new(archive, recipe));
-    let mut extractor = Extractor::new(root, budget)?;
+    let mut extractor = Extractor::new(root, flow)?;
     while let Some(entry) = entries.next()? {
-        budget.entry()?;
+        flow.entry()?;
         extractor.entry(&entry, &mut entries)?;
     }
     // What follows the archive's end belongs to its digest as well.
     std::io::copy(entries.reader(), &mut std::io::sink()).map_err(|e| broken(e, "archive in a layer"))?;
     let replaced = extractor.root.replaced();
     extractor.finish(beside)?;
-    entries.into_reader().finish(replaced)
+    entries.into_reader().finish(replaced).map(|()| replaced)
 }
 
 struct Extractor<'a> {
@@ -61,13 +62,12 @@ struct Extractor<'a> {
     /// Whether a directory has a default ACL, which a later entry of the same directory takes away.
     default_acls: bool,
     whiteouts: Whiteouts,
-    whiteout_bytes: u64,
-    budget: &'a Budget,
+    flow: &'a Flow<'a>,
     buffer: Vec<u8>,
 }
 
 impl<'a> Extractor<'a> {
-    fn new(root: OwnedFd, budget: &'a Budget) -> Result<Self> {
+    fn new(root: OwnedFd, flow: &'a Flow<'a>) -> Result<Self> {
         meta::plain_root(&root)?;
         implied::mark_root(&root)?;
         Ok(Self {
@@ -76,8 +76,7 @@ impl<'a> Extractor<'a> {
             journal: Journal::default(),
             default_acls: false,
             whiteouts: Whiteouts::default(),
-            whiteout_bytes: 0,
-            budget,
+            flow,
             buffer: vec![0; COPY_BYTES],
         })
     }
@@ -115,8 +114,7 @@ impl<'a> Extractor<'a> {
 
     fn count_whiteout(&mut self, path: &Path) -> Result<()> {
         let bytes = (path.as_os_str().len() + WHITEOUT_OVERHEAD) as u64;
-        self.whiteout_bytes += bytes;
-        self.budget.whiteout(bytes)
+        self.flow.whiteout(bytes)
     }
 
     /// Keeps what is done to a directory at the end.
@@ -299,7 +297,7 @@ impl<'a> Extractor<'a> {
 
     fn finish(mut self, beside: Option<OwnedFd>) -> Result<()> {
         self.whiteouts.apply(&mut self.root)?;
-        self.budget.whiteouts_done(self.whiteout_bytes);
+        self.flow.whiteouts_done();
         implied::finish(&mut self.root, beside)?;
         let (root, acls) = (&mut self.root, self.default_acls);
         self.journal.replay(|note| finish_directory(root, &note, acls))?;

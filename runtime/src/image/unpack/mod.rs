@@ -84,8 +84,17 @@ impl Expected {
     }
 }
 
-/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. Gives the
-/// bytes of its archive. With a `recipe`, writes down what `image verify` needs.
+/// What came of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unpacking {
+    /// Bytes of its archive.
+    pub(crate) archive_bytes: u64,
+    /// Whether a name came twice, so that the archive cannot be put together again from its files.
+    pub(crate) replaced: bool,
+}
+
+/// Unpacks one layer into the empty directory `root` and verifies its size and both digests. With a
+/// `recipe`, writes down what `image verify` needs.
 ///
 /// # Errors
 /// `CorruptImage`, `InvalidImage`, `LimitExceeded`, `DigestMismatch`, `DiskFull`, `Host`, or what
@@ -96,15 +105,29 @@ pub(crate) fn unpack(
     budget: &Budget,
     root: OwnedFd,
     recipe: Option<Recipe>,
-) -> Result<u64> {
+) -> Result<Unpacking> {
     let flow = Flow::new(budget);
-    let mut packed = Packed::new(input, expected, &flow);
-    match unpack_stream(&mut packed, expected, (budget, &flow), root, recipe) {
-        Ok((unpacked, bytes)) => {
+    let made = unpack_counted(input, expected, &flow, root, recipe);
+    if made.is_err() {
+        flow.give_back();
+    }
+    made
+}
+
+fn unpack_counted(
+    input: impl Read + Send,
+    expected: &Expected,
+    flow: &Flow<'_>,
+    root: OwnedFd,
+    recipe: Option<Recipe>,
+) -> Result<Unpacking> {
+    let mut packed = Packed::new(input, expected, flow);
+    match unpack_stream(&mut packed, expected, flow, root, recipe) {
+        Ok((unpacked, made)) => {
             packed.finish()?;
             let what = format!("archive in {}", expected.name());
             let verified = expected.diff_id.verify_hash(unpacked, &what);
-            verified.map(|()| bytes).map_err(|e| unlike_configuration(e, expected))
+            verified.map(|()| made).map_err(|e| unlike_configuration(e, expected))
         }
         // Wrong bytes are the registry's fault and not the image's: see which of both it is.
         Err(error) if matches!(error.kind(), ErrorKind::CorruptImage | ErrorKind::InvalidImage) => {
@@ -120,17 +143,17 @@ pub(crate) fn unpack(
 fn unpack_stream(
     packed: &mut (impl Read + Send),
     expected: &Expected,
-    bounds: (&Budget, &Flow<'_>),
+    flow: &Flow<'_>,
     root: OwnedFd,
     recipe: Option<Recipe>,
-) -> Result<(super::digest::Hasher, u64)> {
+) -> Result<(super::digest::Hasher, Unpacking)> {
     std::thread::scope(|scope| {
         let (inlet, outlet) = pipe::pipe();
         let inflater = std::thread::Builder::new()
             .name("skiff-inflate".into())
             .spawn_scoped(scope, || inflate(packed, expected, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
-        let unpacked = write_files(outlet, expected, bounds, root, recipe);
+        let unpacked = write_files(outlet, expected, flow, root, recipe);
         // The outlet is gone, so the thread ends even if it has more.
         inflater.join().map_err(|_| Error::new(ErrorKind::Internal, "inflating a layer panicked"))?;
         unpacked
@@ -147,13 +170,14 @@ fn inflate(packed: &mut impl Read, expected: &Expected, inlet: pipe::Inlet) {
 fn write_files(
     archive: impl Read,
     expected: &Expected,
-    (budget, flow): (&Budget, &Flow<'_>),
+    flow: &Flow<'_>,
     root: OwnedFd,
     recipe: Option<Recipe>,
-) -> Result<(super::digest::Hasher, u64)> {
+) -> Result<(super::digest::Hasher, Unpacking)> {
     let mut unpacked = Unpacked::new(archive, expected.diff_id.algorithm(), flow);
-    extract::extract(&mut unpacked, budget, root, recipe).map_err(|e| within(e, expected))?;
-    Ok(unpacked.finish())
+    let replaced = extract::extract(&mut unpacked, flow, root, recipe).map_err(|e| within(e, expected))?;
+    let (hasher, archive_bytes) = unpacked.finish();
+    Ok((hasher, Unpacking { archive_bytes, replaced }))
 }
 
 /// Where the packed bytes have been verified, an archive of another DiffID is the image's fault: its

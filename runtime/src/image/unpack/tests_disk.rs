@@ -243,7 +243,13 @@ fn memory_does_not_grow_with_the_number_of_directories() {
         let root = OwnedFd::from(fs::File::open(dir.path().join("fs")).unwrap());
         let recipe = Recipe::new(fs::File::create(dir.path().join("recipe")).unwrap()).unwrap();
         let mut archive = Directories { left: count, block: Vec::new(), at: 0 };
-        super::extract::extract(&mut archive, &Budget::new(Limits::default()), root, Some(recipe)).unwrap();
+        super::extract::extract(
+            &mut archive,
+            &Flow::new(&Budget::new(Limits::default())),
+            root,
+            Some(recipe),
+        )
+        .unwrap();
     };
     unpack(1);
     let before = peak_kib();
@@ -264,9 +270,9 @@ fn whiteouts_have_a_budget() {
     let budget = Budget::new(Limits::default());
     let dir = tempfile::tempdir().unwrap();
     let root = || OwnedFd::from(fs::File::open(dir.path()).unwrap());
-    budget.whiteout(crate::image::limits::MAX_WHITEOUT_BYTES - 150).unwrap();
-    let error =
-        super::extract::extract(&mut &archive[..], &budget, root(), None).expect_err("three are too many");
+    Flow::new(&budget).whiteout(crate::image::limits::MAX_WHITEOUT_BYTES - 150).unwrap();
+    let error = super::extract::extract(&mut &archive[..], &Flow::new(&budget), root(), None)
+        .expect_err("three are too many");
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
 }
 

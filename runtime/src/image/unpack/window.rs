@@ -11,7 +11,7 @@ const MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// RFC 8878, section 3.1.2: 0x184D2A50 to 0x184D2A5F; zstd:chunked images begin with one.
 const SKIPPABLE_TAIL: &[u8] = &[0x2a, 0x4d, 0x18];
 /// Bytes that [`of`] looks at.
-pub(super) const HEAD_BYTES: usize = 6;
+pub(super) const HEAD_BYTES: usize = 18;
 
 /// Windows of all decoders together, and the largest of one: what `zstd --ultra -20` makes, four
 /// times what the specification asks of decoders (RFC 8878, section 3.1.1.1.2).
@@ -32,14 +32,23 @@ pub(super) fn of(head: &[u8]) -> Option<Window> {
         return Some(Window(1 << USUAL_LOG));
     }
     let rest = head.strip_prefix(MAGIC)?;
-    let has_window = rest.first().is_some_and(|descriptor| descriptor & 0x20 == 0);
-    let &[_, window, ..] = rest else { return Some(Window(1 << USUAL_LOG)) };
-    if !has_window {
-        // A frame with its size instead: small, and frames of other kinds may follow.
-        return Some(Window(1 << USUAL_LOG));
+    let &[descriptor, window, ..] = rest else { return Some(Window(1 << USUAL_LOG)) };
+    if descriptor & 0x20 != 0 {
+        // A frame that is its own window; frames of other kinds may follow.
+        return Some(Window(content_size(rest).unwrap_or_default().max(1 << USUAL_LOG)));
     }
     let base = 1u64 << (10 + (window >> 3));
     Some(Window(base + base / 8 * u64::from(window & 7)))
+}
+
+/// The size of a frame's content (RFC 8878, section 3.1.1.1.4), from its descriptor on.
+fn content_size(header: &[u8]) -> Option<u64> {
+    let descriptor = usize::from(*header.first()?);
+    let dictionary = [0, 1, 2, 4][descriptor & 3];
+    let length = [1, 2, 4, 8][descriptor >> 6];
+    let field = header.get(1 + dictionary..1 + dictionary + length)?;
+    let number = field.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    Some(if length == 2 { number + 256 } else { number })
 }
 
 static HELD: Mutex<u64> = Mutex::new(0);
@@ -115,6 +124,15 @@ mod tests {
         assert_eq!(of(b""), None);
         assert_eq!(of(&MAGIC[..3]), None);
         assert_eq!(of(MAGIC), Some(Window(1 << USUAL_LOG)));
+    }
+
+    #[test]
+    fn a_frame_may_be_its_own_window() {
+        for (bytes, log) in [(100, 23), (70_000, 23), (12 << 20, 24)] {
+            let packed = zstd::bulk::compress(&vec![7; bytes], 20).expect("packed");
+            let Window(window) = of(&packed).expect("zstd");
+            assert_eq!(window.next_power_of_two().trailing_zeros(), log, "{bytes}");
+        }
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub(super) async fn open(state_dir: std::path::PathBuf) -> Result<Arc<Store>, Fa
 }
 
 pub(super) fn text(image: &Image) -> String {
-    format!("{} {} layers, {}", image.digest, image.layers.len(), bytes(image.packed_bytes))
+    format!("{} {} layers, {}", image.digest, image.layer_count(), bytes(image.packed_bytes))
 }
 
 pub(super) fn value(image: &Image) -> Value {
@@ -104,7 +104,7 @@ pub(super) fn value(image: &Image) -> Value {
     json!({
         "name": image.name,
         "digest": image.digest,
-        "layers": image.layers.len(),
+        "layers": image.layer_count(),
         "packed_bytes": image.packed_bytes,
         "timings": {
             "resolve_ms": ms(image.timings.resolve),
