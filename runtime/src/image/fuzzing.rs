@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use reqwest::Url;
 use serde_json::Value;
@@ -127,7 +127,7 @@ fn documents(bytes: &[u8], path: &Path) {
     // Docker's configuration names programs, which are not to be run here. Escapes could hide that.
     let calls_helpers = bytes.windows(4).any(|window| window == b"cred" || window[0] == b'\\');
     if !calls_helpers && std::fs::write(path, bytes).is_ok() {
-        hidden(&credentials::docker::from_docker(path, "r.example"));
+        hidden(&credentials::docker::from_docker(path, "r.example", Duration::ZERO));
     }
 }
 

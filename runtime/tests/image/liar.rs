@@ -272,6 +272,21 @@ async fn credentials_stay_with_the_registry() {
 }
 
 #[tokio::test]
+async fn the_case_of_the_host_does_not_keep_credentials_back() {
+    let place = Place::new();
+    let (layout, descriptor, _, _) = image(&place);
+    let liar = Liar::start().await;
+    let name = liar.serve_image(&layout, &descriptor).replace("127.0.0.1", "LocalHost");
+    let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
+    let challenge = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", b"");
+    liar.say("/v2/x/manifests/1", &[challenge, good]);
+    place.pull_with(&name, &with_password()).await.unwrap();
+    let manifests = liar.requests("/manifests/");
+    assert!(!manifests[0].contains("authorization"), "not before it asks");
+    assert!(manifests[1].contains("authorization: Basic dXNlcjpzM2NyZXQ="), "{}", manifests[1]);
+}
+
+#[tokio::test]
 async fn tokens_and_foreign_realms() {
     let place = Place::new();
     let (layout, descriptor, _, _) = image(&place);

@@ -60,6 +60,10 @@ async fn damage_is_found_told_and_repaired() {
         assert_eq!(report.damages[0].part.starts_with("document"), what == "document", "{report:?}");
         let report = verify(&place.store, &[], true);
         assert!(report.damages.iter().all(|damage| damage.removed), "{what}: {report:?}");
+        let lost: &[String] =
+            if what == "document" { &report.incomplete } else { std::slice::from_ref(&source) };
+        assert_eq!(report.incomplete, lost, "{what}");
+        assert_eq!(report.is_sound(), lost.is_empty(), "{what}: {report:?}");
         let left = verify(&place.store, &[], false);
         assert!(left.damages.is_empty(), "{what}: {left:?}");
         let image = place.pull(&source).await.unwrap();
@@ -83,4 +87,52 @@ async fn what_is_missing_or_cannot_be_told_is_said() {
     fs::remove_dir_all(&layer).unwrap();
     let report = verify(&place.store, &[], false);
     assert_eq!((report.incomplete.as_slice(), report.is_sound()), (&[source][..], false));
+}
+
+/// Something mounted over a file, until this is dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_damage() {
+    let place = Place::new();
+    let (_, source) = Layout::small(&place.path("layout"));
+    let image = place.pull(&source).await.unwrap();
+    let layer = image.layers[0].parent().unwrap().to_owned();
+    drop(image);
+    // The first page of a process: reading it is EIO.
+    let unreadable = format!("/proc/{}/mem", std::process::id());
+    for part in ["recipe", "fs/etc/one"] {
+        let over = layer.join(part);
+        rustix::mount::mount_bind(&unreadable, &over).unwrap();
+        let _mounted = Mounted(over);
+        let report = verify(&place.store, &[], false);
+        assert_eq!((report.layers, report.damages.len()), (3, 1), "{part}: {report:?}");
+        if part == "recipe" {
+            assert!(report.damages[0].what.contains("Input/output error"), "{report:?}");
+        }
+        assert!(!report.is_sound());
+    }
+    assert!(verify(&place.store, &[], false).is_sound());
+}
+
+#[tokio::test]
+async fn more_images_than_descriptors() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    const IMAGES: usize = 100;
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    for number in 0..IMAGES {
+        let archive = tar(&[("one", &number.to_string())]);
+        let image = layout.image(&[(TAR, archive.clone(), archive)], "amd64");
+        place.pull(&layout.index(&[("x", image)])).await.unwrap();
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(64) }).unwrap();
+    let report = verify(&place.store, &[], false);
+    assert_eq!((report.images, report.layers, report.is_sound()), (IMAGES, IMAGES, true));
 }

@@ -114,7 +114,8 @@ impl Provider {
             && !given
             && let Some(config) = docker::docker_config_file()
         {
-            let find = move || docker::from_docker(&config, &registry).map(Lease::lasting);
+            let limit = self.times.helper;
+            let find = move || docker::from_docker(&config, &registry, limit);
             return crate::image::blocking(find).await;
         }
         Ok(Lease::lasting(Credentials::Anonymous))

@@ -97,7 +97,7 @@ impl Maker<'_> {
     fn host(&mut self, entry: Entry, mirror: bool) -> Result<Host> {
         let name = host_and_port(&entry.url);
         let registry = self.reference.registry();
-        let home = name == self.reference.host() || name == registry;
+        let home = self.is_home(&entry.url, mirror);
         let known_as = if home { registry } else { &name };
         let mut tls = entry.tls;
         if home && tls.identity.is_none() {
@@ -129,6 +129,14 @@ impl Maker<'_> {
         })
     }
 
+    /// Whether this is the reference's registry itself, whose credentials and certificate it may have.
+    /// A mirror must have the scheme that was asked for; that of a `server` is the file's choice.
+    fn is_home(&self, url: &Url, mirror: bool) -> bool {
+        let asked = if self.options.plain_http { "http" } else { "https" };
+        let scheme = if mirror { asked } else { url.scheme() };
+        [self.reference.host(), self.reference.registry()].iter().any(|name| is_at(url, scheme, name))
+    }
+
     /// Connections without a certificate of this host.
     fn away(&mut self, tls: &Tls) -> Result<reqwest::Client> {
         if tls.ca_files != self.options.ca_files {
@@ -146,7 +154,15 @@ impl Maker<'_> {
     }
 }
 
-/// `HOST[:PORT]`, as a reference has it.
+/// Whether `url` has this scheme, and host and port of `name` (`HOST[:PORT]`). A default port may be
+/// written or not, and the case of the host does not matter.
+fn is_at(url: &Url, scheme: &str, name: &str) -> bool {
+    let Ok(wanted) = Url::parse(&format!("{scheme}://{name}")) else { return false };
+    let place = |url: &Url| (url.host_str().map(str::to_ascii_lowercase), url.port_or_known_default());
+    url.scheme() == scheme && url.has_host() && place(url) == place(&wanted)
+}
+
+/// `HOST[:PORT]` without a default port, the host in lower case.
 fn host_and_port(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))

@@ -80,6 +80,50 @@ fn the_registrys_own_file_wins_over_the_default() {
     assert_eq!(find(dir.path(), "other").expect("default").mirrors.len(), 1);
 }
 
+#[test]
+fn the_registry_is_known_by_host_port_and_scheme() {
+    let is = |url: &str, scheme: &str, name: &str| is_at(&Url::parse(url).expect(url), scheme, name);
+    for (url, scheme, name) in [
+        ("https://r.example", "https", "r.example"),
+        ("https://r.example", "https", "r.example:443"),
+        ("https://r.example:443", "https", "r.example"),
+        ("http://r.example", "http", "r.example:80"),
+        ("https://r.example:5000", "https", "R.Example:5000"),
+        ("https://R.EXAMPLE/v2", "https", "r.example"),
+        ("https://[::1]:5000", "https", "[::1]:5000"),
+    ] {
+        assert!(is(url, scheme, name), "{url} is {name}");
+    }
+    for (url, scheme, name) in [
+        ("https://other.example", "https", "r.example"),
+        ("https://r.example.evil", "https", "r.example"),
+        ("https://r.example:5000", "https", "r.example"),
+        ("https://r.example", "https", "r.example:80"),
+        ("https://r.example:80", "https", "r.example"),
+        ("http://r.example", "https", "r.example"),
+        ("http://r.example:443", "https", "r.example:443"),
+        ("https://r.example:80", "http", "r.example"),
+        ("http://r.example:443", "http", "r.example"),
+        ("https://r.example", "https", ""),
+    ] {
+        assert!(!is(url, scheme, name), "{url} is not {name}");
+    }
+}
+
+#[test]
+fn a_mirror_of_another_scheme_or_host_is_not_the_registry() {
+    let crate::image::Source::Registry(reference) = "R.example:443/x:1".parse().expect("reference") else {
+        panic!("a registry")
+    };
+    let options = PullOptions::default();
+    let maker = Maker { reference: &reference, options: &options, proxies: Proxies::default(), common: None };
+    let home = |url: &str, mirror| maker.is_home(&Url::parse(url).expect(url), mirror);
+    assert!(home("https://r.example", true) && home("https://r.example", false));
+    assert!(!home("http://r.example:443", true) && !home("http://r.example", true));
+    assert!(!home("http://r.example", false) && !home("https://other.example", false));
+    assert!(home("http://r.example:443", false), "the file says so");
+}
+
 proptest::proptest! {
     #[test]
     fn any_text_is_read_or_refused(text: String) {

@@ -1,14 +1,16 @@
 //! Hashing again all that is here.
 //!
-//! Images are leased while they are looked at. Damaged parts are removed when these leases are given
-//! back, and only what nobody else holds.
+//! Each image is leased while its parts are looked at, one at a time: a lease is an open file. Damaged
+//! parts are removed after that, and only what nobody holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::catalog::unique;
-use super::lease::{Lease, Parts};
+use super::lease::Parts;
 use super::{Store, gc, remove};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::unpack::{RECIPE, Rehash, verify_layer};
@@ -62,7 +64,8 @@ pub struct VerifyReport {
     pub documents: usize,
     /// What is wrong.
     pub damages: Vec<Damage>,
-    /// Names (or digests) of images that lack parts; they are pulled again when they are asked for.
+    /// Names (or digests) of images that lack parts, also those that lost one to the repair; they are
+    /// pulled again when they are asked for.
     pub incomplete: Vec<String>,
     /// DiffIDs of layers that cannot be hashed again: an older version of Skiff made them, or their
     /// archive names a file twice.
@@ -70,19 +73,59 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether all is as it should be, or was made so.
+    /// Whether all is as it should be: no image lacks a part, and what was damaged has been removed.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.incomplete.is_empty() && self.damages.iter().all(|damage| damage.removed)
     }
 }
 
-/// The parts to look at, and what keeps them.
+/// The images, and those parts of them that have not been looked at.
 struct Work {
+    /// By digest, with their names.
     images: BTreeMap<String, (String, Parts)>,
     layers: BTreeSet<String>,
     documents: BTreeSet<String>,
-    leases: Vec<Lease>,
+}
+
+/// Looks at parts, and notes what it finds.
+struct Look<'a> {
+    store: &'a Store,
+    observer: Option<&'a Observer>,
+    report: VerifyReport,
+    all: usize,
+}
+
+impl Look<'_> {
+    fn document(&mut self, digest: &str) -> Result<()> {
+        let part = format!("document {digest}");
+        if let Some(what) = self.store.check_document(digest)? {
+            self.report.damages.push(Damage { part: part.clone(), what, removed: false });
+        }
+        self.report.documents += 1;
+        self.tell(&part);
+        Ok(())
+    }
+
+    fn layer(&mut self, diff_id: &str) -> Result<()> {
+        let part = format!("layer {diff_id}");
+        match self.store.check_layer(diff_id)? {
+            Found::Sound => {}
+            Found::Unverifiable => self.report.unverifiable.push(diff_id.to_owned()),
+            Found::Damaged(what) => {
+                self.report.damages.push(Damage { part: part.clone(), what, removed: false });
+            }
+        }
+        self.report.layers += 1;
+        self.tell(&part);
+        Ok(())
+    }
+
+    fn tell(&self, part: &str) {
+        if let Some(observer) = self.observer {
+            observer(part, self.report.documents + self.report.layers, self.all);
+        }
+    }
 }
 
 impl Store {
@@ -92,49 +135,48 @@ impl Store {
     /// # Errors
     /// `ImageNotFound`, `InvalidReference`, `DiskFull` (leases are files), `Host`. Damage is no error.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
-        let work = self.work(&options.images)?;
-        let all = work.layers.len() + work.documents.len();
-        let mut done = 0;
-        let mut tell = |part: &str| {
-            done += 1;
-            if let Some(observer) = &options.observer {
-                observer(part, done, all);
-            }
+        let Work { images, mut layers, mut documents } = self.work(&options.images)?;
+        let mut look = Look {
+            store: self,
+            observer: options.observer.as_ref(),
+            report: VerifyReport { images: images.len(), ..VerifyReport::default() },
+            all: layers.len() + documents.len(),
         };
-        let mut report = VerifyReport { images: work.images.len(), ..VerifyReport::default() };
-        for digest in &work.documents {
-            let part = format!("document {digest}");
-            if let Some(wrong) = self.check_document(digest)? {
-                report.damages.push(Damage { part: part.clone(), what: wrong, removed: false });
-            }
-            report.documents += 1;
-            tell(&part);
-        }
-        for diff_id in &work.layers {
-            let part = format!("layer {diff_id}");
-            match self.check_layer(diff_id)? {
-                Found::Sound => {}
-                Found::Unverifiable => report.unverifiable.push(diff_id.clone()),
-                Found::Damaged(what) => {
-                    report.damages.push(Damage { part: part.clone(), what, removed: false });
+        for (_, parts) in images.values() {
+            let _lease = self.lease(parts)?;
+            for digest in [&parts.manifest, &parts.config] {
+                if documents.remove(digest) {
+                    look.document(digest)?;
                 }
             }
-            report.layers += 1;
-            tell(&part);
-        }
-        for (name, parts) in work.images.values() {
-            if !self.has_all(parts) {
-                report.incomplete.push(name.clone());
+            for diff_id in &parts.diff_ids {
+                if layers.remove(diff_id) {
+                    look.layer(diff_id)?;
+                }
             }
         }
-        drop(work.leases);
+        // Those of no image.
+        documents.iter().try_for_each(|digest| look.document(digest))?;
+        layers.iter().try_for_each(|diff_id| look.layer(diff_id))?;
+        let mut report = look.report;
         if options.repair && !report.damages.is_empty() {
             self.repair(&mut report.damages)?;
         }
+        report.incomplete = self.incomplete(&images)?;
         Ok(report)
     }
 
-    /// Leases the images and lists their parts, or everything.
+    /// Names of those images that are still here and lack parts.
+    fn incomplete(&self, images: &BTreeMap<String, (String, Parts)>) -> Result<Vec<String>> {
+        let alone = self.hold_alone()?;
+        let here = self.snapshot(&alone)?.images;
+        let lacking = images
+            .iter()
+            .filter(|(digest, (_, parts))| here.contains_key(digest.as_str()) && !self.has_all(parts));
+        Ok(lacking.map(|(_, (name, _))| name.clone()).collect())
+    }
+
+    /// Lists the images and their parts, or everything.
     fn work(&self, images: &[String]) -> Result<Work> {
         let snapshot = {
             let alone = self.hold_alone()?;
@@ -145,18 +187,12 @@ impl Store {
             chosen.insert(remove::find(&snapshot, image)?.digest);
         }
         let (mut layers, mut documents) = (BTreeSet::new(), BTreeSet::new());
-        let mut work = Work {
-            images: BTreeMap::new(),
-            layers: BTreeSet::new(),
-            documents: BTreeSet::new(),
-            leases: vec![],
-        };
+        let mut work = Work { images: BTreeMap::new(), layers: BTreeSet::new(), documents: BTreeSet::new() };
         for (digest, entry) in &snapshot.images {
             if !images.is_empty() && !chosen.contains(digest) {
                 continue;
             }
             let parts = entry.record.parts();
-            work.leases.push(self.lease(&parts)?);
             layers.extend(unique(&parts.diff_ids).into_iter().map(str::to_owned));
             documents.extend([parts.manifest.clone(), parts.config.clone()]);
             let name = entry.names.first().map_or_else(|| digest.clone(), |(name, _)| name.clone());
@@ -180,7 +216,10 @@ impl Store {
         let mut file = match std::fs::File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::host(format!("open {}", path.display()), e)),
+            Err(e) => {
+                let error = Error::host(format!("open {}", path.display()), e);
+                return if is_damage(&error) { Ok(Some(error.chain())) } else { Err(error) };
+            }
         };
         let mut hasher = Hasher::new(digest.algorithm());
         let mut buffer = vec![0; 64 << 10];
@@ -202,7 +241,7 @@ impl Store {
         let dir = self.layer_dir(&diff_id);
         let found = check_files(&dir, &diff_id);
         // A layer of no image may have been collected meanwhile.
-        if dir.exists() { found } else { Ok(Found::Sound) }
+        if matches!(dir.try_exists(), Ok(false)) { Ok(Found::Sound) } else { found }
     }
 
     /// Whether the configuration says what the record says, and all layers are there.
@@ -259,12 +298,12 @@ fn check_files(dir: &Path, diff_id: &Digest) -> Result<Found> {
     if !dir.join("fs").is_dir() {
         return Ok(Found::Damaged("it has no directory fs".into()));
     }
-    if !dir.join(RECIPE).exists() {
+    if matches!(dir.join(RECIPE).try_exists(), Ok(false)) {
         return Ok(Found::Unverifiable);
     }
     let report = match verify_layer(dir, diff_id) {
         Ok(report) => report,
-        Err(e) if e.kind() == crate::ErrorKind::CorruptImage => return Ok(Found::Damaged(e.chain())),
+        Err(e) if is_damage(&e) => return Ok(Found::Damaged(e.chain())),
         Err(e) => return Err(e),
     };
     Ok(match (report.difference, report.rehash) {
@@ -275,4 +314,47 @@ fn check_files(dir: &Path, diff_id: &Digest) -> Result<Found> {
         (None, Rehash::Impossible) => Found::Unverifiable,
         (None, Rehash::Equal) => Found::Sound,
     })
+}
+
+/// Whether an error tells of the part and not of the host: what is written there is wrong, or the
+/// disk or filesystem has lost it.
+fn is_damage(error: &Error) -> bool {
+    const LOST: [Errno; 3] = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
+    if error.kind() == crate::ErrorKind::CorruptImage {
+        return true;
+    }
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let errno = io.and_then(Errno::from_io_error).or_else(|| cause.downcast_ref().copied());
+        if errno.is_some_and(|errno| LOST.contains(&errno)) {
+            return true;
+        }
+        // What an `io::Error` wraps is not its source.
+        next = match io.and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_has_lost_is_damage() {
+        for errno in [Errno::IO, Errno::UCLEAN, Errno::BADMSG] {
+            let error = Error::host("read the file x", errno);
+            assert!(is_damage(&error) && error.chain().contains("read the file x: "), "{error:?}");
+            let wrapped = Error::host("hash the archive", std::io::Error::other(error));
+            assert!(is_damage(&wrapped), "{wrapped:?}");
+            assert!(is_damage(&Error::new(crate::ErrorKind::InvalidImage, "an entry").because(errno)));
+        }
+        for errno in [Errno::MFILE, Errno::NOMEM, Errno::ACCESS, Errno::NOSPC] {
+            assert!(!is_damage(&Error::host("read the file x", errno)), "{errno:?}");
+        }
+        assert!(!is_damage(&Error::new(crate::ErrorKind::Internal, "a defect")));
+    }
 }

@@ -315,7 +315,7 @@ Examples:
   skiff image verify --repair
 
 Exit codes:
-  0  nothing is wrong, or all that was wrong has been removed
+  0  nothing is wrong, or all that was wrong has been removed and no image lacks it
   2  bad usage
   3  something is damaged or missing, an image is not there, or the host failed
 
