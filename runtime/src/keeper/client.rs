@@ -26,6 +26,8 @@ const BINARY: &str = "skiff-keeper";
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the daemon waits for the keeper to tell of a start.
 const DEADLINE_GRACE: Duration = Duration::from_secs(15);
+/// Attempts at sealing the keeper's copy; the kernel itself waits some time in each.
+const SEAL_TRIES: u32 = 20;
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a container ended, and what it used until then.
@@ -283,9 +285,21 @@ fn sealed_copy(path: &Path) -> io::Result<File> {
     let mut copy = File::from(created?);
     io::copy(&mut from, &mut copy)?;
     copy.rewind()?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    seal(&copy)?;
     Ok(copy)
+}
+
+/// Takes away everybody's right to write. The kernel refuses that while it holds pages of the file
+/// itself (EBUSY, fcntl(2)), as it does for a moment when it moves memory about.
+fn seal(copy: &File) -> io::Result<()> {
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    let mut tries = 0;
+    loop {
+        match rustix::fs::fcntl_add_seals(copy, seals) {
+            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
+            other => return Ok(other?),
+        }
+    }
 }
 
 async fn next(socket: &UnixStream) -> io::Result<Option<(FromKeeper, Vec<OwnedFd>)>> {
