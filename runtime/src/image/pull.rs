@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(25);
 impl Store {
     /// Brings an image into the store, or finds it there. Any number of calls may run at once, in
     /// this and other processes: each layer is fetched once. Dropping the future stops the pull and
-    /// removes layers that are not complete.
+    /// removes layers that are not complete; packed bytes of large ones are kept for the next.
     ///
     /// Needs a tokio runtime with time and network.
     ///

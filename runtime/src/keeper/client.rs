@@ -26,8 +26,9 @@ const BINARY: &str = "skiff-keeper";
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the daemon waits for the keeper to tell of a start.
 const DEADLINE_GRACE: Duration = Duration::from_secs(15);
-/// Attempts at sealing the keeper's copy; the kernel itself waits some time in each.
+/// Attempts at sealing the keeper's copy after the first, and the wait before each.
 const SEAL_TRIES: u32 = 20;
+const SEAL_WAIT: Duration = Duration::from_millis(5);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a container ended, and what it used until then.
@@ -289,14 +290,17 @@ fn sealed_copy(path: &Path) -> io::Result<File> {
     Ok(copy)
 }
 
-/// Takes away everybody's right to write. The kernel refuses that while it holds pages of the file
-/// itself (EBUSY, fcntl(2)), as it does for a moment when it moves memory about.
+/// Takes away everybody's right to write. A busy host's kernel was once seen to refuse that (EBUSY),
+/// although nobody else has the file; why is not known, so it is asked again for a moment.
 fn seal(copy: &File) -> io::Result<()> {
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let mut tries = 0;
     loop {
         match rustix::fs::fcntl_add_seals(copy, seals) {
-            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
+            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => {
+                tries += 1;
+                std::thread::sleep(SEAL_WAIT);
+            }
             other => return Ok(other?),
         }
     }

@@ -145,7 +145,7 @@ impl Store {
 
     /// Removes a marker, unless its layer has been made anew since it was read.
     fn remove_settled(marker: &Path, text: &str) {
-        // A layer cannot be removed and made again between these two.
+        // Between these two a layer would have to be removed, fetched again and unpacked.
         if read(marker).is_ok_and(|now| now == text) {
             let _ = std::fs::remove_file(marker);
         }
