@@ -15,12 +15,15 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::cgroup::{Group, Hierarchy};
+use crate::rootfs::quota::remove_area;
 use crate::{Error, ErrorKind, Result};
 
 const LOCK: &str = "lock";
 const MOUNT_POINT: &str = "mnt";
 /// Paths of sockets elsewhere that belong to the run, one per line.
 const SOCKETS: &str = "sockets";
+/// Leads to the run's directories with quotas, where it has them.
+const WRITABLE: &str = "writable";
 const MAX_SOCKETS_BYTES: u64 = 1 << 20;
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -104,6 +107,11 @@ impl RunDir {
         self.dir.join(MOUNT_POINT)
     }
 
+    /// The link to the run's directories with quotas.
+    pub(crate) fn writable_link(&self) -> PathBuf {
+        self.dir.join(WRITABLE)
+    }
+
     /// Has a socket outside of the directory removed with the run.
     pub(crate) fn owns_socket(&self, socket: &Path) -> Result<()> {
         let path = self.dir.join(SOCKETS);
@@ -124,6 +132,7 @@ impl RunDir {
         let mut first = group.kill(PATIENCE).and(group.remove(PATIENCE)).err();
         Group::remove_parent_if_empty(&self.hierarchy);
         self.remove_sockets();
+        first = first.or(remove_area(&self.writable_link()).err());
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 first = first.or(Some(Error::host(format!("cannot remove {}", self.dir.display()), e)));

@@ -12,7 +12,8 @@ use crate::image::{Image, Store};
 use crate::keeper::Keeper;
 use crate::keeper::protocol::{SpaceKind, StartRequest};
 use crate::network::{Dialer, create_namespace};
-use crate::rootfs::Disks;
+use crate::rootfs::quota::{Area, sweep};
+use crate::rootfs::{Cap, Choice, Disks};
 use crate::rundir::{RunDir, make_private};
 use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
 
@@ -35,6 +36,10 @@ pub struct RuntimeOptions {
 pub struct Runtime {
     store: Arc<Store>,
     disks: Arc<Disks>,
+    /// What can hold written bytes on this host.
+    choice: Choice,
+    /// Held by the keeper too.
+    _area: Option<Area>,
     dialer: Dialer,
     keeper: Keeper,
     run: RunDir,
@@ -58,7 +63,7 @@ impl Runtime {
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
-        let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
+        let Opened { store, disks, choice, area, run, lock } = opened.await.map_err(panicked)??;
         // The first start often comes as soon as the keeper is there.
         hasten_joins(run.hierarchy());
         let started = async {
@@ -69,6 +74,8 @@ impl Runtime {
             Ok((dialer, keeper)) => Ok(Arc::new(Self {
                 store,
                 disks,
+                choice,
+                _area: area,
                 dialer,
                 keeper,
                 run,
@@ -112,7 +119,8 @@ impl Runtime {
     /// `NoCommand`, `CommandNotFound`, `CommandNotExecutable`, `UnknownUser`,
     /// `InvalidWorkingDirectory`, `InvalidImage`, `InvalidArgument`, `LimitExceeded`,
     /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
-    pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
+    pub async fn start(&self, image: &Image, mut spec: ContainerSpec) -> Result<Container> {
+        spec.writable = self.choice.resolve(spec.writable)?;
         let mut request = spec.request(&image.config, &image.layers)?;
         let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
@@ -172,9 +180,13 @@ impl Runtime {
     pub async fn shutdown(&self) -> Result<()> {
         self.keeper.shutdown().await;
         self.recordings.finish().await;
-        let run = self.run.clone();
-        // The keeper has done so, unless it died.
-        tokio::task::spawn_blocking(move || run.remove()).await.map_err(panicked)?
+        let (run, disks) = (self.run.clone(), Arc::clone(&self.disks));
+        let removed = tokio::task::spawn_blocking(move || {
+            disks.close();
+            // The keeper has done so, unless it died.
+            run.remove()
+        });
+        removed.await.map_err(panicked)?
     }
 }
 
@@ -213,7 +225,15 @@ fn require_root() -> Result<()> {
     .advise("run it with sudo"))
 }
 
-type Opened = (Arc<Store>, Arc<Disks>, (RunDir, OwnedFd));
+/// What is made before the keeper.
+struct Opened {
+    store: Arc<Store>,
+    disks: Arc<Disks>,
+    choice: Choice,
+    area: Option<Area>,
+    run: RunDir,
+    lock: OwnedFd,
+}
 
 /// Overlayfs reads a backslash in a path as an escape.
 fn refuse_backslash(dir: &Path) -> Result<()> {
@@ -234,8 +254,17 @@ fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Res
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    let run = RunDir::create(run_dir, hierarchy)?;
-    Ok((store, Arc::new(Disks::new(disks_dir)), run))
+    let (run, lock) = RunDir::create(run_dir, hierarchy)?;
+    if let Err(error) = sweep(state_dir) {
+        // As for a dead run: the next start tries again.
+        tracing::warn!(error = error.chain(), "what a dead run wrote could not be removed");
+    }
+    let (area, quota) = match Area::create(state_dir, run.name(), &run.writable_link()) {
+        Ok(area) => (Some(area), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    let disks = Arc::new(Disks::new(disks_dir));
+    Ok(Opened { store, disks, choice: Choice::new(quota), area, run, lock })
 }
 
 /// Where the lease stands among the keeper's descriptors: after the request and the namespace.
@@ -251,16 +280,16 @@ fn prepare(
     recording: Option<OwnedFd>,
     disks: &Disks,
 ) -> Result<Prepared> {
-    let disk = |kind, bytes, what: &str| -> Result<Option<OwnedFd>> {
+    let disk = |kind, cap: Cap| -> Result<Option<OwnedFd>> {
         match kind {
-            SpaceKind::Disk => disks.create(bytes, &format!("skiff-{}-{what}", spec.id)).map(Some),
-            SpaceKind::Memory(_) | SpaceKind::None => Ok(None),
+            SpaceKind::Disk => disks.take(cap).map(Some),
+            SpaceKind::Memory(_) | SpaceKind::Quota(_) | SpaceKind::None => Ok(None),
         }
     };
     let (writable, tmp, network) = std::thread::scope(|scope| {
-        let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_bytes, "tmp")));
+        let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_cap())));
         let network = scope.spawn(|| timed(|| create_namespace(spec.address())));
-        let writable = timed(|| disk(request.writable, spec.writable_bytes, "writable"));
+        let writable = timed(|| disk(request.writable, spec.writable_cap()));
         (std::thread::Result::Ok(writable), tmp.join(), network.join())
     });
     let (Ok((writable, a)), Ok((tmp, b)), Ok((network, c))) = (writable, tmp, network) else {

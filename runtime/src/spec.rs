@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::image::ImageConfig;
 use crate::keeper::protocol::{Limits, SpaceKind, StartRequest};
 use crate::network::DEFAULT_ADDRESS;
+use crate::rootfs::Cap;
 use crate::{Acceleration, Error, ErrorKind, Result};
 
 /// Longest name of a container.
@@ -20,6 +21,8 @@ const MAX_HOSTNAME: usize = 64;
 const MIN_MEMORY: u64 = 6 << 20;
 /// Least CPU limit: the kernel's least quota, 1 ms in a period of 100 ms.
 const MIN_CPU_MILLIS: u32 = 10;
+/// Least cap of inodes: ext4 and overlay need some themselves.
+const MIN_INODES: u64 = 64;
 /// Until when a container must have executed its command, unless told.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -27,8 +30,13 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Writable {
-    /// A sparse ext4 file on a loop device; costs disk.
+    /// The best that the host has: `Quota`, else `Loop`, else `Tmpfs`.
     #[default]
+    Auto,
+    /// A directory with a project quota of its own below the state directory, which must be on XFS
+    /// or ext4 with project quotas enforced; costs disk.
+    Quota,
+    /// A sparse ext4 file on a loop device; costs disk.
     Loop,
     /// A tmpfs; costs memory, which is charged to the container.
     Tmpfs,
@@ -64,8 +72,13 @@ pub struct ContainerSpec {
     pub writable: Writable,
     /// Cap of the writable layer in bytes.
     pub writable_bytes: u64,
+    /// Cap of the writable layer in inodes (files, directories and links), of which the overlay
+    /// itself takes some; 0 is one for each 16 KiB and at least 256.
+    pub writable_inodes: u64,
     /// Cap of `/tmp` in bytes.
     pub tmp_bytes: u64,
+    /// Cap of `/tmp` in inodes; 0 as for `writable_inodes`.
+    pub tmp_inodes: u64,
     /// Mounts the root filesystem read-only (`/tmp` stays writable).
     pub read_only: bool,
     /// The container's own address, by which the host reaches it. A server bound to 127.0.0.1 is
@@ -111,6 +124,14 @@ impl ContainerSpec {
         if self.deadline.is_zero() { DEFAULT_DEADLINE } else { self.deadline }
     }
 
+    pub(crate) fn writable_cap(&self) -> Cap {
+        Cap::new(self.writable_bytes, self.writable_inodes)
+    }
+
+    pub(crate) fn tmp_cap(&self) -> Cap {
+        Cap::new(self.tmp_bytes, self.tmp_inodes)
+    }
+
     pub(crate) fn address(&self) -> Ipv4Addr {
         self.address.unwrap_or(DEFAULT_ADDRESS)
     }
@@ -123,17 +144,22 @@ impl ContainerSpec {
         let argv = self.argv(image)?;
         let env = self.environment(image);
         check_strings(&argv, &env)?;
-        let space = |bytes| match self.writable {
-            Writable::Loop => SpaceKind::Disk,
-            Writable::Tmpfs => SpaceKind::Memory(bytes),
+        for (what, inodes) in [("the writable layer", self.writable_inodes), ("/tmp", self.tmp_inodes)] {
+            check_inodes(what, inodes)?;
+        }
+        let space = |cap| match self.writable {
+            Writable::Quota => SpaceKind::Quota(cap),
+            // What `Auto` is on this host has been settled before.
+            Writable::Loop | Writable::Auto => SpaceKind::Disk,
+            Writable::Tmpfs => SpaceKind::Memory(cap),
         };
         Ok(StartRequest {
             id: self.id.clone(),
             hostname: self.hostname.clone(),
             layers: layers.to_vec(),
             record: false,
-            writable: if self.read_only { SpaceKind::None } else { space(self.writable_bytes) },
-            tmp: space(self.tmp_bytes),
+            writable: if self.read_only { SpaceKind::None } else { space(self.writable_cap()) },
+            tmp: space(self.tmp_cap()),
             read_only: self.read_only,
             argv,
             env,
@@ -234,6 +260,14 @@ fn check_strings(argv: &[String], env: &[(String, String)]) -> Result<()> {
         return over(format!("the sum of arguments and environment, {total} bytes,"), MAX_STRINGS);
     }
     Ok(())
+}
+
+fn check_inodes(what: &str, inodes: u64) -> Result<()> {
+    if inodes == 0 || inodes >= MIN_INODES {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, format!("a cap of {inodes} inodes for {what} is too little"))
+        .advise(format!("give at least {MIN_INODES}, or 0 for the default")))
 }
 
 /// The limit of descriptors that this process may give: without CAP_SYS_RESOURCE not more than its
@@ -337,6 +371,17 @@ mod tests {
         }
         let least = ContainerSpec { memory_bytes: MIN_MEMORY, cpu_millis: MIN_CPU_MILLIS, ..spec() };
         least.request(&image(), &[]).expect("enough");
+    }
+
+    #[test]
+    fn caps_of_inodes_below_what_a_filesystem_needs_are_refused() {
+        let refused = ContainerSpec { tmp_inodes: MIN_INODES - 1, ..spec() };
+        let error = refused.request(&image(), &[]).err().expect("too few");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("63 inodes for /tmp"), "{error}");
+        let least = ContainerSpec { writable_inodes: MIN_INODES, tmp_inodes: 0, ..spec() };
+        least.request(&image(), &[]).expect("enough");
+        assert_eq!(least.tmp_cap().inodes, 256);
     }
 
     #[test]

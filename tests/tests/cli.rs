@@ -22,6 +22,7 @@ fn doctor_finds_this_host_fit_in_text_and_json() {
         "nftables",
         "loop",
         "quota",
+        "writable",
         "keeper",
     ] {
         let check = checks.iter().find(|check| check["name"] == name);

@@ -54,6 +54,11 @@ impl Group {
         self.path == other.path
     }
 
+    /// The last part of its path: a container's name.
+    pub(crate) fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     /// Whether limits are those of version 2, where swap is limited by itself.
     pub(crate) fn is_unified(&self) -> bool {
         self.hierarchy.version() == Version::V2

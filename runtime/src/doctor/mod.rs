@@ -1,7 +1,7 @@
 //! What this host must have, and had better have.
 //!
-//! [`examine`] looks and changes nothing, but for one empty directory that the overlay probe makes
-//! and removes. It needs no root: what cannot be seen without it is said to be unseen. Every check
+//! [`examine`] looks and changes nothing, but for one directory each that the probes of overlay and
+//! of project quotas make and remove. It needs no root: what cannot be seen without it is said to be unseen. Every check
 //! reads through a [`host::Host`], whose root a test may move elsewhere.
 
 mod cgroup;
@@ -70,10 +70,16 @@ pub fn examine(state_dir: &Path, keeper: Option<&Path>) -> Vec<Check> {
     checks.push(overlay::check(&host, state_dir));
     checks.push(tools::loop_devices(&host));
     checks.push(state_dir::quota(&host, state_dir));
+    checks.push(state_dir::writable(&host, state_dir));
     checks.push(state_dir::check(&host, state_dir));
     checks.push(tools::nftables(&host));
     checks.push(keeper::check(&host, keeper));
     checks
+}
+
+/// Whether this host has loop devices for writable layers.
+pub(crate) fn loop_devices() -> Check {
+    tools::loop_devices(&Host::real())
 }
 
 /// What the kernel and the rights of this process decide alone.

@@ -8,6 +8,8 @@ use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use super::Check;
 use super::host::Host;
 use super::mounts::{self, Mount};
+use crate::Writable;
+use crate::rootfs::Choice;
 
 /// Below this much room, a pull of a usual image of some hundred MiB may not fit.
 const FREE_BYTES_BETTER: u64 = 2 << 30;
@@ -63,7 +65,7 @@ fn judge_room(name: &'static str, found: String, free: u64) -> Check {
 /// Whether disk quotas for directories (project quotas) could cap writable layers.
 pub(super) fn quota(host: &Host, dir: &Path) -> Check {
     const NAME: &str = "quota";
-    const ADVICE: &str = "nothing needs to be done: loop devices or --writable tmpfs cap what is written";
+    const ADVICE: &str = "nothing needs to be done: loop devices or a tmpfs cap what is written";
     let Some(mount) = nearest(dir).ok().and_then(|there| mount_of(host, &there)) else {
         return Check::warn(NAME, format!("the filesystem of {} is not known", dir.display()), ADVICE);
     };
@@ -72,6 +74,26 @@ pub(super) fn quota(host: &Host, dir: &Path) -> Check {
         Check::ok(NAME, format!("{} with project quotas", mount.fs_type))
     } else {
         Check::warn(NAME, format!("{} without project quotas", mount.fs_type), ADVICE)
+    }
+}
+
+/// What holds written bytes unless `--writable` says it, and why nothing better.
+pub(super) fn writable(host: &Host, dir: &Path) -> Check {
+    const NAME: &str = "writable";
+    let there = match nearest(dir) {
+        Ok(there) if host.is_root => there,
+        _ => return Check::warn(NAME, "not tried", "run skiff doctor as root to try it"),
+    };
+    let (kind, why) = Choice::of_host(&there).auto();
+    let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+    match kind {
+        Writable::Quota => Check::ok(NAME, "quota: tried, and enforced"),
+        Writable::Loop | Writable::Auto => Check::ok(NAME, format!("loop{why}")),
+        Writable::Tmpfs => Check::warn(
+            NAME,
+            format!("tmpfs{why}"),
+            "what a function writes is charged to its memory; provide one of the others",
+        ),
     }
 }
 
@@ -156,6 +178,19 @@ mod tests {
         assert_eq!(status(FREE_BYTES_BETTER), Status::Ok);
         assert_eq!(status(FREE_BYTES_BETTER - 1), Status::Warn);
         assert_eq!(status(FREE_BYTES_NEEDED - 1), Status::Fail);
+    }
+
+    #[test]
+    fn what_auto_takes_is_told_with_the_reason_and_leaves_nothing() {
+        let fake = Fake::new();
+        let told = writable(&fake.host(), fake.root());
+        if rustix::process::geteuid().is_root() {
+            assert!(["quota", "loop", "tmpfs"].iter().any(|kind| told.found.starts_with(kind)), "{told:?}");
+        }
+        assert_eq!(std::fs::read_dir(fake.root()).expect("the root").count(), 0);
+        let mut host = fake.host();
+        host.is_root = false;
+        assert_eq!(writable(&host, fake.root()).found, "not tried");
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub use store::{
     Damage, GcOptions, GcReport, MAX_OWNER_BYTES, Pin, Removal, RemovedImage, Store, StoredImage,
     VerifyOptions, VerifyReport,
 };
+pub(crate) use unpack::remove_all;
 
 use crate::{Error, ErrorKind, Result};
 

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchy;
+use crate::rootfs::Cap;
 use crate::{Error, ErrorKind, Exit, Result, Stats};
 
 /// Both sides must be of one build.
@@ -85,8 +86,10 @@ pub(crate) struct Limits {
 pub(crate) enum SpaceKind {
     /// The next descriptor is a loop device.
     Disk,
-    /// A tmpfs of this many bytes.
-    Memory(u64),
+    /// A tmpfs of this cap.
+    Memory(Cap),
+    /// A directory that the start process makes, with a project quota.
+    Quota(Cap),
     /// None: a read-only root filesystem.
     None,
 }

@@ -17,13 +17,14 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, setrlimit,
-    wait, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open,
+    set_parent_process_death_signal, setrlimit, wait, waitpid,
 };
 
 use super::protocol::{Failure, FromKeeper, Report, ToKeeper, receive, send};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
+use crate::rootfs::quota::Area;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
 use crate::{Error, ErrorKind, Exit, Result};
@@ -90,6 +91,8 @@ pub(super) struct Server {
     /// The limit of descriptors that the keeper was started with, and containers have by default.
     nofile: Rlimit,
     group: Group,
+    /// Where directories with quotas are, if this run has them.
+    area: Option<Area>,
     starting: Vec<Starting>,
     running: HashMap<Pid, Running>,
     /// Start processes that have reported and are ending.
@@ -106,6 +109,7 @@ impl Server {
     pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit) -> Self {
         Self {
             group: run.group(),
+            area: Area::hold(&run.writable_link()),
             run,
             _lock: lock,
             nofile,
@@ -189,6 +193,7 @@ impl Server {
             let _ = group.kill(NAME_PATIENCE);
             self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
         }
+        self.discard(&group);
         match self.fork_start(&id, &group, leased, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
@@ -250,6 +255,7 @@ impl Server {
                     request,
                     network,
                     disks,
+                    area: self.area.as_ref().map(|area| area.path().to_owned()),
                     stdout: stdout.1,
                     stderr: stderr.1,
                     report: report_write,
@@ -404,18 +410,43 @@ impl Server {
     /// Removes a group now, or as soon as its last process has left.
     fn retire(&mut self, group: Group) {
         group.kill_once();
-        if !matches!(group.try_remove(), Ok(true)) {
+        if matches!(group.try_remove(), Ok(true)) {
+            self.discard(&group);
+        } else {
             self.removing.push((group, Instant::now() + REMOVE_PATIENCE));
+        }
+    }
+
+    /// Has what a container wrote to directories with quotas removed, by a process of its own: there
+    /// may be as many files as its cap allows.
+    fn discard(&mut self, group: &Group) {
+        let Some(area) = &mut self.area else { return };
+        let Some(taken) = area.take(group.name()) else { return };
+        match fork_single_threaded() {
+            Ok(ForkResult::Parent(child)) => self.leaving.push(child),
+            // Left to the removal of the whole run.
+            Err(_) => {}
+            Ok(ForkResult::Child) => {
+                // Without the keeper it is the next start's, which must not meet this process.
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                exit_now(i32::from(area.remove_taken(&taken).is_err()))
+            }
         }
     }
 
     fn remove(&mut self) {
         let now = Instant::now();
+        let mut removed = Vec::new();
         self.removing.retain(|(group, until)| {
             group.kill_once();
+            let gone = matches!(group.try_remove(), Ok(true));
+            if gone {
+                removed.push(group.clone());
+            }
             // Past its time it is left to the removal of the whole run.
-            !matches!(group.try_remove(), Ok(true)) && now < *until
+            !gone && now < *until
         });
+        removed.iter().for_each(|group| self.discard(group));
     }
 
     fn flush(&mut self, socket: &OwnedFd) {
@@ -436,6 +467,11 @@ impl Server {
         }
         let killed = self.group.kill(REMOVE_PATIENCE);
         self.starting.clear();
+        for child in self.leaving.drain(..) {
+            // One may be removing what the whole run's removal is about to remove.
+            let _ = kill_process(child, Signal::KILL);
+            let _ = waitpid(Some(child), WaitOptions::empty());
+        }
         self.reap();
         self.running.clear();
         let removed = self.run.remove();

@@ -19,6 +19,7 @@ use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
+use crate::rootfs::quota;
 use crate::sandbox::{CommandExecutor, SpecInput, Swap, User, build_spec, resolve_user};
 use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result};
@@ -39,6 +40,8 @@ pub(super) struct Inputs {
     pub(super) request: OwnedFd,
     pub(super) network: OwnedFd,
     pub(super) disks: Vec<OwnedFd>,
+    /// Where directories with quotas are made.
+    pub(super) area: Option<PathBuf>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) report: OwnedFd,
@@ -68,7 +71,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     inputs.group.starter().join()?;
     let request = StartRequest::from_memfd(inputs.request)?;
     let scratch = Scratch::enter(&inputs.mount_point)?;
-    let rootfs = mount_rootfs(&scratch, &request, inputs.disks)?;
+    let spaces = Spaces { id: &request.id, disks: inputs.disks.into_iter(), area: inputs.area };
+    let rootfs = mount_rootfs(&scratch, &request, spaces)?;
     let root = Root::open(&rootfs)?;
     let user = resolve_user(&request.user, &root)?;
     drop(root);
@@ -124,15 +128,14 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 }
 
 /// Overlay, `/tmp` and the files of `/etc`, and the working directory made in them.
-fn mount_rootfs(scratch: &Scratch, request: &StartRequest, disks: Vec<OwnedFd>) -> Result<PathBuf> {
-    let mut disks = disks.into_iter();
-    let recording = if request.record { disks.next() } else { None };
-    let rootfs = scratch.mount_overlay(&request.layers, space(request.writable, &mut disks)?.as_ref())?;
+fn mount_rootfs(scratch: &Scratch, request: &StartRequest, mut spaces: Spaces<'_>) -> Result<PathBuf> {
+    let recording = if request.record { spaces.disks.next() } else { None };
+    let rootfs = scratch.mount_overlay(&request.layers, spaces.make(request.writable, "root")?.as_ref())?;
     if let Some(group) = recording {
         // A start that cannot be recorded is a start. The descriptor ends here.
         let _ = watch_filesystem(group, &rootfs);
     }
-    let tmp = match space(request.tmp, &mut disks)? {
+    let tmp = match spaces.make(request.tmp, "tmp")? {
         Some(space) => scratch.mount_tmp(&space)?,
         None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),
     };
@@ -172,14 +175,30 @@ fn create_error(error: libcontainer::error::LibcontainerError) -> Error {
     Error::new(ErrorKind::Host, "the container could not be set up").because(text)
 }
 
-fn space(kind: SpaceKind, disks: &mut impl Iterator<Item = OwnedFd>) -> Result<Option<Space>> {
-    match kind {
-        SpaceKind::None => Ok(None),
-        SpaceKind::Memory(bytes) => Ok(Some(Space::Memory(bytes))),
-        SpaceKind::Disk => disks
-            .next()
-            .map(|disk| Some(Space::Disk(disk)))
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "a start request came without its disk")),
+/// Where the spaces of a container come from.
+struct Spaces<'a> {
+    id: &'a str,
+    disks: std::vec::IntoIter<OwnedFd>,
+    area: Option<PathBuf>,
+}
+
+impl Spaces<'_> {
+    fn make(&mut self, kind: SpaceKind, what: &str) -> Result<Option<Space>> {
+        let missing = |what: &'static str| Error::new(ErrorKind::Internal, what);
+        match kind {
+            SpaceKind::None => Ok(None),
+            SpaceKind::Memory(cap) => Ok(Some(Space::Memory(cap))),
+            SpaceKind::Quota(cap) => {
+                let area = self.area.as_deref();
+                let area = area.ok_or_else(|| missing("a run has no place for directories with quotas"))?;
+                quota::make(area, self.id, what, cap).map(|dir| Some(Space::Dir(dir)))
+            }
+            SpaceKind::Disk => self
+                .disks
+                .next()
+                .map(|disk| Some(Space::Disk(disk)))
+                .ok_or_else(|| missing("a start request came without its disk")),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::Cap;
 use crate::sys::{LoopConfig, loop_clear, loop_configure, loop_get_free};
 use crate::{Error, ErrorKind, Result};
 
@@ -19,46 +20,42 @@ pub(crate) const MIN_BYTES: u64 = 4 << 20;
 /// Largest: FC's 10 GB disk, with room to grow.
 pub(crate) const MAX_BYTES: u64 = 64 << 30;
 const BLOCK: u64 = 4096;
-/// One inode for this many bytes, as mkfs.ext4's default.
-const BYTES_PER_INODE: u64 = 16384;
+/// Least inodes: ext4 keeps eleven for itself, an overlay takes five.
+const MIN_INODES: u64 = 64;
 const FREE_DEVICE_ATTEMPTS: usize = 200;
 
-/// Makes disks; keeps one formatted template for each size.
+/// Makes disks; keeps one formatted template for each cap.
 #[derive(Debug)]
-pub(crate) struct Disks {
+pub(super) struct Maker {
     dir: PathBuf,
     formatting: Mutex<()>,
 }
 
-impl Disks {
+impl Maker {
     /// Templates are kept in `dir`.
-    pub(crate) fn new(dir: PathBuf) -> Self {
+    pub(super) fn new(dir: PathBuf) -> Self {
         Self { dir, formatting: Mutex::new(()) }
     }
 
-    /// An empty ext4 filesystem of `bytes` on a loop device. The device is detached when the
-    /// descriptor is closed and no mount uses it.
+    /// An empty ext4 filesystem of `cap` (ext4 may round its inodes up) on a loop device. The
+    /// device is detached when the descriptor is closed and no mount uses it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a size out of bounds; `Host`, `DiskFull`.
-    pub(crate) fn create(&self, bytes: u64, name: &str) -> Result<OwnedFd> {
-        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("a disk of {bytes} bytes is out of bounds ({MIN_BYTES} to {MAX_BYTES})"),
-            ));
-        }
-        let template = self.template(bytes / BLOCK * BLOCK)?;
+    /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
+    pub(super) fn make(&self, cap: Cap) -> Result<OwnedFd> {
+        check(cap)?;
+        let template = self.template(Cap { bytes: cap.bytes / BLOCK * BLOCK, ..cap })?;
         let file = unnamed_copy(&template, &self.dir)
             .map_err(|e| Error::host(format!("cannot copy an empty disk in {}", self.dir.display()), e))?;
-        attach(&file, name).map_err(|e| {
+        attach(&file, "skiff").map_err(|e| {
             Error::host("cannot attach a loop device", e)
                 .advise("load the loop module with `modprobe loop`, or use `--writable tmpfs`")
         })
     }
 
-    fn template(&self, bytes: u64) -> Result<File> {
-        let path = self.dir.join(format!("ext4-{bytes}.img"));
+    fn template(&self, cap: Cap) -> Result<File> {
+        let name = format!("ext4-{}-{}", cap.bytes, cap.inodes);
+        let path = self.dir.join(format!("{name}.img"));
         if let Ok(file) = File::open(&path) {
             return Ok(file);
         }
@@ -66,8 +63,8 @@ impl Disks {
         if let Ok(file) = File::open(&path) {
             return Ok(file);
         }
-        let temporary = self.dir.join(format!(".ext4-{bytes}-{}.new", std::process::id()));
-        let made = format(&temporary, bytes).and_then(|()| {
+        let temporary = self.dir.join(format!(".{name}-{}.new", std::process::id()));
+        let made = format(&temporary, cap).and_then(|()| {
             fs::rename(&temporary, &path)
                 .map_err(|e| Error::host(format!("cannot rename to {}", path.display()), e))
         });
@@ -79,21 +76,34 @@ impl Disks {
     }
 }
 
-fn format(path: &Path, bytes: u64) -> Result<()> {
+fn check(cap: Cap) -> Result<()> {
+    let Cap { bytes, inodes } = cap;
+    let refuse = |text: String| Err(Error::new(ErrorKind::InvalidArgument, text));
+    if !(MIN_BYTES..=MAX_BYTES).contains(&bytes) {
+        return refuse(format!("a disk of {bytes} bytes is out of bounds ({MIN_BYTES} to {MAX_BYTES})"));
+    }
+    // More than one for each block would leave no room for files.
+    if !(MIN_INODES..=bytes / BLOCK).contains(&inodes) {
+        let most = bytes / BLOCK;
+        return refuse(format!("a disk with {inodes} inodes is out of bounds ({MIN_INODES} to {most})"));
+    }
+    Ok(())
+}
+
+fn format(path: &Path, cap: Cap) -> Result<()> {
     let file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .open(path)
-        .and_then(|file| file.set_len(bytes).map(|()| file))
+        .and_then(|file| file.set_len(cap.bytes).map(|()| file))
         .map_err(|e| Error::host(format!("cannot make {}", path.display()), e))?;
-    let inodes = (bytes / BYTES_PER_INODE).max(64);
     let output = Command::new("mkfs.ext4")
         // No journal: the disk dies with the container. uninit_bg with lazy tables: the inode
         // tables stay holes, so that a copy is a few hundred KiB.
         .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg"])
         .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "-b", "4096"])
-        .args(["-N", &inodes.to_string()])
+        .args(["-N", &cap.inodes.to_string()])
         .arg(path)
         .env("PATH", search_path())
         .env("LC_ALL", "C")
@@ -197,20 +207,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_out_of_bounds_are_refused_by_name() {
-        let disks = Disks::new(PathBuf::from("/nonexistent"));
-        for bytes in [0, MIN_BYTES - 1, MAX_BYTES + 1] {
-            let error = disks.create(bytes, "t").expect_err("out of bounds");
+    fn caps_out_of_bounds_are_refused_by_value() {
+        let maker = Maker::new(PathBuf::from("/nonexistent"));
+        let refused = |cap: Cap, value: u64| {
+            let error = maker.make(cap).expect_err("out of bounds");
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-            assert!(error.to_string().contains(&bytes.to_string()), "{error}");
+            assert!(error.to_string().contains(&value.to_string()), "{error}");
+        };
+        for bytes in [0, MIN_BYTES - 1, MAX_BYTES + 1] {
+            refused(Cap::new(bytes, 0), bytes);
+        }
+        for inodes in [1, MIN_INODES - 1, (64 << 20) / BLOCK + 1] {
+            refused(Cap { bytes: 64 << 20, inodes }, inodes);
+        }
+    }
+
+    #[test]
+    fn the_least_and_the_most_inodes_can_be_formatted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let maker = Maker::new(dir.path().to_owned());
+        for bytes in [MIN_BYTES, 512 << 20] {
+            for inodes in [MIN_INODES, bytes / BLOCK] {
+                maker.template(Cap { bytes, inodes }).expect("mkfs.ext4 takes it");
+            }
         }
     }
 
     #[test]
     fn copies_are_sparse_and_equal() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let disks = Disks::new(dir.path().to_owned());
-        let template = disks.template(64 << 20).expect("mkfs.ext4 runs");
+        let maker = Maker::new(dir.path().to_owned());
+        let template = maker.template(Cap::new(64 << 20, 0)).expect("mkfs.ext4 runs");
         let copy = unnamed_copy(&template, dir.path()).expect("copied");
         let (a, b) = (template.metadata().expect("stat"), copy.metadata().expect("stat"));
         assert_eq!(a.len(), b.len());

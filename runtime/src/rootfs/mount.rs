@@ -15,6 +15,7 @@ use rustix::mount::{
     mount_change, mount_remount, move_mount,
 };
 
+use super::Cap;
 use crate::{Error, ErrorKind, Result};
 
 /// Room for the bundle, the state of libcontainer and the files of `/etc`.
@@ -30,8 +31,10 @@ const INERT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFl
 pub(crate) enum Space {
     /// An ext4 filesystem on this loop device.
     Disk(OwnedFd),
-    /// A tmpfs of this many bytes.
-    Memory(u64),
+    /// A tmpfs of this cap.
+    Memory(Cap),
+    /// A directory that is capped itself.
+    Dir(PathBuf),
 }
 
 /// The directories of a start, in a tmpfs of its own.
@@ -170,7 +173,12 @@ fn attach(fs: BorrowedFd<'_>, target: &Path, flags: MountAttrFlags) -> Result<()
 
 fn mount_space(space: &Space, target: &Path, mode: u32) -> Result<()> {
     match space {
-        Space::Memory(bytes) => mount_tmpfs(target, *bytes, (bytes / 4096).max(1024), mode),
+        Space::Memory(cap) => mount_tmpfs(target, cap.bytes, cap.inodes, mode),
+        Space::Dir(dir) => mount_bind(dir, target)
+            .and_then(|()| {
+                mount_remount(target, MountFlags::BIND | MountFlags::NODEV | MountFlags::NOSUID, c"")
+            })
+            .map_err(|e| Error::host(format!("cannot bind {} on {}", dir.display(), target.display()), e)),
         Space::Disk(device) => mount_ext4(device.as_fd(), target)
             .map_err(|e| Error::host(format!("cannot mount the disk for {}", target.display()), e)),
     }

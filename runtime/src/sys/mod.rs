@@ -5,6 +5,7 @@ mod fanotify;
 mod loopdev;
 mod pages;
 mod process;
+mod quota;
 mod readable;
 
 pub(crate) use fanotify::{new_watch, watch_filesystem};
@@ -12,5 +13,8 @@ pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
 pub(crate) use pages::{PAGE_SIZE, resident_pages};
 pub(crate) use process::{
     ForkResult, close_all_except, exit_now, fork_single_threaded, load_seccomp_filter, reset_signals,
+};
+pub(crate) use quota::{
+    ProjectQuota, QuotaTarget, project_of, project_quota, set_project, set_project_limits,
 };
 pub(crate) use readable::readable;

@@ -26,7 +26,12 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) async fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests start containers and need root");
-        let dir = tempfile::tempdir().expect("tempdir");
+        Self::below(&std::env::temp_dir()).await
+    }
+
+    /// One on the filesystem of a directory.
+    pub(crate) async fn below(dir: &Path) -> Self {
+        let dir = tempfile::tempdir_in(dir).expect("tempdir");
         let runtime = open(dir.path()).await;
         let bench = Self { runtime, dir };
         bench.fill_rootfs();

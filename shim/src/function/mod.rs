@@ -52,8 +52,12 @@ pub struct FunctionConfig {
     pub writable: Writable,
     /// Cap of the writable layer in bytes.
     pub writable_bytes: u64,
+    /// Cap of the writable layer in inodes (files, directories, links); 0 is one for each 16 KiB.
+    pub writable_inodes: u64,
     /// Cap of `/tmp` in bytes.
     pub tmp_bytes: u64,
+    /// Cap of `/tmp` in inodes; 0 is one for each 16 KiB.
+    pub tmp_inodes: u64,
     /// Mounts its root filesystem read-only; `/tmp` stays writable.
     pub read_only: bool,
     /// Image acceleration (fc: `accelerationType`, scf: `ContainerImageAccelerate`): its first start
@@ -100,7 +104,9 @@ impl FunctionConfig {
             pids: None,
             writable: Writable::default(),
             writable_bytes: DEFAULT_DISK_BYTES,
+            writable_inodes: 0,
             tmp_bytes: DEFAULT_DISK_BYTES,
+            tmp_inodes: 0,
             read_only: false,
             acceleration: false,
             timeout: defaults.timeout,

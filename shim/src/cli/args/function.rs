@@ -57,15 +57,22 @@ pub(crate) struct FunctionArgs {
     /// Processes and threads [default: the platform's].
     #[arg(long, value_name = "COUNT", help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) pids: Option<u32>,
-    /// What holds written bytes: a loop device (disk) or a tmpfs (the function's memory).
-    #[arg(long, value_name = "KIND", help_heading = "Limits", value_enum, default_value_t = Writable::Loop)]
+    /// What holds written bytes: a directory with a quota or a loop device (both cost disk), a
+    /// tmpfs (the function's memory), or the first of these that the host has.
+    #[arg(long, value_name = "KIND", help_heading = "Limits", value_enum, default_value_t = Writable::Auto)]
     pub(crate) writable: Writable,
     /// Room for all that is written outside /tmp [default: 512MiB].
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub(crate) writable_size: Option<DiskSize>,
+    /// Files, directories and links that fit outside /tmp [default: one for each 16 KiB].
+    #[arg(long, value_name = "COUNT", help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) writable_inodes: Option<u64>,
     /// Room in /tmp [default: 512MiB].
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub(crate) tmp_size: Option<DiskSize>,
+    /// Files, directories and links that fit into /tmp [default: one for each 16 KiB].
+    #[arg(long, value_name = "COUNT", help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) tmp_inodes: Option<u64>,
     /// Nothing can be written outside /tmp.
     #[arg(long, help_heading = "Limits")]
     pub(crate) read_only: bool,
@@ -106,13 +113,21 @@ pub(crate) struct FunctionArgs {
 /// What holds written bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Writable {
+    /// Quota, else loop, else tmpfs: what the host has (see `skiff doctor`).
+    Auto,
+    /// A directory with a project quota, where the state directory is on XFS or ext4 with prjquota.
+    Quota,
+    /// A sparse ext4 filesystem on a loop device.
     Loop,
+    /// A tmpfs, charged to the function's memory.
     Tmpfs,
 }
 
 impl From<Writable> for skiff::Writable {
     fn from(writable: Writable) -> Self {
         match writable {
+            Writable::Auto => Self::Auto,
+            Writable::Quota => Self::Quota,
             Writable::Loop => Self::Loop,
             Writable::Tmpfs => Self::Tmpfs,
         }
@@ -154,7 +169,9 @@ impl FunctionArgs {
         config.pids = self.pids;
         config.writable = self.writable.into();
         replace(&mut config.writable_bytes, self.writable_size.map(|size| size.0));
+        replace(&mut config.writable_inodes, self.writable_inodes);
         replace(&mut config.tmp_bytes, self.tmp_size.map(|size| size.0));
+        replace(&mut config.tmp_inodes, self.tmp_inodes);
         config.read_only = self.read_only;
         config.acceleration = self.accelerate;
         replace(&mut config.timeout, self.timeout.map(|time| time.0));
