@@ -429,7 +429,9 @@ impl Server {
             Ok(ForkResult::Child) => {
                 // Without the keeper it is the next start's, which must not meet this process.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
-                exit_now(i32::from(area.remove_taken(&taken).is_err()))
+                // Sockets and pipes are to be seen to end when the keeper closes them.
+                let removed = close_all_except(&[area.as_raw_fd()]).and_then(|()| area.remove_taken(&taken));
+                exit_now(i32::from(removed.is_err()))
             }
         }
     }

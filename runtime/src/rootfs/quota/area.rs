@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,15 @@ pub(crate) struct Area {
     taken: u64,
 }
 
+impl AsRawFd for Area {
+    fn as_raw_fd(&self) -> i32 {
+        self.dir.as_raw_fd()
+    }
+}
+
 impl Area {
-    /// Makes the area of a run, if project quotas work there; `link` will lead to it.
+    /// Makes the area of a run, if project quotas work there; `link` will lead to it. The area of a
+    /// run that has one already is the same.
     ///
     /// # Errors
     /// Why they do not, or `Host`.
@@ -40,16 +47,16 @@ impl Area {
         let failed = |e: io::Error| Error::host(format!("cannot make {}", path.display()), e);
         let made = || -> io::Result<OwnedFd> {
             let _gate = locked(&parent, FlockOperation::LockExclusive)?;
-            fs::DirBuilder::new().mode(0o700).create(&path)?;
+            there(fs::DirBuilder::new().mode(0o700).create(&path))?;
             locked(&path, FlockOperation::LockShared)
         };
         let area = Self { dir: made().map_err(failed)?, path: path.clone(), taken: 0 };
         if let Err(error) = probe(&area.path) {
-            // Why it does not work is more than that its directory stays until the next start.
-            let _ = area.remove();
+            // If something is in it, it goes with the run.
+            let _ = fs::remove_dir(&area.path);
             return Err(error);
         }
-        symlink(std::path::absolute(&path).map_err(failed)?, link).map_err(failed)?;
+        std::path::absolute(&path).and_then(|path| there(symlink(path, link))).map_err(failed)?;
         Ok(area)
     }
 
@@ -76,10 +83,6 @@ impl Area {
     /// Removes what [`Area::take`] gave.
     pub(crate) fn remove_taken(&self, name: &str) -> io::Result<()> {
         remove_container(self.dir.as_fd(), OsStr::new(name))
-    }
-
-    fn remove(&self) -> Result<()> {
-        remove_dir(&self.path)
     }
 }
 
@@ -112,6 +115,14 @@ pub(crate) fn sweep(state_dir: &Path) -> Result<()> {
         first = first.and(remove_dir(&path));
     }
     first
+}
+
+/// A daemon that takes over a run finds what the one before it made.
+fn there(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn locked(dir: &Path, how: FlockOperation) -> io::Result<OwnedFd> {
