@@ -1,24 +1,19 @@
 //! A running container, as its owner sees it.
 
-use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::process::Signal;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::Dialer;
+use crate::output::Output;
 use crate::{Error, ErrorKind, Result};
 
 /// How a container ended.
@@ -83,6 +78,8 @@ pub(crate) struct Parts {
     /// How long it had run when this was made.
     pub(crate) ran: Duration,
     pub(crate) recording: Option<Recording>,
+    /// Whether its output is for later owners too.
+    pub(crate) lasting: bool,
 }
 
 /// A running (or ended) container. Dropping it kills it, unless its runtime is a lasting one and was
@@ -109,7 +106,8 @@ pub struct Container {
 impl Container {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
         let Started { pid, process, stdout, stderr, ended, kept, .. } = parts.started;
-        let output = (Output::new(stdout, ended.clone(), &kept)?, Output::new(stderr, ended.clone(), &kept)?);
+        let output = |pipe| Output::new(pipe, ended.clone(), &kept, parts.lasting);
+        let output = (output(stdout)?, output(stderr)?);
         Ok(Self {
             id: parts.id,
             pid,
@@ -154,6 +152,7 @@ impl Container {
             label: instance.label.0,
             ran: Duration::from_millis(instance.ran_ms),
             recording: None,
+            lasting: true,
             id: instance.id,
         })
     }
@@ -265,62 +264,5 @@ impl Container {
             return stats;
         }
         self.group.stats()
-    }
-}
-
-/// One output stream of a container.
-pub struct Output {
-    pipe: pipe::Receiver,
-    /// Ready when the container has ended.
-    ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
-    over: bool,
-    _kept: Arc<Kept>,
-}
-
-impl std::fmt::Debug for Output {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Output").field("over", &self.over).finish_non_exhaustive()
-    }
-}
-
-impl Output {
-    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>, kept: &Arc<Kept>) -> Result<Self> {
-        let pipe = pipe::Receiver::from_owned_fd(pipe)
-            .map_err(|e| Error::host("cannot watch the output of a container", e))?;
-        let ended = Box::pin(async move {
-            let _ = ended.wait_for(Option::is_some).await;
-        });
-        Ok(Self { pipe, ended, over: false, _kept: Arc::clone(kept) })
-    }
-
-    /// What is left in the pipe after the end; the keeper holds the writing end open, so that the
-    /// pipe itself never ends. Asks the kernel and not tokio, whose knowledge of the pipe's
-    /// readiness may be older than the end.
-    fn read_rest(&mut self, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        match rustix::io::read(&self.pipe, buf.initialize_unfilled()) {
-            Ok(read) => {
-                buf.advance(read);
-                Poll::Ready(Ok(()))
-            }
-            Err(Errno::AGAIN) => Poll::Ready(Ok(())),
-            Err(e) => Poll::Ready(Err(e.into())),
-        }
-    }
-}
-
-impl AsyncRead for Output {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.pipe).poll_read(cx, buf) {
-            return Poll::Ready(read);
-        }
-        if !self.over {
-            ready!(self.ended.as_mut().poll(cx));
-            self.over = true;
-        }
-        self.read_rest(buf)
     }
 }

@@ -153,7 +153,9 @@ impl Runtime {
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
-        let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        // A thread that waits for a filesystem cannot be killed: it ends when that answers.
+        let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
+        let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
             let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
@@ -190,6 +192,7 @@ impl Runtime {
             started,
             label: spec.label,
             ran: Duration::ZERO,
+            lasting: self.keeper.is_lasting(),
         })
     }
 
@@ -223,6 +226,14 @@ impl Runtime {
 fn hasten_joins(hierarchy: &Hierarchy) {
     let hierarchy = hierarchy.clone();
     drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
+}
+
+fn not_prepared(deadline: Duration) -> Error {
+    Error::new(
+        ErrorKind::StartTimedOut,
+        format!("disks and network of a container were not ready within {} ms", deadline.as_millis()),
+    )
+    .advise("the host is overloaded, or the filesystem of the state directory hangs; see `skiff doctor`")
 }
 
 fn micros(us: u64) -> Duration {

@@ -150,6 +150,7 @@ pub(crate) struct Keeper {
     pending: Pending,
     lasting: bool,
     left: Arc<AtomicBool>,
+    last_words: mpsc::UnboundedSender<ToKeeper>,
 }
 
 impl std::fmt::Debug for Table {
@@ -244,7 +245,7 @@ impl Keeper {
             running: HashMap::new(),
             adopted: Vec::new(),
             failures: Vec::new(),
-            forget,
+            forget: forget.clone(),
             left: Arc::clone(&left),
             lost: false,
         }));
@@ -261,7 +262,12 @@ impl Keeper {
             pending,
             lasting,
             left,
+            last_words: forget,
         }
+    }
+
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.lasting
     }
 
     /// What former owners started, as far as it was not taken yet.
@@ -287,7 +293,8 @@ impl Keeper {
             return;
         }
         self.left.store(true, Ordering::Release);
-        let _ = self.send(&ToKeeper::Detach, &[]).await;
+        // After what it was told to forget.
+        let _ = self.last_words.send(ToKeeper::Detach);
         // The keeper closes its end when nobody is its owner any more.
         let mut gone = self.gone.clone();
         let _ = tokio::time::timeout(HELLO_PATIENCE, gone.wait_for(|gone| *gone)).await.is_ok();

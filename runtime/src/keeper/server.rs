@@ -35,6 +35,11 @@ use crate::{Error, ErrorKind, Exit, Result};
 const MAX_REPORT: usize = 64 << 10;
 /// How long the processes of a removed cgroup may take to leave it.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the processes of a start that was killed may take to die before its owner is told. Those
+/// that wait for a filesystem (state D) die when it answers, and nobody waits for that.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it is tried again to kill and remove what does not go, at least.
+const MAX_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a start waits for the processes of a former container of its name.
 const NAME_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked for dead children that nobody waits for.
@@ -49,6 +54,7 @@ pub(super) fn timespec(duration: Duration) -> rustix::event::Timespec {
 }
 
 /// What an owner says of a container to start, beside its request.
+#[derive(Clone)]
 pub(super) struct Order {
     pub(super) id: String,
     pub(super) limit: Duration,
@@ -65,7 +71,10 @@ pub(super) struct Starting {
     bytes: Vec<u8>,
     began: Instant,
     deadline: Instant,
-    timed_out: bool,
+    /// Since when it is being killed.
+    timed_out: Option<Instant>,
+    /// The owner has been told already; what is left of it does not go.
+    told: bool,
     /// The start process has ended; its report must be complete then.
     child_gone: bool,
     /// Who wanted it has left.
@@ -114,6 +123,18 @@ impl Running {
     }
 }
 
+/// A group that some process has not left yet.
+struct Removing {
+    group: Group,
+    since: Instant,
+    next: Instant,
+}
+
+/// How long to wait until the next attempt at something that is being tried since then.
+fn interval(since: Instant, now: Instant) -> Duration {
+    ((now - since) / 8).clamp(REMOVE_INTERVAL, MAX_INTERVAL)
+}
+
 pub(super) struct Server {
     pub(super) run: RunDir,
     pub(super) lock: OwnedFd,
@@ -128,7 +149,7 @@ pub(super) struct Server {
     pub(super) records: Records,
     /// Start processes that have reported and are ending.
     leaving: Vec<Pid>,
-    removing: Vec<(Group, Instant)>,
+    removing: Vec<Removing>,
     /// Children that are neither start processes nor known inits, and since when that is known.
     strangers: HashMap<Pid, Instant>,
     next_look: Instant,
@@ -198,8 +219,9 @@ impl Server {
         fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
         let now = Instant::now();
         let deadlines = self.starting.iter().map(|s| s.deadline).chain(self.peers.next_deadline());
+        let deadlines = deadlines.chain(self.removing.iter().map(|removing| removing.next));
         let mut timeout = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
-        if !self.removing.is_empty() || self.starting.iter().any(|s| s.child_gone) {
+        if self.starting.iter().any(|s| s.child_gone && !s.told) {
             timeout = Some(timeout.map_or(REMOVE_INTERVAL, |t| t.min(REMOVE_INTERVAL)));
         }
         // An interrupted or failed poll only means that everything is looked at now.
@@ -210,9 +232,8 @@ impl Server {
         let began = Instant::now();
         let group = self.group.child(&order.id);
         // What a former container of that name left is not removed under the new one's feet.
-        if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
-            let _ = group.kill(NAME_PATIENCE);
-            self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
+        if let Err(error) = self.free_name(&group) {
+            return self.failed(order, false, Failure::from(&error));
         }
         match self.fork_start(&order, &group, fds) {
             Ok((child, report, held)) => {
@@ -222,7 +243,8 @@ impl Server {
                     bytes: Vec::new(),
                     began,
                     deadline: Instant::now() + order.limit,
-                    timed_out: false,
+                    timed_out: None,
+                    told: false,
                     child_gone: false,
                     orphan: false,
                     group,
@@ -236,6 +258,25 @@ impl Server {
                 self.failed(order, false, Failure::from(&e));
             }
         }
+    }
+
+    /// Makes sure that nothing is left of a former container of that name.
+    fn free_name(&mut self, group: &Group) -> Result<()> {
+        let starter = group.starter();
+        let same = |removing: &Removing| removing.group.is(group) || removing.group.is(&starter);
+        let Some(since) = self.removing.iter().filter(|r| same(r)).map(|r| r.since).min() else {
+            return Ok(());
+        };
+        // What hangs is not waited for each time.
+        if since.elapsed() < NAME_PATIENCE {
+            let _ = group.remove(NAME_PATIENCE);
+        }
+        self.removing.retain(|removing| !same(removing) || !matches!(removing.group.try_remove(), Ok(true)));
+        if !self.removing.iter().any(same) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Host, "processes of a former container of that name do not end")
+            .advise("a filesystem hangs; see `skiff doctor`, or use another name"))
     }
 
     fn fork_start(&self, order: &Order, group: &Group, fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd, Held)> {
@@ -302,7 +343,7 @@ impl Server {
         }
         self.retire(starting.group.starter());
         let failure = match report {
-            Ok(Report::Started { pid, steps }) if !starting.timed_out => {
+            Ok(Report::Started { pid, steps }) if starting.timed_out.is_none() => {
                 match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
                     Some((pid, Ok(pidfd))) => return self.started(starting, pid, pidfd, steps),
                     _ => Failure::from(&Error::new(
@@ -311,8 +352,8 @@ impl Server {
                     )),
                 }
             }
-            Ok(Report::Failed(failure)) if !starting.timed_out => failure,
-            _ if starting.timed_out => Failure::from(&timed_out(&starting)),
+            Ok(Report::Failed(failure)) if starting.timed_out.is_none() => failure,
+            _ if starting.timed_out.is_some() => Failure::from(&timed_out(&starting.order)),
             _ => Failure::from(
                 &Error::new(
                     ErrorKind::KeeperLost,
@@ -322,7 +363,9 @@ impl Server {
             ),
         };
         self.retire(starting.group);
-        self.failed(starting.order, starting.orphan, failure);
+        if !starting.told {
+            self.failed(starting.order, starting.orphan, failure);
+        }
     }
 
     fn started(&mut self, starting: Starting, pid: Pid, pidfd: OwnedFd, steps: super::protocol::SpawnSteps) {
@@ -447,12 +490,22 @@ impl Server {
     /// Ends starts whose deadline has passed.
     fn expire(&mut self) {
         let now = Instant::now();
+        let mut late = Vec::new();
         for starting in self.starting.iter_mut().filter(|s| s.deadline <= now) {
-            starting.timed_out = true;
+            let since = *starting.timed_out.get_or_insert(now);
             // Looked at again soon, in case a process was just being forked.
-            starting.deadline = now + Duration::from_millis(10);
+            starting.deadline = now + interval(since, now).max(Duration::from_millis(10));
             let _ = kill_process(starting.child, Signal::KILL);
             starting.kill_once();
+            if now - since >= DEATH_PATIENCE && !starting.told {
+                starting.told = true;
+                late.push((starting.order.clone(), starting.orphan));
+            }
+        }
+        for (order, orphan) in late {
+            let error =
+                timed_out(&order).because("its processes wait in the kernel and die when they leave it");
+            self.failed(order, orphan, Failure::from(&error));
         }
     }
 
@@ -460,16 +513,20 @@ impl Server {
     fn retire(&mut self, group: Group) {
         group.kill_once();
         if !matches!(group.try_remove(), Ok(true)) {
-            self.removing.push((group, Instant::now() + REMOVE_PATIENCE));
+            let now = Instant::now();
+            self.removing.push(Removing { group, since: now, next: now + REMOVE_INTERVAL });
         }
     }
 
     fn remove(&mut self) {
         let now = Instant::now();
-        self.removing.retain(|(group, until)| {
-            group.kill_once();
-            // Past its time it is left to the removal of the whole run.
-            !matches!(group.try_remove(), Ok(true)) && now < *until
+        self.removing.retain_mut(|removing| {
+            if now < removing.next {
+                return true;
+            }
+            removing.group.kill_once();
+            removing.next = now + interval(removing.since, now);
+            !matches!(removing.group.try_remove(), Ok(true))
         });
     }
 
@@ -503,14 +560,10 @@ fn start_process(inputs: Inputs) -> ! {
     exit_now(code)
 }
 
-fn timed_out(starting: &Starting) -> Error {
+fn timed_out(order: &Order) -> Error {
     Error::new(
         ErrorKind::StartTimedOut,
-        format!(
-            "container {} was not running within {} ms",
-            starting.order.id,
-            starting.order.limit.as_millis()
-        ),
+        format!("container {} was not running within {} ms", order.id, order.limit.as_millis()),
     )
     .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
 }

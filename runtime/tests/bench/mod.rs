@@ -38,18 +38,11 @@ impl Bench {
     }
 
     pub(crate) fn fill_rootfs(&self) {
-        let bin = self.rootfs().join("bin");
-        fs::create_dir_all(&bin).expect("mkdir");
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists());
-        fs::copy(busybox.expect("busybox-static is installed by scripts/setup"), bin.join("busybox"))
-            .expect("copy");
-        for applet in APPLETS {
-            symlink("busybox", bin.join(applet)).expect("symlink");
-        }
+        fill(&self.rootfs());
     }
 
     pub(crate) fn image(&self) -> Image {
-        Image::unmanaged("test", ImageConfig::default(), vec![self.rootfs()])
+        image_in(self.dir.path())
     }
 
     pub(crate) async fn start(&self, spec: ContainerSpec) -> skiff_runtime::Result<Container> {
@@ -74,6 +67,29 @@ impl Bench {
         let name = run.file_name().expect("name").to_str().expect("utf-8").to_owned();
         self.runtime.shutdown().await.expect("clean shutdown");
         assert_gone(&run, &name);
+    }
+}
+
+/// A directory with a root filesystem for [`image_in`].
+pub(crate) fn fresh() -> tempfile::TempDir {
+    assert!(rustix::process::geteuid().is_root(), "these tests start containers and need root");
+    let dir = tempfile::tempdir().expect("tempdir");
+    fill(&dir.path().join("rootfs"));
+    dir
+}
+
+pub(crate) fn image_in(dir: &Path) -> Image {
+    Image::unmanaged("test", ImageConfig::default(), vec![dir.join("rootfs")])
+}
+
+fn fill(rootfs: &Path) {
+    let bin = rootfs.join("bin");
+    fs::create_dir_all(&bin).expect("mkdir");
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists());
+    fs::copy(busybox.expect("busybox-static is installed by scripts/setup"), bin.join("busybox"))
+        .expect("copy");
+    for applet in APPLETS {
+        symlink("busybox", bin.join(applet)).expect("symlink");
     }
 }
 
