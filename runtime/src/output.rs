@@ -45,8 +45,8 @@ pub struct Output {
     copy: Option<(OwnedFd, OwnedFd)>,
     /// Looked at and not consumed.
     seen: Vec<u8>,
-    /// Ready when the container has ended.
-    ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// Ready when the container has ended; none after that.
+    ended: Option<End>,
     over: bool,
     _kept: Arc<Kept>,
 }
@@ -69,11 +69,18 @@ impl Output {
         rustix::io::ioctl_fionbio(&pipe, true).map_err(|e| failed(e.into()))?;
         let copy = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
         let copy = lasting.then(copy).transpose().map_err(|e| failed(e.into()))?;
-        let ended = Box::pin(async move {
+        let ended = async move {
             let _ = ended.wait_for(Option::is_some).await;
-        });
+        };
         let pipe = readable(pipe).map_err(failed)?;
-        Ok(Self { pipe, copy, seen: Vec::new(), ended, over: false, _kept: Arc::clone(kept) })
+        Ok(Self {
+            pipe,
+            copy,
+            seen: Vec::new(),
+            ended: Some(Box::pin(ended)),
+            over: false,
+            _kept: Arc::clone(kept),
+        })
     }
 
     /// All that was written and not consumed, as soon as it is more than `more_than` bytes. It is not
@@ -125,7 +132,7 @@ impl Output {
             // In this order: what comes after the look makes the readiness a new one, which is not
             // cleared below; what came before the end is seen by the look after it.
             let readiness = self.pipe.poll_read_ready(cx);
-            let ended = self.ended.as_mut().poll(cx).is_ready();
+            let ended = has_ended(&mut self.ended, cx);
             let full = see(self.pipe.get_ref(), self.copy.as_ref(), &mut self.seen)?;
             self.over = ended && !full;
             if self.seen.len() > more_than || full || ended {
@@ -134,6 +141,16 @@ impl Output {
             ready!(readiness)?.clear_ready();
         }
     }
+}
+
+type End = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// Whether the container has ended; a future is not asked again after that.
+fn has_ended(end: &mut Option<End>, cx: &mut Context<'_>) -> bool {
+    if end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+        *end = None;
+    }
+    end.is_none()
 }
 
 /// Puts into `seen` what the pipe holds. True when it can show no more, whatever is written.
@@ -184,7 +201,7 @@ impl AsyncRead for Output {
         }
         loop {
             let readiness = this.pipe.poll_read_ready(cx);
-            let ended = this.over || this.ended.as_mut().poll(cx).is_ready();
+            let ended = has_ended(&mut this.ended, cx);
             match rustix::io::read(this.pipe.get_ref(), buf.initialize_unfilled()) {
                 // The keeper may hold the writing end: then the pipe itself never ends.
                 Ok(0) | Err(Errno::AGAIN) if ended => {
