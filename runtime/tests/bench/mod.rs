@@ -151,13 +151,19 @@ pub(crate) fn loops_of(id: &str) -> usize {
 pub(crate) fn keeper_of(run: &Path) -> u32 {
     let lock = fs::canonicalize(run.join("lock")).expect("lock");
     let own = std::process::id();
+    // A daemon of its own process holds the lock too.
+    let is_keeper = |pid: u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "skiff-keeper")
+    };
     let holds = |pid: u32| {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|p| p == lock))
     };
     let pids =
         fs::read_dir("/proc").expect("proc").flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(|pid| *pid != own && holds(*pid)).expect("the keeper holds the lock")
+    pids.into_iter()
+        .find(|pid| *pid != own && is_keeper(*pid) && holds(*pid))
+        .expect("the keeper holds the lock")
 }
 
 pub(crate) fn kill(pid: u32) {
