@@ -1,24 +1,19 @@
 //! A running container, as its owner sees it.
 
-use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::process::Signal;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
-use crate::keeper::{Ended, Process, Started};
+use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::Dialer;
+use crate::output::Output;
 use crate::{Error, ErrorKind, Result};
 
 /// How a container ended.
@@ -74,14 +69,21 @@ pub(crate) struct Parts {
     pub(crate) id: String,
     pub(crate) group: Group,
     pub(crate) address: Ipv4Addr,
-    pub(crate) network: Arc<OwnedFd>,
+    /// None when it has ended under a former owner.
+    pub(crate) network: Option<Arc<OwnedFd>>,
     pub(crate) dialer: Dialer,
     pub(crate) timings: StartTimings,
     pub(crate) started: Started,
+    pub(crate) label: Vec<u8>,
+    /// How long it had run when this was made.
+    pub(crate) ran: Duration,
     pub(crate) recording: Option<Recording>,
+    /// Whether its output is for later owners too.
+    pub(crate) lasting: bool,
 }
 
-/// A running (or ended) container. Dropping it kills it.
+/// A running (or ended) container. Dropping it kills it, unless its runtime is a lasting one and was
+/// left before ([`Runtime::detach`](crate::Runtime::detach)).
 #[derive(Debug)]
 pub struct Container {
     id: String,
@@ -89,18 +91,23 @@ pub struct Container {
     process: Process,
     group: Group,
     address: Ipv4Addr,
-    network: Arc<OwnedFd>,
+    network: Option<Arc<OwnedFd>>,
     dialer: Dialer,
     timings: StartTimings,
+    label: Vec<u8>,
+    ran: Duration,
+    since: Instant,
     ended: watch::Receiver<Option<Ended>>,
+    _kept: Arc<Kept>,
     output: Mutex<Option<(Output, Output)>>,
     recording: Option<Recording>,
 }
 
 impl Container {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
-        let Started { pid, process, stdout, stderr, ended, .. } = parts.started;
-        let output = (Output::new(stdout, ended.clone())?, Output::new(stderr, ended.clone())?);
+        let Started { pid, process, stdout, stderr, ended, kept, .. } = parts.started;
+        let output = |pipe| Output::new(pipe, ended.clone(), &kept, parts.lasting);
+        let output = (output(stdout)?, output(stderr)?);
         Ok(Self {
             id: parts.id,
             pid,
@@ -110,7 +117,11 @@ impl Container {
             network: parts.network,
             dialer: parts.dialer,
             timings: parts.timings,
+            label: parts.label,
+            ran: parts.ran,
+            since: Instant::now(),
             ended,
+            _kept: kept,
             output: Mutex::new(Some(output)),
             recording: parts.recording,
         })
@@ -128,7 +139,37 @@ impl Container {
         self.pid
     }
 
-    /// How long the start took.
+    /// A container that a former owner of the run started.
+    pub(crate) fn adopted(found: AdoptedContainer, run: &Group, dialer: Dialer) -> Result<Self> {
+        let AdoptedContainer { started, instance, network } = found;
+        Self::new(Parts {
+            group: run.child(&instance.id),
+            address: instance.address,
+            network: network.map(Arc::new),
+            dialer,
+            timings: StartTimings::default(),
+            started,
+            label: instance.label.0,
+            ran: Duration::from_millis(instance.ran_ms),
+            recording: None,
+            lasting: true,
+            id: instance.id,
+        })
+    }
+
+    /// What its owner gave it at the start, to know it again.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        &self.label
+    }
+
+    /// How long its command has run; of one that ended under a former owner, until its end.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        if self.network.is_none() { self.ran } else { self.ran + self.since.elapsed() }
+    }
+
+    /// How long the start took; nothing where a former owner started it.
     #[must_use]
     pub fn timings(&self) -> StartTimings {
         self.timings
@@ -151,7 +192,8 @@ impl Container {
     /// # Errors
     /// As `connect(2)`; `ConnectionRefused` while nothing listens there.
     pub async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
-        let socket = self.dialer.socket(Arc::clone(&self.network)).await?;
+        let Some(network) = &self.network else { return Err(std::io::ErrorKind::ConnectionRefused.into()) };
+        let socket = self.dialer.socket(Arc::clone(network)).await?;
         let stream = socket.connect(self.address(port)).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -222,61 +264,5 @@ impl Container {
             return stats;
         }
         self.group.stats()
-    }
-}
-
-/// One output stream of a container.
-pub struct Output {
-    pipe: pipe::Receiver,
-    /// Ready when the container has ended.
-    ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
-    over: bool,
-}
-
-impl std::fmt::Debug for Output {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Output").field("over", &self.over).finish_non_exhaustive()
-    }
-}
-
-impl Output {
-    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>) -> Result<Self> {
-        let pipe = pipe::Receiver::from_owned_fd(pipe)
-            .map_err(|e| Error::host("cannot watch the output of a container", e))?;
-        let ended = Box::pin(async move {
-            let _ = ended.wait_for(Option::is_some).await;
-        });
-        Ok(Self { pipe, ended, over: false })
-    }
-
-    /// What is left in the pipe after the end; the keeper holds the writing end open, so that the
-    /// pipe itself never ends. Asks the kernel and not tokio, whose knowledge of the pipe's
-    /// readiness may be older than the end.
-    fn read_rest(&mut self, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        match rustix::io::read(&self.pipe, buf.initialize_unfilled()) {
-            Ok(read) => {
-                buf.advance(read);
-                Poll::Ready(Ok(()))
-            }
-            Err(Errno::AGAIN) => Poll::Ready(Ok(())),
-            Err(e) => Poll::Ready(Err(e.into())),
-        }
-    }
-}
-
-impl AsyncRead for Output {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.pipe).poll_read(cx, buf) {
-            return Poll::Ready(read);
-        }
-        if !self.over {
-            ready!(self.ended.as_mut().poll(cx));
-            self.over = true;
-        }
-        self.read_rest(buf)
     }
 }

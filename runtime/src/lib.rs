@@ -20,6 +20,7 @@ pub mod image;
 #[doc(hidden)]
 pub mod keeper;
 mod network;
+mod output;
 mod rootfs;
 mod rundir;
 mod runtime;
@@ -28,7 +29,8 @@ mod spec;
 mod sys;
 
 pub use acceleration::{Acceleration, Recorded};
-pub use container::{Container, Exit, Output, StartTimings, Stats};
+pub use container::{Container, Exit, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
-pub use runtime::{Runtime, RuntimeOptions};
+pub use output::Output;
+pub use runtime::{FailedStart, Runtime, RuntimeOptions};
 pub use spec::{ContainerSpec, Writable};

@@ -9,8 +9,8 @@ use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recording
 use crate::cgroup::{Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
-use crate::keeper::Keeper;
-use crate::keeper::protocol::{SpaceKind, StartRequest};
+use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
+use crate::keeper::{Keeper, Order};
 use crate::network::{Dialer, create_namespace};
 use crate::rootfs::quota::{Area, sweep};
 use crate::rootfs::{Cap, Choice, Disks};
@@ -26,12 +26,17 @@ pub struct RuntimeOptions {
     pub run_dir: PathBuf,
     /// The `skiff-keeper` program; `None` looks beside the running executable, then in `PATH`.
     pub keeper: Option<PathBuf>,
+    /// The name of a lasting run: 1 to 32 of `a-z`, `0-9` and `-`. Its keeper and containers outlive
+    /// this process; the next [`Runtime::open`] with the same name and run directory adopts them.
+    /// Several names may share a run directory. `None`: all ends with this process.
+    pub lasting: Option<String>,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
 ///
 /// Dropping it ends the keeper, which kills the containers and cleans up by itself;
-/// [`Runtime::shutdown`] also waits for that.
+/// [`Runtime::shutdown`] also waits for that. Dropping a lasting run leaves all running, and so does
+/// the end of this process, whatever ends it.
 #[derive(Debug)]
 pub struct Runtime {
     store: Arc<Store>,
@@ -43,6 +48,7 @@ pub struct Runtime {
     dialer: Dialer,
     keeper: Keeper,
     run: RunDir,
+    dir: PathBuf,
     state_dir: PathBuf,
     read_ahead: ReadAhead,
     recordings: Recordings,
@@ -61,35 +67,28 @@ impl Runtime {
         // Before anything is made: a missing keeper leaves nothing to clean.
         crate::keeper::find(options.keeper.as_deref())?;
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
-        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
-        let Opened { store, disks, choice, area, run, lock } = opened.await.map_err(panicked)??;
+        let (store, disks) = opened.await.map_err(panicked)??;
+        let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
         // The first start often comes as soon as the keeper is there.
-        hasten_joins(run.hierarchy());
-        let started = async {
-            let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
-            Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
-        };
-        match started.await {
-            Ok((dialer, keeper)) => Ok(Arc::new(Self {
-                store,
-                disks,
-                choice,
-                _area: area,
-                dialer,
-                keeper,
-                run,
-                state_dir,
-                read_ahead: ReadAhead::default(),
-                recordings: Recordings::default(),
-                _lock: lock,
-            })),
-            Err(error) => {
-                // The first failure is the one to tell.
-                let _ = tokio::task::spawn_blocking(move || run.remove()).await;
-                Err(error)
-            }
-        }
+        hasten_joins(&hierarchy);
+        let Opened { keeper, run, lock, area, choice } = open_run(&options, &hierarchy).await?;
+        let dir = options.lasting.map_or_else(|| run.path().to_owned(), |name| options.run_dir.join(name));
+        Ok(Arc::new(Self {
+            store,
+            disks,
+            choice,
+            _area: area,
+            dialer,
+            keeper,
+            run,
+            dir,
+            state_dir,
+            read_ahead: ReadAhead::default(),
+            recordings: Recordings::default(),
+            _lock: lock,
+        }))
     }
 
     /// The image store.
@@ -99,10 +98,43 @@ impl Runtime {
     }
 
     /// The directory of this run below the run directory: sockets of its owner may live here; it
-    /// is removed by [`Runtime::shutdown`], and by the next start after a crash.
+    /// is removed by [`Runtime::shutdown`], and by the next start after a crash. That of a lasting run
+    /// is always at `run_dir/NAME`.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.run.path()
+        &self.dir
+    }
+
+    /// The containers that former owners of this lasting run started, running or ended meanwhile.
+    /// Each is given once; dropping one kills it as ever, and lets the keeper forget how it ended.
+    /// Their output goes on where it was last consumed ([`Output`](crate::Output)).
+    ///
+    /// # Errors
+    /// `Host` when an output cannot be watched.
+    pub fn adopted(&self) -> Result<Vec<Container>> {
+        let group = self.run.group();
+        let found = self.keeper.adopted().into_iter();
+        found.map(|found| Container::adopted(found, &group, self.dialer.clone())).collect()
+    }
+
+    /// The starts that former owners had under way and that failed. Each is given once.
+    #[must_use]
+    pub fn failed_starts(&self) -> Vec<FailedStart> {
+        let failures = self.keeper.failures().into_iter();
+        failures.map(|f| FailedStart { id: f.id, label: f.label.0, error: f.error }).collect()
+    }
+
+    /// Waits until every start that a former owner had under way is among [`Runtime::adopted`] or
+    /// [`Runtime::failed_starts`]; at most as long as their deadlines.
+    pub async fn starts_settled(&self) {
+        self.keeper.settled().await;
+    }
+
+    /// Leaves a lasting run to its next owner: keeper and containers go on, and dropping a
+    /// [`Container`] does not kill it any more. Nothing can be started then. Of a run that is not a
+    /// lasting one nothing is changed.
+    pub async fn detach(&self) {
+        self.keeper.detach().await;
     }
 
     /// Has a socket that its owner makes outside of [`Runtime::dir`] removed also after a crash.
@@ -129,7 +161,9 @@ impl Runtime {
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
-        let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        // A thread that waits for a filesystem cannot be killed: it ends when that answers.
+        let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
+        let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
             let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
@@ -137,7 +171,14 @@ impl Runtime {
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let began = Instant::now();
-        let started = self.keeper.start(&spec.id, deadline, lease.is_some(), &fds).await?;
+        let order = Order {
+            id: &spec.id,
+            deadline,
+            leased: lease.is_some(),
+            address: spec.address(),
+            label: Label(spec.label.clone()),
+        };
+        let started = self.keeper.start(order, &fds).await?;
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -153,10 +194,13 @@ impl Runtime {
             recording,
             address: spec.address(),
             id: spec.id,
-            network: Arc::new(network),
+            network: Some(Arc::new(network)),
             dialer: self.dialer.clone(),
             timings,
             started,
+            label: spec.label,
+            ran: Duration::ZERO,
+            lasting: self.keeper.is_lasting(),
         })
     }
 
@@ -196,6 +240,14 @@ fn hasten_joins(hierarchy: &Hierarchy) {
     drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
 }
 
+fn not_prepared(deadline: Duration) -> Error {
+    Error::new(
+        ErrorKind::StartTimedOut,
+        format!("disks and network of a container were not ready within {} ms", deadline.as_millis()),
+    )
+    .advise("the host is overloaded, or the filesystem of the state directory hangs; see `skiff doctor`")
+}
+
 fn micros(us: u64) -> Duration {
     Duration::from_micros(us)
 }
@@ -225,15 +277,85 @@ fn require_root() -> Result<()> {
     .advise("run it with sudo"))
 }
 
-/// What is made before the keeper.
+/// A start that a former owner of a lasting run had under way, and that failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FailedStart {
+    /// The name given at the start.
+    pub id: String,
+    /// What the owner gave to know it again.
+    pub label: Vec<u8>,
+    /// Why it failed.
+    pub error: Error,
+}
+
+/// A run with its keeper.
 struct Opened {
-    store: Arc<Store>,
-    disks: Arc<Disks>,
-    choice: Choice,
-    area: Option<Area>,
+    keeper: Keeper,
     run: RunDir,
     lock: OwnedFd,
+    area: Option<Area>,
+    choice: Choice,
 }
+
+/// Makes a run with its keeper, or comes to those that live.
+async fn open_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Opened> {
+    let binary = options.keeper.as_deref();
+    let until = Instant::now() + LIVE_PATIENCE;
+    loop {
+        let (given, hierarchy) = (options.clone(), hierarchy.clone());
+        let found = tokio::task::spawn_blocking(move || find_run(&given, &hierarchy));
+        let (run, lock, area, choice) = found.await.map_err(panicked)??;
+        if let Some(lock) = lock {
+            return match Keeper::spawn(binary, &run, &lock, options.lasting.is_some()).await {
+                Ok(keeper) => Ok(Opened { keeper, run, lock, area, choice }),
+                Err(error) => {
+                    // The first failure is the one to tell.
+                    let _ = tokio::task::spawn_blocking(move || run.remove()).await;
+                    Err(error)
+                }
+            };
+        }
+        if let Some((keeper, lock)) = Keeper::attach(&run).await? {
+            return Ok(Opened { keeper, run, lock, area, choice });
+        }
+        // Its keeper is only just being started, or has died and its daemon has not.
+        if Instant::now() >= until {
+            return Err(Error::new(
+                ErrorKind::KeeperLost,
+                format!("the run {} is in use, but its keeper does not listen", run.path().display()),
+            )
+            .advise(
+                "its keeper has died: end the process that holds the file `lock` in it, then start again",
+            ));
+        }
+        tokio::time::sleep(LIVE_INTERVAL).await;
+    }
+}
+
+type Found = (RunDir, Option<OwnedFd>, Option<Area>, Choice);
+
+/// The run, with its lock if it is a new one, and where its directories with quotas are.
+fn find_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Found> {
+    let (run, lock) = match &options.lasting {
+        None => RunDir::create(&options.run_dir, hierarchy).map(|(run, lock)| (run, Some(lock)))?,
+        Some(name) => RunDir::lasting(&options.run_dir, name, hierarchy)?,
+    };
+    if let Err(error) = sweep(&options.state_dir) {
+        // As for a dead run: the next start tries again.
+        tracing::warn!(error = error.chain(), "what a dead run wrote could not be removed");
+    }
+    // Before the keeper is there, which looks for it.
+    let (area, quota) = match Area::create(&options.state_dir, run.name(), &run.writable_link()) {
+        Ok(area) => (Some(area), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    Ok((run, lock, area, Choice::new(quota)))
+}
+
+/// How long a keeper that is being started may take to listen, and how often it is looked.
+const LIVE_PATIENCE: Duration = Duration::from_secs(10);
+const LIVE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Overlayfs reads a backslash in a path as an escape.
 fn refuse_backslash(dir: &Path) -> Result<()> {
@@ -247,24 +369,14 @@ fn refuse_backslash(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Result<Opened> {
+fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<Opened> {
     refuse_backslash(state_dir)?;
     refuse_backslash(run_dir)?;
     make_private(state_dir)?;
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    let (run, lock) = RunDir::create(run_dir, hierarchy)?;
-    if let Err(error) = sweep(state_dir) {
-        // As for a dead run: the next start tries again.
-        tracing::warn!(error = error.chain(), "what a dead run wrote could not be removed");
-    }
-    let (area, quota) = match Area::create(state_dir, run.name(), &run.writable_link()) {
-        Ok(area) => (Some(area), Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    let disks = Arc::new(Disks::new(disks_dir));
-    Ok(Opened { store, disks, choice: Choice::new(quota), area, run, lock })
+    Ok((store, Arc::new(Disks::new(disks_dir))))
 }
 
 /// Where the lease stands among the keeper's descriptors: after the request and the namespace.

@@ -43,18 +43,11 @@ impl Bench {
     }
 
     pub(crate) fn fill_rootfs(&self) {
-        let bin = self.rootfs().join("bin");
-        fs::create_dir_all(&bin).expect("mkdir");
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists());
-        fs::copy(busybox.expect("busybox-static is installed by scripts/setup"), bin.join("busybox"))
-            .expect("copy");
-        for applet in APPLETS {
-            symlink("busybox", bin.join(applet)).expect("symlink");
-        }
+        fill(&self.rootfs());
     }
 
     pub(crate) fn image(&self) -> Image {
-        Image::unmanaged("test", ImageConfig::default(), vec![self.rootfs()])
+        image_in(self.dir.path())
     }
 
     pub(crate) async fn start(&self, spec: ContainerSpec) -> skiff_runtime::Result<Container> {
@@ -82,11 +75,35 @@ impl Bench {
     }
 }
 
+/// A directory with a root filesystem for [`image_in`].
+pub(crate) fn fresh() -> tempfile::TempDir {
+    assert!(rustix::process::geteuid().is_root(), "these tests start containers and need root");
+    let dir = tempfile::tempdir().expect("tempdir");
+    fill(&dir.path().join("rootfs"));
+    dir
+}
+
+pub(crate) fn image_in(dir: &Path) -> Image {
+    Image::unmanaged("test", ImageConfig::default(), vec![dir.join("rootfs")])
+}
+
+fn fill(rootfs: &Path) {
+    let bin = rootfs.join("bin");
+    fs::create_dir_all(&bin).expect("mkdir");
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists());
+    fs::copy(busybox.expect("busybox-static is installed by scripts/setup"), bin.join("busybox"))
+        .expect("copy");
+    for applet in APPLETS {
+        symlink("busybox", bin.join(applet)).expect("symlink");
+    }
+}
+
 pub(crate) async fn open(dir: &Path) -> Arc<Runtime> {
     let options = RuntimeOptions {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
+        lasting: None,
     };
     Runtime::open(options).await.expect("a runtime on this host")
 }
@@ -139,13 +156,19 @@ pub(crate) fn loops_of(id: &str) -> usize {
 pub(crate) fn keeper_of(run: &Path) -> u32 {
     let lock = fs::canonicalize(run.join("lock")).expect("lock");
     let own = std::process::id();
+    // A daemon of its own process holds the lock too.
+    let is_keeper = |pid: u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "skiff-keeper")
+    };
     let holds = |pid: u32| {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|p| p == lock))
     };
     let pids =
         fs::read_dir("/proc").expect("proc").flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(|pid| *pid != own && holds(*pid)).expect("the keeper holds the lock")
+    pids.into_iter()
+        .find(|pid| *pid != own && is_keeper(*pid) && holds(*pid))
+        .expect("the keeper holds the lock")
 }
 
 pub(crate) fn kill(pid: u32) {

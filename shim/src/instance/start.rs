@@ -5,12 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use skiff_runtime::{Acceleration, ContainerSpec, Exit, Runtime};
-use tokio::io::AsyncRead;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::guest::Guest;
-use super::logs::{LogSink, LogStream, Logs};
+use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::shared::{Shared, drive};
 use super::{Instance, State, Timeline};
@@ -57,7 +56,7 @@ pub(super) async fn start(
 
 impl Launch {
     /// Follows the output and waits for the server.
-    pub(super) async fn bring_up<R: AsyncRead + Send + Unpin + 'static>(
+    pub(super) async fn bring_up<R: Source>(
         self,
         guest: Arc<dyn Guest>,
         output: Option<(R, R)>,
@@ -200,6 +199,7 @@ pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         address: config.platform.new_address(),
         deadline: config.start_deadline(),
         acceleration: if config.acceleration { Acceleration::On } else { Acceleration::Off },
+        ..ContainerSpec::default()
     }
 }
 

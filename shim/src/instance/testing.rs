@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::guest::{Guest, KILLED};
+use super::logs::Stream;
 use super::start::Launch;
 use super::{Instance, LogLine, Timeline};
 use crate::FunctionConfig;
@@ -76,7 +77,7 @@ pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Insta
         command: vec!["serve".to_owned()],
         started: Instant::now(),
     };
-    let output: Option<(tokio::io::Empty, tokio::io::Empty)> = None;
+    let output: Option<(Stream<tokio::io::Empty>, Stream<tokio::io::Empty>)> = None;
     let sink = Arc::new(|_: &LogLine| ());
     launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), sink).await.expect("up")
 }

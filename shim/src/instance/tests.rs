@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
+use super::logs::Stream;
 use super::start::Launch;
 use super::testing::TestGuest;
 use super::{EventResult, Instance, LogLine, LogSink, State, Timeline};
@@ -51,7 +52,9 @@ async fn bring_up(guest: &TestGuest, config: Arc<FunctionConfig>) -> Result<(Ins
     drop(out);
     let (sink, lines) = lines();
     let guest = Arc::new(guest.clone());
-    let instance = launch.bring_up(guest, Some((stdout, stderr)), Timeline::default(), sink).await?;
+    let instance = launch
+        .bring_up(guest, Some((Stream::new(stdout), Stream::new(stderr))), Timeline::default(), sink)
+        .await?;
     Ok((instance, lines))
 }
 

@@ -1,10 +1,14 @@
 //! A container's output, line by line: stream → [`split`] → [`queue`] → [`LogSink`].
 //!
+//! A line is consumed from the stream when the sink has had it: if this process is killed before, the
+//! next owner of a lasting run reads it again.
+//!
 //! Nothing here grows with what a container writes or with how slow a sink is: lines are split at
 //! the platform's limit, the queue is bounded, and a sink that stands still for a second loses lines
 //! (counted, and told in a platform line) instead of stopping the container.
 
 mod queue;
+mod source;
 mod split;
 mod tail;
 
@@ -12,16 +16,14 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt};
-
 use self::queue::{Member, Queue};
+pub(crate) use self::source::Source;
+#[cfg(test)]
+pub(crate) use self::source::Stream;
 use self::split::Splitter;
 use self::tail::Tail;
 use crate::platform::TailLine;
-
-/// Bytes read at once.
-const READ_BYTES: usize = 16 * 1024;
+use bytes::Bytes;
 
 /// Where a log line comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,25 +105,34 @@ impl Logs {
         Self { instance_id, line_bytes, queue, tail: Arc::default(), _member: member }
     }
 
-    /// Reads a stream of the container until it ends.
-    pub(crate) fn follow(&self, stream: LogStream, mut output: impl AsyncRead + Send + Unpin + 'static) {
+    /// Follows a stream of the container until it ends.
+    pub(crate) fn follow(&self, stream: LogStream, mut output: impl Source) {
         let member = Queue::join(&self.queue);
         let mut splitter = Splitter::new(self.line_bytes);
         let tail = Arc::clone(&self.tail);
         let instance_id = Arc::clone(&self.instance_id);
         tokio::spawn(async move {
-            let mut buffer = vec![0; READ_BYTES];
+            // Of the stream, looked at and not consumed: the beginning of a line.
+            let mut begun = 0;
             loop {
                 // A broken pipe is the end of the output as well.
-                let count = output.read(&mut buffer).await.unwrap_or(0);
-                let lines = if count == 0 { splitter.finish() } else { splitter.push(&buffer[..count]) };
+                let seen = output.look(begun).await.unwrap_or_default();
+                let (count, fresh) = (seen.len(), seen.get(begun..).unwrap_or_default());
+                let (full, mut lines) = (fresh.is_empty(), splitter.push(fresh));
+                let over = output.is_over() || count == 0;
+                if over {
+                    lines.extend(splitter.finish());
+                }
                 for bytes in lines {
                     let time = SystemTime::now();
                     locked(&tail).push(TailLine { time, bytes: bytes.clone() });
                     let line = LogLine { instance_id: Arc::clone(&instance_id), stream, time, bytes };
                     member.push(line).await;
                 }
-                if count == 0 {
+                member.handed_on().await;
+                // A line that is longer than can be looked at is kept here alone.
+                begun = if full { 0 } else { splitter.begun().min(count) };
+                if output.consume(count - begun).is_err() || over {
                     break;
                 }
             }
@@ -181,8 +192,8 @@ mod tests {
         let logs = Logs::new("i".into(), 64, sink);
         let (mut out, out_end) = tokio::io::duplex(64);
         let (mut err, err_end) = tokio::io::duplex(64);
-        logs.follow(LogStream::Stdout, out_end);
-        logs.follow(LogStream::Stderr, err_end);
+        logs.follow(LogStream::Stdout, Stream::new(out_end));
+        logs.follow(LogStream::Stderr, Stream::new(err_end));
         logs.platform(vec!["START".to_owned()]);
         out.write_all(b"one\ntwo").await.expect("written");
         err.write_all(b"\xff\n").await.expect("written");
@@ -209,7 +220,7 @@ mod tests {
         };
         let logs = Logs::new("i".into(), 1024, Arc::new(blocking));
         let (mut out, out_end) = tokio::io::duplex(1024);
-        logs.follow(LogStream::Stdout, out_end);
+        logs.follow(LogStream::Stdout, Stream::new(out_end));
         let line = format!("{}\n", "x".repeat(999));
         let writes = async {
             for _ in 0..3 * queue::MAX_BYTES / 1000 {
@@ -236,7 +247,7 @@ mod tests {
         };
         let logs = Logs::new("i".into(), 8192, Arc::new(slow));
         let (mut out, out_end) = tokio::io::duplex(1024 * 1024);
-        logs.follow(LogStream::Stdout, out_end);
+        logs.follow(LogStream::Stdout, Stream::new(out_end));
         let line = format!("{}\n", "x".repeat(4999));
         for _ in 0..1000 {
             out.write_all(line.as_bytes()).await.expect("written");

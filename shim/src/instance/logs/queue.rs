@@ -34,6 +34,9 @@ pub(super) struct Queue {
 struct State {
     lines: VecDeque<LogLine>,
     cost: usize,
+    /// Lines that were added, and of these how many the sink has had.
+    added: u64,
+    had: u64,
     dropped: u64,
     /// Lines are with the sink now.
     busy: bool,
@@ -49,6 +52,7 @@ impl State {
             return Some(line);
         }
         self.cost += cost;
+        self.added += 1;
         self.lines.push_back(line);
         None
     }
@@ -89,7 +93,7 @@ impl Queue {
     }
 
     /// The next lines for the sink and what they cost; `None` when no more can come.
-    async fn take(&self, instance_id: &Arc<str>) -> Option<(Vec<LogLine>, usize)> {
+    async fn take(&self, instance_id: &Arc<str>) -> Option<(Vec<LogLine>, Cost)> {
         loop {
             {
                 let mut state = locked(&self.state);
@@ -102,7 +106,7 @@ impl Queue {
                 batch.extend(state.lines.drain(..count));
                 if !batch.is_empty() {
                     state.busy = true;
-                    return Some((batch, cost));
+                    return Some((batch, Cost { bytes: cost, lines: count as u64 }));
                 }
                 if state.members == 0 {
                     return None;
@@ -113,14 +117,22 @@ impl Queue {
     }
 
     /// The sink has taken lines that cost as much: only now is there room for others.
-    fn taken(&self, cost: usize) {
+    fn taken(&self, cost: Cost) {
         let mut state = locked(&self.state);
-        state.cost = state.cost.saturating_sub(cost);
+        state.cost = state.cost.saturating_sub(cost.bytes);
+        state.had += cost.lines;
         state.busy = false;
         state.stalled = false;
         drop(state);
         self.emptied.notify_waiters();
     }
+}
+
+/// What lines take of a queue.
+#[derive(Clone, Copy)]
+struct Cost {
+    bytes: usize,
+    lines: u64,
 }
 
 /// One that writes into a queue; the queue ends when all have left.
@@ -150,6 +162,27 @@ impl Member {
             }
         }
         self.0.filled.notify_one();
+    }
+}
+
+impl Member {
+    /// Waits until the sink has had all that was added; not for one that stands still.
+    pub(super) async fn handed_on(&self) {
+        let wanted = locked(&self.0.state).added;
+        loop {
+            let emptied = self.0.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            {
+                let state = locked(&self.0.state);
+                if state.had >= wanted || state.stalled {
+                    return;
+                }
+            }
+            if tokio::time::timeout(PATIENCE, emptied).await.is_err() {
+                locked(&self.0.state).stalled = true;
+            }
+        }
     }
 }
 

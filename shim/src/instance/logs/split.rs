@@ -27,6 +27,11 @@ impl Splitter {
         lines
     }
 
+    /// Bytes of the line at hand.
+    pub(super) fn begun(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The last line, if the stream did not end with a line feed.
     pub(super) fn finish(&mut self) -> Vec<Bytes> {
         if self.rest.is_empty() { Vec::new() } else { vec![self.take()] }

@@ -1,0 +1,260 @@
+//! What the keeper bears: starts that hang, many that fail, many containers, and bad company.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use skiff_runtime::{Container, ContainerSpec, ErrorKind, Writable};
+
+mod bench;
+use bench::{Bench, keeper_of, loops_of, shell};
+
+fn children(of: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn light(script: &str) -> ContainerSpec {
+    ContainerSpec { writable: Writable::Tmpfs, ..shell(script) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_is_stopped_ends_at_its_deadline() {
+    let bench = Bench::new().await;
+    let keeper = keeper_of(bench.runtime.dir());
+    for _ in 0..5 {
+        let spec = ContainerSpec { deadline: Duration::from_secs(2), ..light("sleep 1000") };
+        let stop = async {
+            until("no start process", || !children(keeper).is_empty()).await;
+            for pid in children(keeper) {
+                let pid = Pid::from_raw(pid.cast_signed()).expect("a pid");
+                let _ = kill_process(pid, Signal::STOP);
+            }
+        };
+        let (started, ()) = tokio::join!(bench.start(spec), stop);
+        // The init may have been executing its command already when it was stopped.
+        if let Err(error) = started {
+            assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
+        }
+        until("something is left", || children(keeper).is_empty()).await;
+    }
+    bench.end().await;
+}
+
+/// An ext4 filesystem on a loop device that can be frozen; thawed and unmounted when this is dropped.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(dir: &Path) -> Self {
+        let at = dir.join("ice");
+        fs::create_dir(&at).expect("mkdir");
+        let image = dir.join("ice.ext4");
+        fs::File::create(&image).and_then(|f| f.set_len(256 << 20)).expect("a file");
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        Self(at)
+    }
+
+    fn freeze(&self) {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.0));
+    }
+
+    fn thaw(&self) {
+        run(Command::new("fsfreeze").arg("-u").arg(&self.0));
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().expect("util-linux and e2fsprogs are installed by scripts/setup");
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
+    let bench = Bench::new().await;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let ice = Frozen::new(dir.path());
+    let frozen = skiff_runtime::Runtime::open(skiff_runtime::RuntimeOptions {
+        state_dir: ice.0.join("state"),
+        run_dir: dir.path().join("run"),
+        keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
+        lasting: None,
+    })
+    .await
+    .expect("a runtime on the filesystem");
+    let container = frozen.start(&bench.image(), shell("sleep 1000")).await.expect("starts before");
+    let began = std::time::Instant::now();
+    ice.freeze();
+    let spec = ContainerSpec { deadline: Duration::from_secs(2), ..shell("sleep 1000") };
+    let error = frozen.start(&bench.image(), spec).await.expect_err("its disks cannot be made");
+    let took = began.elapsed();
+    assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
+    // Others, with the disks of another filesystem, and of the same keeper without any.
+    let (exit, ..) = bench.sh("exit 5", |_| {}).await;
+    assert_eq!(exit.code, Some(5));
+    let quick = frozen.start(&bench.image(), light("exit 6")).await.expect("starts");
+    assert_eq!(quick.wait().await.expect("ends").code, Some(6));
+    ice.thaw();
+    stuck_in_the_kernel(&frozen, &bench, &ice).await;
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    assert_eq!(container.stop(Duration::ZERO).await.expect("stops").signal, Some(9));
+    drop((container, quick));
+    frozen.shutdown().await.expect("clean");
+    let id = dir.path().display().to_string();
+    until("a loop device is left", || loops_of(&format!("{id}/ice/")) == 0).await;
+    bench.end().await;
+}
+
+/// Freezes between the making of disks, which is the daemon's, and their mounting.
+async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench, ice: &Frozen) {
+    let keeper = keeper_of(frozen.dir());
+    let signal =
+        |signal| kill_process(Pid::from_raw(keeper.cast_signed()).expect("a pid"), signal).expect("sent");
+    let spec = ContainerSpec { deadline: Duration::from_secs(2), ..shell("sleep 1000") };
+    let disks = format!("skiff-{}-", spec.id);
+    signal(Signal::STOP);
+    let freeze = async {
+        until("no disks", || loops_of(&disks) == 2).await;
+        // Until the request has been sent.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        ice.freeze();
+        signal(Signal::CONT);
+    };
+    let image = bench.image();
+    let (started, ()) = tokio::join!(frozen.start(&image, spec), freeze);
+    let error = started.expect_err("its disk cannot be mounted");
+    assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
+    assert!(error.chain().contains("wait in the kernel"), "{error:?}");
+    let quick = frozen.start(&image, light("exit 7")).await.expect("others start");
+    assert_eq!(quick.wait().await.expect("ends").code, Some(7));
+    ice.thaw();
+    until("a process or disk is left", || children(keeper).is_empty() && loops_of(&disks) == 0).await;
+}
+
+/// What processes, descriptors, threads, mounts and groups there are of this process and a keeper.
+#[derive(Debug, PartialEq)]
+struct Inventory {
+    own_fds: usize,
+    keeper_fds: usize,
+    keeper_threads: usize,
+    keeper_children: Vec<u32>,
+    mounts: usize,
+    groups: usize,
+}
+
+fn inventory(keeper: u32, run: &str) -> Inventory {
+    let count = |path: String| fs::read_dir(path).expect("there").count();
+    let groups = fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten();
+    let groups = groups.filter_map(|h| fs::read_dir(h.path().join("skiff").join(run)).ok());
+    Inventory {
+        own_fds: count("/proc/self/fd".into()),
+        keeper_fds: count(format!("/proc/{keeper}/fd")),
+        keeper_threads: count(format!("/proc/{keeper}/task")),
+        keeper_children: children(keeper),
+        mounts: fs::read_to_string(format!("/proc/{keeper}/mountinfo")).expect("mounts").lines().count(),
+        groups: groups.map(|dir| dir.flatten().filter(|e| e.path().is_dir()).count()).sum(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_failed_starts_leave_nothing() {
+    let bench = Bench::new().await;
+    let keeper = keeper_of(bench.runtime.dir());
+    let run = bench.runtime.dir().file_name().and_then(|n| n.to_str()).expect("utf-8").to_owned();
+    let fail = |number: usize| {
+        let spec = match number % 5 {
+            0 => ContainerSpec { entrypoint: Some(vec!["/none".into()]), ..light("") },
+            1 => ContainerSpec { user: Some("nobody-such".into()), ..light("") },
+            2 => ContainerSpec { working_dir: Some("/proc/1".into()), ..light("") },
+            3 => ContainerSpec { entrypoint: Some(vec!["/bin".into()]), ..light("") },
+            _ => ContainerSpec { deadline: Duration::from_millis(1), ..light("sleep 1000") },
+        };
+        let (runtime, image) = (std::sync::Arc::clone(&bench.runtime), bench.image());
+        async move {
+            let started = runtime.start(&image, spec).await;
+            // A keeper that gets no time on a busy host may see the report before the deadline.
+            assert!(started.is_err() || number % 5 == 4, "{started:?}");
+        }
+    };
+    for number in 0..5 {
+        fail(number).await;
+    }
+    until("the first left children", || children(keeper).is_empty()).await;
+    let before = inventory(keeper, &run);
+    for batch in 0..125 {
+        let fails: Vec<_> = (0..8).map(|number| tokio::spawn(fail(batch * 8 + number))).collect();
+        for fail in fails {
+            fail.await.expect("no panic");
+        }
+    }
+    // Threads of the blocking pool have sockets to nothing; descriptors of ours only are counted.
+    until("something is left", || inventory(keeper, &run) == before).await;
+    bench.end().await;
+}
+
+/// Resident and proportional memory in bytes.
+fn memory(pid: u32) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let field = |name: &str| -> u64 {
+        let line = text.lines().find(|l| l.starts_with(name)).expect(name);
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
+    };
+    (field("Rss:"), field("Pss:"))
+}
+
+const INSTANCES: usize = 200;
+/// Most resident memory of a keeper with so many containers, and of all of Skiff for each of them.
+const KEEPER_BYTES: u64 = 8 << 20;
+const BYTES_EACH: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_instances_cost_little_memory() {
+    let bench = Bench::new().await;
+    let keeper = keeper_of(bench.runtime.dir());
+    let mut containers: Vec<Container> = Vec::new();
+    while containers.len() < INSTANCES {
+        let starts: Vec<_> = (0..4)
+            .map(|_| {
+                let (runtime, image) = (std::sync::Arc::clone(&bench.runtime), bench.image());
+                tokio::spawn(async move { runtime.start(&image, light("exec sleep 1000")).await })
+            })
+            .collect();
+        for start in starts {
+            containers.push(start.await.expect("no panic").expect("starts"));
+        }
+    }
+    let (rss, pss) = memory(keeper);
+    // This process is the daemon: the library with the test around it.
+    let (own, _) = memory(std::process::id());
+    let each = (rss + own) / INSTANCES as u64;
+    println!(
+        "keeper: {} KiB resident, {} KiB proportional; {} KiB of all for each",
+        rss >> 10,
+        pss >> 10,
+        each >> 10
+    );
+    assert!(rss < KEEPER_BYTES, "the keeper has {rss} bytes resident");
+    assert!(each < BYTES_EACH, "{each} bytes for each container");
+    for container in &containers {
+        container.stop(Duration::ZERO).await.expect("stops");
+    }
+    drop(containers);
+    bench.end().await;
+}
