@@ -369,7 +369,7 @@ fn refuse_backslash(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<Opened> {
+fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<(Arc<Store>, Arc<Disks>)> {
     refuse_backslash(state_dir)?;
     refuse_backslash(run_dir)?;
     make_private(state_dir)?;
