@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
 use crate::keeper::{Ended, Process, Started};
-use crate::network::Dialer;
+use crate::network::{Dialer, Forwarder};
 use crate::{Error, ErrorKind, Result};
 
 /// How a container ended.
@@ -75,6 +75,7 @@ pub(crate) struct Parts {
     pub(crate) group: Group,
     pub(crate) address: Ipv4Addr,
     pub(crate) network: Arc<OwnedFd>,
+    pub(crate) names: Option<Forwarder>,
     pub(crate) dialer: Dialer,
     pub(crate) timings: StartTimings,
     pub(crate) started: Started,
@@ -100,6 +101,9 @@ pub struct Container {
 impl Container {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
         let Started { pid, process, stdout, stderr, ended, .. } = parts.started;
+        if let Some(names) = parts.names {
+            names.end_with(over(ended.clone()));
+        }
         let output = (Output::new(stdout, ended.clone())?, Output::new(stderr, ended.clone())?);
         Ok(Self {
             id: parts.id,
@@ -225,6 +229,11 @@ impl Container {
     }
 }
 
+/// Ready when a container has ended.
+async fn over(mut ended: watch::Receiver<Option<Ended>>) {
+    let _ = ended.wait_for(Option::is_some).await;
+}
+
 /// One output stream of a container.
 pub struct Output {
     pipe: pipe::Receiver,
@@ -240,13 +249,10 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
-    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>) -> Result<Self> {
+    fn new(pipe: OwnedFd, ended: watch::Receiver<Option<Ended>>) -> Result<Self> {
         let pipe = pipe::Receiver::from_owned_fd(pipe)
             .map_err(|e| Error::host("cannot watch the output of a container", e))?;
-        let ended = Box::pin(async move {
-            let _ = ended.wait_for(Option::is_some).await;
-        });
-        Ok(Self { pipe, ended, over: false })
+        Ok(Self { pipe, ended: Box::pin(over(ended)), over: false })
     }
 
     /// What is left in the pipe after the end; the keeper holds the writing end open, so that the

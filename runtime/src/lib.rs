@@ -30,5 +30,6 @@ mod sys;
 pub use acceleration::{Acceleration, Recorded};
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
+pub use network::{Cidr, Network, NetworkOptions};
 pub use runtime::{Runtime, RuntimeOptions};
 pub use spec::{ContainerSpec, Writable};

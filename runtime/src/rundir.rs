@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::cgroup::{Group, Hierarchy};
+use crate::network::egress;
 use crate::{Error, ErrorKind, Result};
 
 const LOCK: &str = "lock";
@@ -124,6 +125,10 @@ impl RunDir {
         let mut first = group.kill(PATIENCE).and(group.remove(PATIENCE)).err();
         Group::remove_parent_if_empty(&self.hierarchy);
         self.remove_sockets();
+        // Its note is in the directory: kept for the next try when the rules could not be removed.
+        if let Err(error) = egress::remove(&self.run, &self.dir) {
+            return Err(first.unwrap_or(error));
+        }
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 first = first.or(Some(Error::host(format!("cannot remove {}", self.dir.display()), e)));

@@ -1,5 +1,6 @@
 //! The entry point: one [`Runtime`] is one run's store, keeper and namespaces.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::Keeper;
 use crate::keeper::protocol::{SpaceKind, StartRequest};
-use crate::network::{Dialer, create_namespace};
+use crate::network::{Dialer, Forwarder, Namespaces, Resolver};
 use crate::rootfs::Disks;
 use crate::rundir::{RunDir, make_private};
-use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
+use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result};
 
 /// Where a runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct RuntimeOptions {
     pub run_dir: PathBuf,
     /// The `skiff-keeper` program; `None` looks beside the running executable, then in `PATH`.
     pub keeper: Option<PathBuf>,
+    /// How the containers' network namespaces are made.
+    pub network: NetworkOptions,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
@@ -36,6 +39,7 @@ pub struct Runtime {
     store: Arc<Store>,
     disks: Arc<Disks>,
     dialer: Dialer,
+    namespaces: Arc<Namespaces>,
     keeper: Keeper,
     run: RunDir,
     state_dir: PathBuf,
@@ -63,13 +67,15 @@ impl Runtime {
         hasten_joins(run.hierarchy());
         let started = async {
             let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
-            Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
+            let namespaces = Namespaces::new(run.name(), run.path(), options.network)?;
+            Ok((dialer, Arc::new(namespaces), Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
         };
         match started.await {
-            Ok((dialer, keeper)) => Ok(Arc::new(Self {
+            Ok((dialer, namespaces, keeper)) => Ok(Arc::new(Self {
                 store,
                 disks,
                 dialer,
+                namespaces,
                 keeper,
                 run,
                 state_dir,
@@ -114,13 +120,16 @@ impl Runtime {
     /// `StartTimedOut`, `KeeperLost`, `DiskFull`, `Host`.
     pub async fn start(&self, image: &Image, spec: ContainerSpec) -> Result<Container> {
         let mut request = spec.request(&image.config, &image.layers)?;
+        let resolver = Resolver::of(spec.network);
+        request.resolv_conf = resolver.text;
         let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
         request.record = group.is_some();
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
-        let disks = Arc::clone(&self.disks);
-        let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
+        let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks, &namespaces));
         let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
@@ -128,6 +137,8 @@ impl Runtime {
             fds.insert(LEASE_PLACE, copy);
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
+        let network = Arc::new(network);
+        let names = self.forward_names(&network, &resolver.upstreams).await?;
         let began = Instant::now();
         let started = self.keeper.start(&spec.id, deadline, lease.is_some(), &fds).await?;
         timings.spawn = began.elapsed();
@@ -145,11 +156,25 @@ impl Runtime {
             recording,
             address: spec.address(),
             id: spec.id,
-            network: Arc::new(network),
+            network,
+            names,
             dialer: self.dialer.clone(),
             timings,
             started,
         })
+    }
+
+    /// Starts a forwarder for names where only the host reaches its servers. Whoever takes over a
+    /// container from another process starts one again.
+    async fn forward_names(
+        &self,
+        network: &Arc<OwnedFd>,
+        upstreams: &[SocketAddr],
+    ) -> Result<Option<Forwarder>> {
+        if upstreams.is_empty() {
+            return Ok(None);
+        }
+        Forwarder::start(&self.dialer, Arc::clone(network), upstreams).await.map(Some)
     }
 
     /// Begins to read ahead what a former start of the image touched, or makes what records it.
@@ -170,6 +195,7 @@ impl Runtime {
     /// # Errors
     /// `Host` when something could not be removed.
     pub async fn shutdown(&self) -> Result<()> {
+        self.namespaces.close();
         self.keeper.shutdown().await;
         self.recordings.finish().await;
         let run = self.run.clone();
@@ -250,6 +276,7 @@ fn prepare(
     spec: &ContainerSpec,
     recording: Option<OwnedFd>,
     disks: &Disks,
+    namespaces: &Namespaces,
 ) -> Result<Prepared> {
     let disk = |kind, bytes, what: &str| -> Result<Option<OwnedFd>> {
         match kind {
@@ -259,7 +286,7 @@ fn prepare(
     };
     let (writable, tmp, network) = std::thread::scope(|scope| {
         let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_bytes, "tmp")));
-        let network = scope.spawn(|| timed(|| create_namespace(spec.address())));
+        let network = scope.spawn(|| timed(|| namespaces.take(spec.network, spec.address())));
         let writable = timed(|| disk(request.writable, spec.writable_bytes, "writable"));
         (std::thread::Result::Ok(writable), tmp.join(), network.join())
     });
