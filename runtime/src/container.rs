@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
-use crate::network::Dialer;
+use crate::network::{Dialer, Forwarder};
 use crate::output::Output;
 use crate::{Error, ErrorKind, Result};
 
@@ -71,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) address: Ipv4Addr,
     /// None when it has ended under a former owner.
     pub(crate) network: Option<Arc<OwnedFd>>,
+    pub(crate) names: Option<Forwarder>,
     pub(crate) dialer: Dialer,
     pub(crate) timings: StartTimings,
     pub(crate) started: Started,
@@ -106,6 +107,9 @@ pub struct Container {
 impl Container {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
         let Started { pid, process, stdout, stderr, ended, kept, .. } = parts.started;
+        if let Some(names) = parts.names {
+            names.end_with(over(ended.clone()));
+        }
         let output = |pipe| Output::new(pipe, ended.clone(), &kept, parts.lasting);
         let output = (output(stdout)?, output(stderr)?);
         Ok(Self {
@@ -265,4 +269,9 @@ impl Container {
         }
         self.group.stats()
     }
+}
+
+/// Ready when a container has ended.
+async fn over(mut ended: watch::Receiver<Option<Ended>>) {
+    let _ = ended.wait_for(Option::is_some).await;
 }

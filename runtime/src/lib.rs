@@ -31,6 +31,7 @@ mod sys;
 pub use acceleration::{Acceleration, Recorded};
 pub use container::{Container, Exit, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
+pub use network::{Cidr, Network, NetworkOptions};
 pub use output::Output;
 pub use runtime::{FailedStart, Runtime, RuntimeOptions};
 pub use spec::{ContainerSpec, Writable};

@@ -19,6 +19,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::cgroup::{Group, Hierarchy};
+use crate::network::egress;
 use crate::rootfs::quota::remove_area;
 use crate::{Error, ErrorKind, Result};
 
@@ -172,6 +173,10 @@ impl RunDir {
         Group::remove_parent_if_empty(&self.hierarchy);
         self.remove_sockets();
         first = first.or(remove_area(&self.writable_link()).err());
+        // Its note is in the directory: kept for the next try when the rules could not be removed.
+        if let Err(error) = egress::remove(&self.run, &self.dir) {
+            return Err(first.unwrap_or(error));
+        }
         // While the lock is there: without it, another may already make a new run of that name.
         self.remove_links();
         match fs::remove_dir_all(&self.dir) {

@@ -1,5 +1,6 @@
 //! The entry point: one [`Runtime`] is one run's store, keeper and namespaces.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +12,11 @@ use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
 use crate::keeper::{Keeper, Order};
-use crate::network::{Dialer, create_namespace};
+use crate::network::{Dialer, Forwarder, Namespaces, Resolver};
 use crate::rootfs::quota::{Area, sweep};
 use crate::rootfs::{Cap, Choice, Disks};
 use crate::rundir::{RunDir, make_private};
-use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
+use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result};
 
 /// Where a runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct RuntimeOptions {
     /// this process; the next [`Runtime::open`] with the same name and run directory adopts them.
     /// Several names may share a run directory. `None`: all ends with this process.
     pub lasting: Option<String>,
+    /// How the containers' network namespaces are made.
+    pub network: NetworkOptions,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
@@ -46,6 +49,7 @@ pub struct Runtime {
     /// Held by the keeper too.
     _area: Option<Area>,
     dialer: Dialer,
+    namespaces: Arc<Namespaces>,
     keeper: Keeper,
     run: RunDir,
     dir: PathBuf,
@@ -74,6 +78,7 @@ impl Runtime {
         // The first start often comes as soon as the keeper is there.
         hasten_joins(&hierarchy);
         let Opened { keeper, run, lock, area, choice } = open_run(&options, &hierarchy).await?;
+        let namespaces = Namespaces::new(run.name(), run.path(), options.network)?;
         let dir = options.lasting.map_or_else(|| run.path().to_owned(), |name| options.run_dir.join(name));
         Ok(Arc::new(Self {
             store,
@@ -81,6 +86,7 @@ impl Runtime {
             choice,
             _area: area,
             dialer,
+            namespaces: Arc::new(namespaces),
             keeper,
             run,
             dir,
@@ -154,13 +160,16 @@ impl Runtime {
     pub async fn start(&self, image: &Image, mut spec: ContainerSpec) -> Result<Container> {
         spec.writable = self.choice.resolve(spec.writable)?;
         let mut request = spec.request(&image.config, &image.layers)?;
+        let resolver = Resolver::of(spec.network);
+        request.resolv_conf = resolver.text;
         let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
         request.record = group.is_some();
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
-        let disks = Arc::clone(&self.disks);
-        let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
+        let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks, &namespaces));
         // A thread that waits for a filesystem cannot be killed: it ends when that answers.
         let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
         let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
@@ -170,6 +179,8 @@ impl Runtime {
             fds.insert(LEASE_PLACE, copy);
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
+        let network = Arc::new(network);
+        let names = self.forward_names(&network, &resolver.upstreams).await?;
         let began = Instant::now();
         let order = Order {
             id: &spec.id,
@@ -194,7 +205,8 @@ impl Runtime {
             recording,
             address: spec.address(),
             id: spec.id,
-            network: Some(Arc::new(network)),
+            network: Some(network),
+            names,
             dialer: self.dialer.clone(),
             timings,
             started,
@@ -202,6 +214,19 @@ impl Runtime {
             ran: Duration::ZERO,
             lasting: self.keeper.is_lasting(),
         })
+    }
+
+    /// Starts a forwarder for names where only the host reaches its servers. Whoever takes over a
+    /// container from another process starts one again.
+    async fn forward_names(
+        &self,
+        network: &Arc<OwnedFd>,
+        upstreams: &[SocketAddr],
+    ) -> Result<Option<Forwarder>> {
+        if upstreams.is_empty() {
+            return Ok(None);
+        }
+        Forwarder::start(&self.dialer, Arc::clone(network), upstreams).await.map(Some)
     }
 
     /// Begins to read ahead what a former start of the image touched, or makes what records it.
@@ -222,6 +247,7 @@ impl Runtime {
     /// # Errors
     /// `Host` when something could not be removed.
     pub async fn shutdown(&self) -> Result<()> {
+        self.namespaces.close();
         self.keeper.shutdown().await;
         self.recordings.finish().await;
         let (run, disks) = (self.run.clone(), Arc::clone(&self.disks));
@@ -391,6 +417,7 @@ fn prepare(
     spec: &ContainerSpec,
     recording: Option<OwnedFd>,
     disks: &Disks,
+    namespaces: &Namespaces,
 ) -> Result<Prepared> {
     let disk = |kind, cap: Cap| -> Result<Option<OwnedFd>> {
         match kind {
@@ -400,7 +427,7 @@ fn prepare(
     };
     let (writable, tmp, network) = std::thread::scope(|scope| {
         let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_cap())));
-        let network = scope.spawn(|| timed(|| create_namespace(spec.address())));
+        let network = scope.spawn(|| timed(|| namespaces.take(spec.network, spec.address())));
         let writable = timed(|| disk(request.writable, spec.writable_cap()));
         (std::thread::Result::Ok(writable), tmp.join(), network.join())
     });

@@ -7,7 +7,7 @@ use crate::image::ImageConfig;
 use crate::keeper::protocol::{Label, Limits, SpaceKind, StartRequest};
 use crate::network::DEFAULT_ADDRESS;
 use crate::rootfs::Cap;
-use crate::{Acceleration, Error, ErrorKind, Result};
+use crate::{Acceleration, Error, ErrorKind, Network, Result};
 
 /// Longest name of a container.
 const MAX_ID: usize = 64;
@@ -84,6 +84,8 @@ pub struct ContainerSpec {
     /// The container's own address, by which the host reaches it. A server bound to 127.0.0.1 is
     /// not reached, as in the clouds.
     pub address: Option<Ipv4Addr>,
+    /// What it reaches. With [`Network::Host`] its address is the host's 127.0.0.1.
+    pub network: Network,
     /// What is done to make starts on a cold page cache quick.
     pub acceleration: Acceleration,
     /// Bytes by which a later owner of a lasting run knows the container again
@@ -137,7 +139,10 @@ impl ContainerSpec {
     }
 
     pub(crate) fn address(&self) -> Ipv4Addr {
-        self.address.unwrap_or(DEFAULT_ADDRESS)
+        match self.network {
+            Network::Host => Ipv4Addr::LOCALHOST,
+            Network::None | Network::Bridge => self.address.unwrap_or(DEFAULT_ADDRESS),
+        }
     }
 
     /// The request to the keeper: this, completed by the image.
@@ -177,7 +182,8 @@ impl ContainerSpec {
                 nofile: reachable_nofile(self.nofile),
             },
             address: self.address(),
-            resolv_conf: resolv_conf(),
+            // Looked up when it starts.
+            resolv_conf: String::new(),
         })
     }
 
@@ -307,24 +313,6 @@ fn reachable_nofile(wanted: u64) -> u64 {
 
 fn absolute(dir: &str) -> String {
     if dir.starts_with('/') { dir.to_owned() } else { format!("/{dir}") }
-}
-
-/// The host's resolvers, without those that only the host itself reaches.
-fn resolv_conf() -> String {
-    use std::io::Read;
-    const MAX_BYTES: u64 = 64 << 10;
-    let mut text = String::new();
-    let read =
-        std::fs::File::open("/etc/resolv.conf").and_then(|f| f.take(MAX_BYTES).read_to_string(&mut text));
-    if read.is_err() {
-        return String::new();
-    }
-    let local = |line: &&str| {
-        let mut words = line.split_whitespace();
-        words.next() == Some("nameserver")
-            && words.next().is_some_and(|a| a.starts_with("127.") || a == "::1")
-    };
-    text.lines().filter(|line| !local(line)).map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use skiff::{
-    FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source, platform,
+    FunctionConfig, Instance, LogLine, LogSink, NetworkOptions, PullOptions, Runtime, RuntimeOptions, Source,
+    platform,
 };
 
 fn path(variable: &str) -> Option<PathBuf> {
@@ -33,6 +34,7 @@ async fn main() -> anyhow::Result<()> {
         run_dir: path("SKIFF_RUN_DIR").unwrap_or_else(|| "/run/skiff".into()),
         keeper: path("SKIFF_KEEPER"),
         lasting: None,
+        network: NetworkOptions::default(),
     })
     .await?;
     let done = invoke(&runtime, &source, FunctionConfig::new("embedded", platform), event).await;

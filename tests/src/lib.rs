@@ -11,11 +11,13 @@ pub mod process;
 mod registry;
 mod sandbox;
 mod served;
+pub mod topology;
 
 pub use baseline::Baseline;
 pub use registry::{PASSWORD, Registry, USERNAME};
 pub use sandbox::{Outcome, Sandbox};
 pub use served::Served;
+pub use topology::Topology;
 
 use std::time::{Duration, Instant};
 

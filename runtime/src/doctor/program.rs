@@ -15,12 +15,14 @@ const POLL: Duration = Duration::from_millis(5);
 /// Most bytes of each of its streams that are read.
 const BYTES_MAX: u64 = 256;
 
-/// What a program said: the first line of each stream, without control characters.
+/// What a program said: the first line of each stream, without control characters, and how its
+/// output begins.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) success: bool,
     pub(super) stdout: String,
     pub(super) stderr: String,
+    pub(super) head: String,
 }
 
 /// Runs a program with an empty environment and nothing to read, and kills it when it takes longer
@@ -46,7 +48,9 @@ pub(super) fn ask(program: &Path, args: &[&str]) -> io::Result<Answer> {
         io::Error::new(io::ErrorKind::TimedOut, text)
     };
     let success = success?.ok_or_else(timed_out)?;
-    Ok(Answer { success, stdout: first_line(child.stdout.take())?, stderr: first_line(child.stderr.take())? })
+    let head = beginning(child.stdout.take())?;
+    let stderr = first_line(&beginning(child.stderr.take())?);
+    Ok(Answer { success, stdout: first_line(&head), stderr, head })
 }
 
 /// Whether it ended well; `None` when it has not ended in time.
@@ -62,7 +66,7 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<bool>> {
     }
 }
 
-fn first_line(pipe: Option<impl Read + AsFd>) -> io::Result<String> {
+fn beginning(pipe: Option<impl Read + AsFd>) -> io::Result<String> {
     let Some(pipe) = pipe else { return Ok(String::new()) };
     // A descendant may still hold the pipe: what is in it now is the answer.
     rustix::io::ioctl_fionbio(&pipe, true)?;
@@ -71,7 +75,10 @@ fn first_line(pipe: Option<impl Read + AsFd>) -> io::Result<String> {
         Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
         _ => {}
     }
-    let text = String::from_utf8_lossy(&bytes);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn first_line(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default().trim();
-    Ok(line.chars().filter(|c| !c.is_control()).collect())
+    line.chars().filter(|c| !c.is_control()).collect()
 }

@@ -1,5 +1,7 @@
 //! Devices, modules and programs beside the kernel's own needs.
 
+use std::path::Path;
+
 use rustix::fs::{Mode, OFlags, open};
 
 use super::Check;
@@ -32,13 +34,30 @@ pub(super) fn nftables(host: &Host) -> Check {
         return Check::warn(NAME, "program nft; not tried", "run skiff doctor as root to try it");
     }
     match ask(&nft, &["list", "tables"]) {
-        Ok(answer) if answer.success => Check::ok(NAME, format!("{} works", nft.display())),
+        Ok(answer) if answer.success => {
+            forwarding(&nft).unwrap_or_else(|| Check::ok(NAME, format!("{} works", nft.display())))
+        }
         Ok(answer) => {
             let found = format!("{} list tables: {}", nft.display(), answer.stderr);
             Check::warn(NAME, found, format!("modprobe nf_tables; {WHY}"))
         }
         Err(e) => Check::warn(NAME, format!("{}: {e}", nft.display()), WHY),
     }
+}
+
+/// Whether the table of `iptables` drops what the host forwards, as Docker has it: whatever Skiff's
+/// table accepts, that one decides too.
+fn forwarding(nft: &Path) -> Option<Check> {
+    let answer = ask(nft, &["list", "chain", "ip", "filter", "FORWARD"]).ok()?;
+    let drops = answer.success && answer.head.contains("policy drop");
+    drops.then(|| {
+        Check::warn(
+            "nftables",
+            "the chain FORWARD of iptables drops what it does not know",
+            "for --network bridge: iptables -I FORWARD -i sk-+ -j ACCEPT; iptables -I FORWARD -o sk-+ -m \
+             conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT (with Docker: DOCKER-USER instead of FORWARD)",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -75,6 +94,15 @@ mod tests {
         let broken = nftables(&broken.host());
         assert_eq!(broken.status, Status::Warn);
         assert!(broken.found.ends_with("nft list tables: Error: Could not process rule"), "{broken:?}");
+    }
+
+    #[test]
+    fn a_firewall_that_drops_what_is_forwarded_is_told() {
+        let script = "[ \"$2\" = tables ] || printf 'table ip filter {\\n\\tchain FORWARD {\\n\\t\\ttype filter \
+                      hook forward priority filter; policy drop;\\n'";
+        let check = nftables(&Fake::new().script("nft", script).host());
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.advice.is_some_and(|advice| advice.contains("-i sk-+ -j ACCEPT")));
     }
 
     #[test]

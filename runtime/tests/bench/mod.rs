@@ -104,6 +104,7 @@ pub(crate) async fn open(dir: &Path) -> Arc<Runtime> {
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
         lasting: None,
+        network: skiff_runtime::NetworkOptions::default(),
     };
     Runtime::open(options).await.expect("a runtime on this host")
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use secret::{Credentials, Secret};
-use skiff_runtime::Writable;
+use skiff_runtime::{Network, Writable};
 
 use crate::Result;
 use crate::platform::{Platform, Warning};
@@ -60,6 +60,8 @@ pub struct FunctionConfig {
     pub tmp_inodes: u64,
     /// Mounts its root filesystem read-only; `/tmp` stays writable.
     pub read_only: bool,
+    /// What it reaches; itself only, unless told otherwise.
+    pub network: Network,
     /// Image acceleration (fc: `accelerationType`, scf: `ContainerImageAccelerate`): its first start
     /// is recorded, and what that touched is read ahead when a later one meets a cold page cache.
     pub acceleration: bool,
@@ -108,6 +110,7 @@ impl FunctionConfig {
             tmp_bytes: DEFAULT_DISK_BYTES,
             tmp_inodes: 0,
             read_only: false,
+            network: Network::default(),
             acceleration: false,
             timeout: defaults.timeout,
             start_deadline: None,

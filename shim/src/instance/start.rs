@@ -1,10 +1,11 @@
 //! From a configuration to a server that listens.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skiff_runtime::{Acceleration, ContainerSpec, Exit, Runtime};
+use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -37,6 +38,9 @@ pub(super) async fn start(
     sink: Arc<dyn LogSink>,
 ) -> Result<Instance> {
     config.validate()?;
+    if config.network == Network::Host {
+        check_port(config.port())?;
+    }
     let id: Arc<str> = config.platform.new_instance_id().into();
     let launch =
         Launch { command: command(config, image), config: Arc::clone(config), started: Instant::now(), id };
@@ -52,6 +56,21 @@ pub(super) async fn start(
     let timeline = Timeline::new(&image.timings, &container.timings());
     let output = container.take_output();
     launch.bring_up(Arc::new(container), output, timeline, sink).await
+}
+
+/// In the host's own network another program may have the port, and would be taken for the
+/// function's server.
+fn check_port(port: u16) -> Result<()> {
+    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let used = TcpListener::bind((any, port)).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrInUse);
+        if used {
+            let message =
+                format!("port {port} of this host, where the function's server would listen, is in use");
+            return Err(Error::new(ErrorKind::AddressInUse, message)
+                .advise("stop what listens there, let the server listen on another port, or give it a network of its own"));
+        }
+    }
+    Ok(())
 }
 
 impl Launch {
@@ -196,6 +215,7 @@ pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         tmp_bytes: config.tmp_bytes,
         tmp_inodes: config.tmp_inodes,
         read_only: config.read_only,
+        network: config.network,
         address: config.platform.new_address(),
         deadline: config.start_deadline(),
         acceleration: if config.acceleration { Acceleration::On } else { Acceleration::Off },
@@ -211,4 +231,20 @@ pub(super) fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
     };
     let cmd = config.cmd.as_deref().unwrap_or(of_image);
     entrypoint.iter().chain(cmd).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_the_host_that_is_in_use_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let error = check_port(port).expect_err("in use");
+        assert_eq!(error.kind(), ErrorKind::AddressInUse);
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
+        drop(listener);
+        check_port(port).expect("free again");
+    }
 }

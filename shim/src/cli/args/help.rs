@@ -64,6 +64,8 @@ Examples:
     skiff run --plain-http 127.0.0.1:5000/demo/python:1 --event '{\"k\":1}'
   An event from a file, under Tencent's contract:
     skiff run --platform scf team/function:1 --event @event.json
+  A function that calls services outside:
+    skiff run oci:./image:latest --network bridge --event '{}'
   Serve on a socket and a port, with another command:
     skiff run oci:./image:latest --socket /tmp/f.sock --listen 8080 -- python3 app.py
 

@@ -3,6 +3,7 @@
 mod function;
 mod help;
 mod images;
+mod network;
 mod source;
 
 use std::ffi::OsStr;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 pub(crate) use function::FunctionArgs;
 use function::platform_parser;
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
+pub(crate) use network::NetworkArgs;
 pub(crate) use source::SourceArgs;
 
 use super::values::{EventSource, Listen};
@@ -129,6 +131,8 @@ pub(crate) struct RunArgs {
     pub(crate) pull: PullWhen,
     #[command(flatten)]
     pub(crate) function: FunctionArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     /// Serve on this Unix socket instead of one below the run directory.
     #[arg(long, value_name = "PATH", help_heading = "Invocation")]
     pub(crate) socket: Option<PathBuf>,

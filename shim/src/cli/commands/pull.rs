@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff::{FunctionConfig, Image, Instance, Rehearsal, Runtime, RuntimeOptions, Store, platform};
+use skiff::{
+    FunctionConfig, Image, Instance, NetworkOptions, Rehearsal, Runtime, RuntimeOptions, Store, platform,
+};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, PullArgs};
@@ -58,6 +60,7 @@ async fn prepare(
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
+        network: NetworkOptions { ready: 0, ..NetworkOptions::default() },
     };
     let runtime = match interrupts.or(Runtime::open(options)).await? {
         Ok(runtime) => runtime,

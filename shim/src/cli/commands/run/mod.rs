@@ -43,6 +43,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
+        network: args.network.options(),
     };
     raise_open_files();
     let interrupts = Interrupts::install()?;
@@ -82,7 +83,8 @@ impl Plan {
         let source = args.source.source()?;
         let mut options = args.source.pull_options(variable)?;
         options.policy = args.pull.into();
-        let config = args.function.resolve(&args.source.image, &args.args, variable)?;
+        let mut config = args.function.resolve(&args.source.image, &args.args, variable)?;
+        config.network = args.network.network.into();
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
