@@ -28,7 +28,8 @@ mod spec;
 mod sys;
 
 pub use acceleration::{Acceleration, Recorded};
+pub use cgroup::CgroupParent;
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use runtime::{Runtime, RuntimeOptions};
-pub use spec::{ContainerSpec, Writable};
+pub use spec::{ContainerSpec, OomPolicy, Writable};

@@ -1,12 +1,14 @@
 //! The directory of one run below the run directory, and everything that belongs to the run
-//! outside of memory: `RUN_DIR/RUN/{lock,mnt,remove}` and the cgroup `/skiff/RUN`.
+//! outside of memory: `RUN_DIR/RUN/{lock,mnt,sockets,cgroup}` and the cgroup `BASE/skiff/RUN`.
 //!
 //! Daemon and keeper hold one lock on it together. When nobody holds it, both are dead, and the
 //! next start removes the run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +16,17 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Group, Hierarchy, relative};
 use crate::{Error, ErrorKind, Result};
 
 const LOCK: &str = "lock";
 const MOUNT_POINT: &str = "mnt";
 /// Paths of sockets elsewhere that belong to the run, one per line.
 const SOCKETS: &str = "sockets";
+/// Below which cgroup those of the run are, where that is not the root.
+const BASE: &str = "cgroup";
+/// Longest path that the kernel takes (`PATH_MAX`).
+const MAX_BASE_BYTES: u64 = 4096;
 const MAX_SOCKETS_BYTES: u64 = 1 << 20;
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -69,12 +75,37 @@ impl RunDir {
                 .map_err(|e| Error::host(format!("cannot make a lock in {}", this.dir.display()), e))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|e| Error::host(format!("cannot lock {}", this.dir.display()), e))?;
+            this.note_base()?;
             let mount_point = this.mount_point();
             fs::create_dir(&mount_point)
                 .map_err(|e| Error::host(format!("cannot make {}", mount_point.display()), e))?;
             return Ok((this, lock));
         }
         Err(Error::host(format!("no free name for a run in {}", run_dir.display()), Errno::EXIST))
+    }
+
+    /// Notes where the groups of the run are: who removes it may have its own elsewhere.
+    fn note_base(&self) -> Result<()> {
+        let base = self.hierarchy.base().as_os_str();
+        if base.is_empty() {
+            return Ok(());
+        }
+        let path = self.dir.join(BASE);
+        fs::write(&path, base.as_bytes())
+            .map_err(|e| Error::host(format!("cannot write {}", path.display()), e))
+    }
+
+    /// The hierarchies with the base that a run has noted.
+    fn noted_base(dir: &Path, hierarchy: &Hierarchy) -> Hierarchy {
+        use std::io::Read;
+        let mut base = Vec::new();
+        let read =
+            fs::File::open(dir.join(BASE)).and_then(|file| file.take(MAX_BASE_BYTES).read_to_end(&mut base));
+        let base = Path::new("/").join(OsStr::from_bytes(&base));
+        match (read, relative(&base)) {
+            (Ok(_), Some(base)) => hierarchy.based_on(&base),
+            _ => hierarchy.based_on(Path::new("")),
+        }
     }
 
     /// The run that another process made.
@@ -193,7 +224,8 @@ fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, Optio
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|n| is_run_name(n)) else { continue };
-        let run = RunDir { run: name.to_owned(), dir: entry.path(), hierarchy: hierarchy.clone() };
+        let (dir, run) = (entry.path(), name.to_owned());
+        let run = RunDir { run, hierarchy: RunDir::noted_base(&dir, hierarchy), dir };
         // Not made here: a lock file that appears in a directory which its owner is just removing
         // keeps it from being removed. Without one, the maker died at once, or the removal is at
         // its end; neither minds another removal.
@@ -240,6 +272,26 @@ mod tests {
         assert!(live.path().exists() && third.path().exists());
         assert!(!dead.path().exists(), "the dead run is gone");
         assert!(!socket.exists(), "and its socket");
+    }
+
+    #[test]
+    fn a_dead_run_is_removed_where_its_groups_are() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
+        let base = Path::new("skiff-elsewhere");
+        let elsewhere = hierarchy.based_on(base);
+        let (dead, lock) = RunDir::create(dir.path(), &elsewhere).expect("a run");
+        let group = dead.group().child("c");
+        group.create().expect("a group");
+        assert!(group.spec_path().starts_with("/skiff-elsewhere/skiff"));
+        let made = hierarchy.root_of("pids").expect("pids").join(base);
+        assert!(made.join("skiff").join(dead.name()).join("c").is_dir());
+        drop(lock);
+        RunDir::create(dir.path(), &hierarchy).expect("another run");
+        assert!(made.is_dir() && !made.join("skiff").exists(), "its group is gone, and not what it is in");
+        for root in hierarchy.roots() {
+            let _ = fs::remove_dir(root.join(base));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recordings, Subject, rootfs_of};
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{CgroupParent, Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::Keeper;
@@ -25,6 +25,9 @@ pub struct RuntimeOptions {
     pub run_dir: PathBuf,
     /// The `skiff-keeper` program; `None` looks beside the running executable, then in `PATH`.
     pub keeper: Option<PathBuf>,
+    /// The cgroup below which those of the containers are made. With [`CgroupParent::Auto`] this
+    /// process is moved if systemd has delegated its cgroup.
+    pub cgroup: CgroupParent,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
@@ -49,14 +52,14 @@ impl Runtime {
     /// Opens the store, removes what crashed runs left behind, and starts a keeper.
     ///
     /// # Errors
-    /// `NotRoot`, `NoCgroup`, `KeeperNotFound`, `OverlayUnsupported`, `Host`.
+    /// `NotRoot`, `NoCgroup`, `KeeperNotFound`, `OverlayUnsupported`, `InvalidArgument`, `Host`.
     pub async fn open(options: RuntimeOptions) -> Result<Arc<Self>> {
         require_root()?;
         let hierarchy = Hierarchy::detect()?;
         // Before anything is made: a missing keeper leaves nothing to clean.
         crate::keeper::find(options.keeper.as_deref())?;
-        let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
-        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
+        let blocking = options.clone();
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&blocking, &hierarchy));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
         let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
         // The first start often comes as soon as the keeper is there.
@@ -129,7 +132,7 @@ impl Runtime {
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let began = Instant::now();
-        let started = self.keeper.start(&spec.id, deadline, lease.is_some(), &fds).await?;
+        let started = self.keeper.start(&spec.id, deadline, lease.is_some(), spec.oom, &fds).await?;
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -227,14 +230,16 @@ fn refuse_backslash(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Result<Opened> {
+fn open_blocking(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Opened> {
+    let (state_dir, run_dir) = (options.state_dir.as_path(), options.run_dir.as_path());
     refuse_backslash(state_dir)?;
     refuse_backslash(run_dir)?;
     make_private(state_dir)?;
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    let run = RunDir::create(run_dir, hierarchy)?;
+    let hierarchy = crate::cgroup::settle(hierarchy, &options.cgroup)?;
+    let run = RunDir::create(run_dir, &hierarchy)?;
     Ok((store, Arc::new(Disks::new(disks_dir)), run))
 }
 

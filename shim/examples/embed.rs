@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use skiff::{
-    FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source, platform,
+    CgroupParent, FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source, platform,
 };
 
 fn path(variable: &str) -> Option<PathBuf> {
@@ -32,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
         state_dir: path("SKIFF_STATE_DIR").unwrap_or_else(|| "/var/lib/skiff".into()),
         run_dir: path("SKIFF_RUN_DIR").unwrap_or_else(|| "/run/skiff".into()),
         keeper: path("SKIFF_KEEPER"),
+        cgroup: CgroupParent::Auto,
     })
     .await?;
     let done = invoke(&runtime, &source, FunctionConfig::new("embedded", platform), event).await;

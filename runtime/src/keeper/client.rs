@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::protocol::{FromKeeper, SpawnSteps, ToKeeper, VERSION, receive, send};
 use crate::rundir::RunDir;
-use crate::{Error, ErrorKind, Exit, Result, Stats};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Result, Stats};
 
 const BINARY: &str = "skiff-keeper";
 /// How long a keeper may take to say hello.
@@ -140,6 +140,7 @@ impl Keeper {
         id: &str,
         deadline: Duration,
         leased: bool,
+        oom: OomPolicy,
         fds: &[OwnedFd],
     ) -> Result<Started> {
         let (sender, receiver) = oneshot::channel();
@@ -157,7 +158,7 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased };
+        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, oom };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchy;
-use crate::{Error, ErrorKind, Exit, Result, Stats};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Result, Stats};
 
 /// Both sides must be of one build.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -38,7 +38,7 @@ pub(crate) enum ToKeeper {
     Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
     /// one, and the group of a recording and the disks, as the request names them.
-    Start { id: String, deadline_ms: u64, leased: bool },
+    Start { id: String, deadline_ms: u64, leased: bool, oom: OomPolicy },
     /// Kill all containers, clean, and end.
     Shutdown,
 }
@@ -76,8 +76,10 @@ pub(crate) struct SpawnSteps {
 pub(crate) struct Limits {
     pub(crate) memory_bytes: u64,
     pub(crate) cpu_millis: u32,
+    pub(crate) cpu_weight: u32,
     pub(crate) pids: u32,
     pub(crate) nofile: u64,
+    pub(crate) oom: OomPolicy,
 }
 
 /// What holds written bytes, on the wire.
@@ -240,7 +242,7 @@ mod tests {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
-        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false }, &[file.as_fd()])
+        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false, oom: OomPolicy::KillProcess }, &[file.as_fd()])
             .expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
         assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5, .. } if id == "x"));

@@ -21,12 +21,13 @@ use rustix::process::{
     wait, waitpid,
 };
 
+use super::oom::OomWatch;
 use super::protocol::{Failure, FromKeeper, Report, ToKeeper, receive, send};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
-use crate::{Error, ErrorKind, Exit, Result};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Result};
 
 /// Report bytes kept of one start.
 const MAX_REPORT: usize = 64 << 10;
@@ -58,6 +59,7 @@ struct Starting {
     /// The start process has ended; its report must be complete then.
     child_gone: bool,
     group: Group,
+    oom: OomPolicy,
     held: Held,
 }
 
@@ -95,6 +97,7 @@ pub(super) struct Server {
     /// Start processes that have reported and are ending.
     leaving: Vec<Pid>,
     removing: Vec<(Group, Instant)>,
+    oom: OomWatch,
     /// Children that are neither start processes nor known inits, and since when that is known.
     strangers: HashMap<Pid, Instant>,
     next_look: Instant,
@@ -113,6 +116,7 @@ impl Server {
             running: HashMap::new(),
             leaving: Vec::new(),
             removing: Vec::new(),
+            oom: OomWatch::new(),
             strangers: HashMap::new(),
             next_look: Instant::now(),
             outbox: VecDeque::new(),
@@ -133,6 +137,8 @@ impl Server {
             self.wait(socket, &signals);
             drain(&signals);
             self.read_reports();
+            // Before deaths are looked at, so that it is known what explains them.
+            self.oom.attend();
             self.reap();
             self.expire();
             self.remove();
@@ -149,8 +155,10 @@ impl Server {
         }
         let mut fds = vec![PollFd::new(socket, wanted), PollFd::new(signals, PollFlags::IN)];
         fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
+        fds.extend(self.oom.descriptor().map(|alarms| PollFd::new(alarms, PollFlags::IN)));
         let now = Instant::now();
-        let mut timeout = self.starting.iter().map(|s| s.deadline.saturating_duration_since(now)).min();
+        let deadlines = self.starting.iter().map(|s| s.deadline.saturating_duration_since(now));
+        let mut timeout = deadlines.chain(self.oom.timeout(now)).min();
         if !self.removing.is_empty() || self.starting.iter().any(|s| s.child_gone) {
             timeout = Some(timeout.map_or(REMOVE_INTERVAL, |t| t.min(REMOVE_INTERVAL)));
         }
@@ -161,8 +169,8 @@ impl Server {
     fn take_messages(&mut self, socket: &OwnedFd) {
         loop {
             match receive::<ToKeeper>(socket) {
-                Ok(Some((ToKeeper::Start { id, deadline_ms, leased }, fds))) => {
-                    self.begin(id, deadline_ms, leased, fds);
+                Ok(Some((ToKeeper::Start { id, deadline_ms, leased, oom }, fds))) => {
+                    self.begin(id, deadline_ms, leased, oom, fds);
                 }
                 Ok(Some((ToKeeper::Configure { .. }, _))) => {}
                 Ok(None | Some((ToKeeper::Shutdown, _))) => {
@@ -181,7 +189,7 @@ impl Server {
         }
     }
 
-    fn begin(&mut self, id: String, deadline_ms: u64, leased: bool, fds: Vec<OwnedFd>) {
+    fn begin(&mut self, id: String, deadline_ms: u64, leased: bool, oom: OomPolicy, fds: Vec<OwnedFd>) {
         let began = Instant::now();
         let group = self.group.child(&id);
         // What a former container of that name left is not removed under the new one's feet.
@@ -203,6 +211,7 @@ impl Server {
                     timed_out: false,
                     child_gone: false,
                     group,
+                    oom,
                     held,
                 });
             }
@@ -317,6 +326,7 @@ impl Server {
         };
         let message = FromKeeper::Started { id: starting.id.clone(), pid: pid.as_raw_nonzero().get(), steps };
         self.outbox.push_back((message, vec![pidfd, stdout, stderr]));
+        self.oom.watch(pid, starting.group.clone(), starting.oom);
         self.running.insert(pid, Running { id: starting.id, group: starting.group, _held: starting.held });
     }
 
@@ -379,12 +389,12 @@ impl Server {
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
+        let stats = running.group.stats();
         let exit = Exit {
             code: status.exit_status(),
             signal: status.terminating_signal(),
-            oom_killed: running.group.oom_kills() > 0,
+            oom_killed: self.oom.explains(pid, status, stats.oom_kills),
         };
-        let stats = running.group.stats();
         self.retire(running.group);
         self.outbox.push_back((FromKeeper::Exited { id: running.id, exit, stats }, Vec::new()));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff::{FunctionConfig, Image, Instance, Rehearsal, Runtime, RuntimeOptions, Store, platform};
+use skiff::{CgroupParent, FunctionConfig, Image, Instance, Rehearsal, Runtime, RuntimeOptions, Store, platform};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, PullArgs};
@@ -57,6 +57,7 @@ async fn prepare(
         state_dir: absolute(&global.state_dir)?,
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
+        cgroup: CgroupParent::Auto,
     };
     let runtime = match interrupts.or(Runtime::open(options)).await? {
         Ok(runtime) => runtime,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use skiff::{FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
+use skiff::{CgroupParent, FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, RunArgs};
@@ -42,6 +42,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         state_dir: absolute(&global.state_dir)?,
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
+        cgroup: CgroupParent::Auto,
     };
     raise_open_files();
     let interrupts = Interrupts::install()?;
