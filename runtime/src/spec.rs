@@ -132,7 +132,11 @@ impl ContainerSpec {
                 ErrorKind::InvalidArgument,
                 format!("a CPU weight of {} is too much", self.cpu_weight),
             )
-            .advise(format!("give {} to {}, or 0 for the default", CPU_WEIGHTS.start(), CPU_WEIGHTS.end())));
+            .advise(format!(
+                "give {} to {}, or 0 for the default",
+                CPU_WEIGHTS.start(),
+                CPU_WEIGHTS.end()
+            )));
         }
         if self.pids > MAX_PIDS {
             return Err(Error::new(

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use skiff::{
-    CgroupParent, FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source, platform,
+    CgroupParent, FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source,
+    platform,
 };
 
 fn path(variable: &str) -> Option<PathBuf> {

@@ -30,6 +30,6 @@ pub use skiff_runtime::image::{
     VerifyReport,
 };
 pub use skiff_runtime::{
-    CgroupParent, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime, RuntimeOptions,
-    StartTimings, Stats, Writable,
+    CgroupParent, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Recorded, Runtime,
+    RuntimeOptions, StartTimings, Stats, Writable,
 };

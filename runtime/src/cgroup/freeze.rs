@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::{Group, Version};
+use super::{Group, Version, for_each_below};
 use crate::{Error, ErrorKind, Result};
 
 /// How long to wait between looks at whether all is frozen: at first, and at most.
@@ -31,7 +31,9 @@ impl Group {
             format!("the processes of the cgroup {} were not frozen in {patience:?}", self.path.display()),
             Errno::TIMEDOUT,
         )
-        .advise("a process of it waits for a device or a filesystem that does not answer; try again, or kill it"))
+        .advise(
+            "a process of it waits for a device or a filesystem that does not answer; try again, or kill it",
+        ))
     }
 
     /// Thaws every process of the group. One that is not frozen is fine.
@@ -57,12 +59,17 @@ impl Group {
         Ok(true)
     }
 
-    /// A signal does not reach a frozen process of version 1; in version 2 SIGKILL does.
+    /// A signal does not reach a frozen process of version 1; in version 2 SIGKILL does. Each group
+    /// below may have been frozen by itself.
     pub(super) fn thaw_dying(&self) {
-        if self.hierarchy.version() == Version::V1 {
-            // Where this fails the group is gone, or has no freezer and nothing is frozen.
-            let _ = self.set_frozen(false);
+        if self.hierarchy.version() == Version::V2 {
+            return;
         }
+        let Some(dir) = self.file("freezer", "") else { return };
+        for_each_below(&dir, &mut |dir| {
+            // Where this fails the group is gone.
+            let _ = write_existing(&dir.join("freezer.state"), "THAWED");
+        });
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<()> {

@@ -33,7 +33,8 @@ fn a_group_that_is_gone_or_cannot_freeze_is_told() {
     for version in [Version::V1, Version::V2] {
         let root = tempfile::tempdir().expect("tempdir");
         let (group, dir) = fake(version, root.path());
-        for error in [group.freeze(Duration::ZERO).expect_err("no file"), group.thaw().expect_err("no file")] {
+        for error in [group.freeze(Duration::ZERO).expect_err("no file"), group.thaw().expect_err("no file")]
+        {
             assert!(error.to_string().contains(&dir.display().to_string()), "{error}");
         }
         assert_eq!(fs::read_dir(&dir).expect("read").count(), 0, "no file is made");
@@ -56,10 +57,15 @@ impl Real {
         Self(group, Vec::new())
     }
 
-    /// Runs a shell script in the group, in every hierarchy of it.
+    /// Its directories in the hierarchies by which processes are found and frozen. (A group of
+    /// cpuset takes nobody before it has been told its CPUs.)
+    pub(in crate::cgroup) fn dirs(&self) -> [PathBuf; 2] {
+        ["pids", "freezer"].map(|c| self.0.file(c, "").expect(c))
+    }
+
+    /// Runs a shell script in the group.
     pub(in crate::cgroup) fn run(&mut self, script: &str) {
-        let joins: Vec<_> =
-            self.0.dirs().map(|dir| format!("echo $$ > {}/cgroup.procs", dir.display())).collect();
+        let joins = self.dirs().map(|dir| format!("echo $$ > {}/cgroup.procs", dir.display()));
         let script = format!("{} || exit 1\n{script}", joins.join(" && "));
         let mut command = Command::new("sh");
         command.args(["-c", &script]).stdin(Stdio::null()).stderr(Stdio::null());
@@ -123,9 +129,11 @@ fn the_frozen_get_no_cpu_until_they_are_thawed() {
 #[test]
 fn the_frozen_are_killed() {
     let mut real = Real::new("kill-frozen");
-    real.run("sleep 1000");
+    real.run("exec sleep 1000");
     real.wait_for("a process", |group| !group.processes().is_empty());
     real.0.freeze(Duration::from_secs(5)).expect("frozen");
-    assert_eq!(real.0.kill_once(), 1);
+    // By the group above, as a run is killed.
+    let run = Group::of_run(real.0.hierarchy.clone(), "run");
+    assert_eq!(run.kill_once(), 1);
     real.wait_for("its end", |group| group.processes().is_empty());
 }

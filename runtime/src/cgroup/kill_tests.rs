@@ -43,10 +43,8 @@ fn a_group_with_groups_below_it_is_killed_and_removed_from_the_bottom() {
     below.create().expect("groups below");
     if !real.0.is_unified() {
         // Where groups above the lowest may have processes.
-        let pid = real.0.processes()[0];
-        for dir in below.dirs() {
-            fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("moved");
-        }
+        let procs = below.file("pids", "cgroup.procs").expect("pids");
+        fs::write(procs, real.0.processes()[0].to_string()).expect("moved");
     }
     assert!(!real.0.try_remove().expect("no error"), "it has a process");
     real.0.kill(PATIENCE).expect("killed");

@@ -225,9 +225,12 @@ mod tests {
         let container = Group::of_run(hierarchy, "run").child("c");
         assert_eq!(container.spec_path(), Path::new("/a.slice/b.service/skiff/run/c"));
         container.create().expect("created");
-        for (group, written) in
-            [("", false), ("a.slice", false), ("a.slice/b.service", true), ("a.slice/b.service/skiff/run", true)]
-        {
+        for (group, written) in [
+            ("", false),
+            ("a.slice", false),
+            ("a.slice/b.service", true),
+            ("a.slice/b.service/skiff/run", true),
+        ] {
             assert_eq!(root.path().join(group).join("cgroup.subtree_control").exists(), written, "{group}");
         }
     }

@@ -148,8 +148,8 @@ fn check_given(hierarchy: &Hierarchy, base: &Path) -> Result<()> {
 
 fn check_controllers(dir: &Path) -> Result<()> {
     let file = dir.join("cgroup.controllers");
-    let list = fs::read_to_string(&file)
-        .map_err(|e| Error::host(format!("cannot read {}", file.display()), e))?;
+    let list =
+        fs::read_to_string(&file).map_err(|e| Error::host(format!("cannot read {}", file.display()), e))?;
     if has_needed(&list) {
         return Ok(());
     }

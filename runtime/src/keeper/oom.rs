@@ -178,7 +178,8 @@ fn is_dying(pid: Pid) -> bool {
     });
     // The name, in parentheses, may hold anything; the flags are the seventh field after it
     // (proc_pid_stat(5)).
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    let flags =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
     pending || flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
@@ -192,7 +193,10 @@ mod tests {
         command.args(["-c", if raw > 255 { "exit 137" } else { "kill -9 $$" }]);
         let child = command.spawn().expect("sh");
         let pid = Pid::from_child(&child);
-        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).expect("ends").expect("a status").1
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
+            .expect("ends")
+            .expect("a status")
+            .1
     }
 
     #[test]

@@ -242,8 +242,12 @@ mod tests {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
-        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false, oom: OomPolicy::KillProcess }, &[file.as_fd()])
-            .expect("send");
+        send(
+            &a,
+            &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false, oom: OomPolicy::KillProcess },
+            &[file.as_fd()],
+        )
+        .expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
         assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5, .. } if id == "x"));
         assert_eq!(fds.len(), 1);

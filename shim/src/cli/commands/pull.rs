@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff::{CgroupParent, FunctionConfig, Image, Instance, Rehearsal, Runtime, RuntimeOptions, Store, platform};
+use skiff::{
+    CgroupParent, FunctionConfig, Image, Instance, Rehearsal, Runtime, RuntimeOptions, Store, platform,
+};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, PullArgs};

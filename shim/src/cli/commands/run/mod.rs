@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use skiff::{CgroupParent, FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
+use skiff::{
+    CgroupParent, FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions,
+    Source,
+};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, RunArgs};
