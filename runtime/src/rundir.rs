@@ -278,20 +278,19 @@ mod tests {
     fn a_dead_run_is_removed_where_its_groups_are() {
         let dir = tempfile::tempdir().expect("tempdir");
         let hierarchy = Hierarchy::detect().expect("this host has cgroups");
-        let base = Path::new("skiff-elsewhere");
-        let elsewhere = hierarchy.based_on(base);
-        let (dead, lock) = RunDir::create(dir.path(), &elsewhere).expect("a run");
-        let group = dead.group().child("c");
-        group.create().expect("a group");
-        assert!(group.spec_path().starts_with("/skiff-elsewhere/skiff"));
-        let made = hierarchy.root_of("pids").expect("pids").join(base);
-        assert!(made.join("skiff").join(dead.name()).join("c").is_dir());
+        // A group that has controllers, as a delegated one.
+        let owner = Group::of_run(hierarchy.clone(), &format!("owner-{}", std::process::id()));
+        owner.child("made").create().expect("this test makes cgroups and needs root");
+        let base = relative(&owner.spec_path()).expect("a path");
+        let (dead, lock) = RunDir::create(dir.path(), &hierarchy.based_on(&base)).expect("a run");
+        dead.group().child("c").create().expect("a group");
+        let parent = hierarchy.root_of("pids").expect("pids").join(&base).join("skiff");
+        assert!(parent.join(dead.name()).join("c").is_dir());
         drop(lock);
         RunDir::create(dir.path(), &hierarchy).expect("another run");
-        assert!(made.is_dir() && !made.join("skiff").exists(), "its group is gone, and not what it is in");
-        for root in hierarchy.roots() {
-            let _ = fs::remove_dir(root.join(base));
-        }
+        assert!(!parent.exists(), "the dead run's group is left");
+        owner.remove(PATIENCE).expect("there still, and removed");
+        Group::remove_parent_if_empty(&hierarchy);
     }
 
     #[test]

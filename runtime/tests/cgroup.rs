@@ -255,6 +255,27 @@ async fn a_frozen_container_of_a_dead_keeper_is_removed() {
 }
 
 #[tokio::test]
+async fn a_name_is_used_again_without_what_was_before() {
+    let bench = Bench::new().await;
+    let named =
+        |script: &str| ContainerSpec { id: "again".into(), ..small(script, OomPolicy::KillContainer) };
+    for _ in 0..5 {
+        let first = bench.start(named(&format!("exec {EAT}"))).await.expect("starts");
+        assert!(finish(&first).await.0.oom_killed);
+        let second = bench.start(named("exec sleep 1000")).await.expect("starts");
+        drop(first);
+        second.freeze().await.expect("freezes");
+        let exit = second.stop(Duration::ZERO).await.expect("stops");
+        assert!(!exit.oom_killed, "{exit:?}");
+        assert_eq!(second.stats().oom_kills, 0);
+        let third = bench.start(named("exit 3")).await.expect("starts");
+        let (exit, ..) = finish(&third).await;
+        assert_eq!((exit.code, exit.oom_killed), (Some(3), false), "{exit:?}");
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn freezing_beside_a_stop_does_not_keep_it_from_ending() {
     let bench = Bench::new().await;
     for _ in 0..20 {

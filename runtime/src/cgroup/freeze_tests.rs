@@ -51,8 +51,7 @@ pub(in crate::cgroup) struct Real(pub(in crate::cgroup) Group, Vec<Child>);
 impl Real {
     pub(in crate::cgroup) fn new(name: &str) -> Self {
         let hierarchy = Hierarchy::detect().expect("this host has cgroups");
-        let hierarchy = hierarchy.based_on(Path::new(&format!("skiff-test-{}-{name}", std::process::id())));
-        let group = Group::of_run(hierarchy, "run").child("c");
+        let group = Group::of_run(hierarchy, &format!("test-{}-{name}", std::process::id())).child("c");
         group.create().expect("this test makes cgroups and needs root");
         Self(group, Vec::new())
     }
@@ -80,6 +79,12 @@ impl Real {
         }
     }
 
+    /// The group above, as of a run.
+    fn run_group(&self) -> Group {
+        let run = self.0.path.parent().and_then(|p| p.file_name()?.to_str()).expect("a name");
+        Group::of_run(self.0.hierarchy.clone(), run)
+    }
+
     /// CPU time that the processes have used, in the kernel's ticks.
     fn ticks(&self) -> u64 {
         let ticks_of = |pid: rustix::process::Pid| {
@@ -99,13 +104,10 @@ impl Drop for Real {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for dir in self.0.dirs() {
-            for above in dir.ancestors().skip(1).take(3) {
-                let _ = fs::remove_dir(above);
-            }
-        }
+        let removed = self.run_group().remove(patience);
+        Group::remove_parent_if_empty(&self.0.hierarchy);
         if !std::thread::panicking() {
-            ended.expect("killed and removed");
+            ended.and(removed).expect("killed and removed");
         }
     }
 }
@@ -133,7 +135,6 @@ fn the_frozen_are_killed() {
     real.wait_for("a process", |group| !group.processes().is_empty());
     real.0.freeze(Duration::from_secs(5)).expect("frozen");
     // By the group above, as a run is killed.
-    let run = Group::of_run(real.0.hierarchy.clone(), "run");
-    assert_eq!(run.kill_once(), 1);
+    assert_eq!(real.run_group().kill_once(), 1);
     real.wait_for("its end", |group| group.processes().is_empty());
 }

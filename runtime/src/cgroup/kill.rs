@@ -36,6 +36,13 @@ impl Group {
     /// Processes that fork while this runs are found by repeating until none is left; those that
     /// fork as quickly as they are killed are frozen first.
     pub(crate) fn kill(&self, patience: Duration) -> Result<()> {
+        let killed = self.kill_rounds(patience);
+        // A container of the same name may begin in it. Where this fails nothing is frozen.
+        let _ = self.thaw();
+        killed
+    }
+
+    fn kill_rounds(&self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
         for round in 0.. {

@@ -17,7 +17,10 @@ use crate::cgroup::{Group, OomAlarm};
 
 /// For how long it is looked after an alarm: on version 1 it comes before the kernel's search.
 const LOOK_FOR: Duration = Duration::from_millis(200);
+/// How long to wait between looks: at first, and at most. On version 2 a container that is short of
+/// memory rings the alarm a hundred times a second, whether the kernel kills or not.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 /// The kernel counts before it sends the signal, a few instructions later.
 const SETTLE_AFTER: Duration = Duration::from_millis(10);
 /// Alarms taken at once; more come the next time.
@@ -39,6 +42,8 @@ struct Watched {
     alarm: Option<OomAlarm>,
     /// How many were killed whom the init has outlived.
     settled: u64,
+    /// How many were killed, and since when that is known.
+    seen: (u64, Instant),
     /// The init has been killed here, after another process had been.
     killed: bool,
 }
@@ -60,7 +65,8 @@ impl OomWatch {
     pub(super) fn watch(&mut self, init: Pid, group: Group, policy: OomPolicy) {
         let alarm = self.alarm(init, &group, policy);
         let look = alarm.is_some() && group.oom_kills() > 0;
-        self.watched.insert(init, Watched { group, policy, alarm, settled: 0, killed: false });
+        let seen = (0, Instant::now());
+        self.watched.insert(init, Watched { group, policy, alarm, settled: 0, seen, killed: false });
         if look {
             self.look_at(init);
         }
@@ -112,15 +118,16 @@ impl OomWatch {
                 return true;
             }
             look.next = now + look.pause;
-            look.pause *= 2;
+            look.pause = (look.pause * 2).min(LONGEST_PAUSE);
             let goes_on = now < look.since + LOOK_FOR;
-            watched.get_mut(init).is_some_and(|w| !w.settle(*init, now - look.since) && goes_on)
+            watched.get_mut(init).is_some_and(|w| !w.settle(*init, now) && goes_on)
         });
     }
 
     fn look_at(&mut self, init: Pid) {
         let now = Instant::now();
-        self.looking.insert(init, Look { since: now, next: now, pause: FIRST_PAUSE });
+        let look = Look { since: now, next: now, pause: FIRST_PAUSE };
+        self.looking.entry(init).and_modify(|look| look.since = now).or_insert(look);
     }
 
     fn rung(&self) -> Vec<Pid> {
@@ -138,10 +145,13 @@ impl OomWatch {
 impl Watched {
     /// Looks whether the kernel has killed in the group. True when nothing more is to be expected
     /// of this alarm.
-    fn settle(&mut self, init: Pid, since: Duration) -> bool {
+    fn settle(&mut self, init: Pid, now: Instant) -> bool {
         let kills = self.group.oom_kills();
         if kills <= self.settled {
             return false;
+        }
+        if kills > self.seen.0 {
+            self.seen = (kills, now);
         }
         match self.policy {
             OomPolicy::KillContainer => {
@@ -150,7 +160,7 @@ impl Watched {
                 self.group.kill_once();
                 true
             }
-            OomPolicy::KillProcess if since >= SETTLE_AFTER && !is_dying(init) => {
+            OomPolicy::KillProcess if now >= self.seen.1 + SETTLE_AFTER && !is_dying(init) => {
                 self.settled = kills;
                 true
             }
@@ -203,8 +213,10 @@ mod tests {
     fn only_a_kill_that_was_not_outlived_explains_a_death() {
         let (killed, exited) = (status(9), status(137 << 8));
         let group = Group::of_run(crate::cgroup::Hierarchy::detect().expect("cgroups"), "none");
-        let oom =
-            |policy, settled, killed| Watched { group: group.clone(), policy, alarm: None, settled, killed };
+        let oom = |policy, settled, killed| {
+            let (group, seen) = (group.clone(), (settled, Instant::now()));
+            Watched { group, policy, alarm: None, settled, seen, killed }
+        };
         let one = OomPolicy::KillProcess;
         assert!(!oom(one, 0, false).explains(killed, 0, true), "the kernel has killed nobody");
         assert!(oom(one, 0, false).explains(killed, 1, true));

@@ -194,7 +194,8 @@ impl Server {
         let group = self.group.child(&id);
         // What a former container of that name left is not removed under the new one's feet.
         if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
-            let _ = group.kill(NAME_PATIENCE);
+            // Its group too is made anew: limits, counts and a freeze are its own.
+            let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
             self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
         }
         match self.fork_start(&id, &group, leased, fds) {
