@@ -24,6 +24,8 @@ const MIN_CPU_MILLIS: u32 = 10;
 const CPU_WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
 /// Most processes that the kernel can have (`PID_MAX_LIMIT`); it refuses a higher limit.
 const MAX_PIDS: u32 = 4 << 20;
+/// Least limit of processes: libcontainer's own is in the group when it forks the init.
+const MIN_PIDS: u32 = 2;
 /// Until when a container must have executed its command, unless told.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -77,7 +79,7 @@ pub struct ContainerSpec {
     /// 0 for the default, 100. As `cpu.weight` of cgroup version 2; version 1 gets `cpu.shares` of
     /// the same effect.
     pub cpu_weight: u32,
-    /// Limit of processes and threads, at most 4,194,304; 0 is no limit.
+    /// Limit of processes and threads, 2 to 4,194,304; 0 is no limit.
     pub pids: u32,
     /// What happens when its memory runs out.
     pub oom: OomPolicy,
@@ -137,6 +139,9 @@ impl ContainerSpec {
                 CPU_WEIGHTS.start(),
                 CPU_WEIGHTS.end()
             )));
+        }
+        if (1..MIN_PIDS).contains(&self.pids) {
+            return low(format!("a limit of {} processes", self.pids), MIN_PIDS.to_string());
         }
         if self.pids > MAX_PIDS {
             return Err(Error::new(
@@ -391,6 +396,7 @@ mod tests {
         };
         refused(ContainerSpec { cpu_weight: 10_001, ..spec() }, "10001");
         refused(ContainerSpec { pids: MAX_PIDS + 1, ..spec() }, "4194305");
+        refused(ContainerSpec { pids: 1, ..spec() }, "1 processes");
         for cpu_weight in [0, 1, 10_000] {
             let most = ContainerSpec { cpu_weight, pids: MAX_PIDS, ..spec() };
             assert_eq!(most.request(&image(), &[]).expect("known").limits.cpu_weight, cpu_weight);

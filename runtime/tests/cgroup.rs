@@ -153,6 +153,16 @@ async fn a_fork_bomb_is_held_and_killed() {
 }
 
 #[tokio::test]
+async fn the_least_limit_of_processes_lets_a_command_run() {
+    let bench = Bench::new().await;
+    let (exit, ..) = bench.sh("exit 3", |s| s.pids = 2).await;
+    assert_eq!(exit.code, Some(3));
+    let error = bench.start(ContainerSpec { pids: 1, ..shell("true") }).await.expect_err("too little");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn the_weight_is_in_the_group() {
     let bench = Bench::new().await;
     let weight = |cpu_weight| ContainerSpec { cpu_weight, ..shell("sleep 1000") };
