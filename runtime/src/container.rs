@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,10 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that ended it, else.
     pub signal: Option<i32>,
-    /// Whether the kernel killed a process of it for want of memory.
+    /// Whether it ended because memory ran out: its first process was killed for want of memory, or
+    /// all of it by [`OomPolicy::KillContainer`](crate::OomPolicy). False when something else ended
+    /// it, even if a process of it had been killed for want of memory before
+    /// ([`Stats::oom_kills`]).
     pub oom_killed: bool,
 }
 
@@ -58,11 +62,21 @@ pub struct StartTimings {
 pub struct Stats {
     /// Memory in use now, in bytes.
     pub memory_bytes: u64,
-    /// Highest memory use so far, in bytes.
+    /// Highest memory use so far, in bytes. With cgroup version 2 the kernel tells it from Linux 5.19
+    /// on; before, it is not more than `memory_bytes`.
     pub memory_peak_bytes: u64,
     /// CPU time used so far.
     pub cpu: Duration,
+    /// How many of its processes the kernel has killed for want of memory so far.
+    pub oom_kills: u64,
+    /// Processes and threads now.
+    pub processes: u64,
+    /// How many processes and threads it could not make so far, for its limit of them.
+    pub forks_refused: u64,
 }
+
+/// How long freezing may take: it is a matter of microseconds, unless a process waits for a device.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a container is made of.
 pub(crate) struct Parts {
@@ -102,6 +116,8 @@ pub struct Container {
     _kept: Arc<Kept>,
     output: Mutex<Option<(Output, Output)>>,
     recording: Option<Recording>,
+    /// It is being ended: nothing may be frozen any more.
+    stopping: AtomicBool,
 }
 
 impl Container {
@@ -128,6 +144,7 @@ impl Container {
             _kept: kept,
             output: Mutex::new(Some(output)),
             recording: parts.recording,
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -246,11 +263,59 @@ impl Container {
         }
     }
 
-    /// Sends SIGTERM, waits for `grace`, then kills every process of it and waits for the end.
+    /// Freezes all processes of it: they get no CPU until [`Container::thaw`], and keep their memory
+    /// and connections. Returns when all are frozen, which takes well under a millisecond for some
+    /// tens of processes. Freezing a frozen one is fine.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it has ended or is being stopped; `Host` when a process was not frozen
+    /// within a second, because it waits for a device or filesystem that does not answer: all are
+    /// thawed again then.
+    pub async fn freeze(&self) -> Result<()> {
+        self.check_lives("frozen")?;
+        let group = self.group.clone();
+        let frozen = tokio::task::spawn_blocking(move || group.freeze(FREEZE_PATIENCE)).await;
+        let frozen = frozen.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Internal, "freezing a container did not end").because(e))
+        });
+        if self.stopping.load(Ordering::SeqCst) {
+            // A stop that came meanwhile may have thawed it before it was frozen.
+            let _ = self.group.thaw();
+        }
+        // Where it has ended, its group is gone.
+        frozen.or_else(|error| self.check_lives("frozen").and(Err(error)))
+    }
+
+    /// Lets frozen processes go on. Thawing one that is not frozen is fine.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it has ended; `Host`.
+    pub fn thaw(&self) -> Result<()> {
+        self.check_lives("thawed")?;
+        self.group.thaw().or_else(|error| self.check_lives("thawed").and(Err(error)))
+    }
+
+    fn check_lives(&self, done: &str) -> Result<()> {
+        let why = match self.exited() {
+            Some(_) => "has ended",
+            None if self.stopping.load(Ordering::SeqCst) => "is being stopped",
+            None => return Ok(()),
+        };
+        let message = format!("container {} {why} and cannot be {done}", self.id);
+        Err(Error::new(ErrorKind::InvalidArgument, message))
+    }
+
+    /// Sends SIGTERM, waits for `grace`, then kills every process of it and waits for the end. A
+    /// frozen one is thawed first.
     ///
     /// # Errors
     /// `KeeperLost`.
     pub async fn stop(&self, grace: Duration) -> Result<Exit> {
+        self.stopping.store(true, Ordering::SeqCst);
+        if self.exited().is_none() {
+            // Where this fails it has just ended.
+            let _ = self.group.thaw();
+        }
         if !grace.is_zero() && self.exited().is_none() {
             self.process.signal(Signal::TERM);
             if let Ok(exit) = tokio::time::timeout(grace, self.wait()).await {
@@ -274,4 +339,17 @@ impl Container {
 /// Ready when a container has ended.
 async fn over(mut ended: watch::Receiver<Option<Ended>>) {
     let _ = ended.wait_for(Option::is_some).await;
+}
+
+impl Drop for Container {
+    /// The kill itself is [`Process`]'s; a frozen process of cgroup version 1 does not die of it.
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // One that has ended may have left its name, and so its group, to another.
+        if self.exited().is_none() && !self.process.is_left() {
+            self.process.signal(Signal::KILL);
+            let _ = self.group.thaw();
+        }
+    }
+}
 }

@@ -29,9 +29,10 @@ mod spec;
 mod sys;
 
 pub use acceleration::{Acceleration, Recorded};
+pub use cgroup::CgroupParent;
 pub use container::{Container, Exit, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use network::{Cidr, Network, NetworkOptions};
 pub use output::Output;
 pub use runtime::{FailedStart, Runtime, RuntimeOptions};
-pub use spec::{ContainerSpec, Writable};
+pub use spec::{ContainerSpec, OomPolicy, Writable};

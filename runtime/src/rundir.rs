@@ -1,5 +1,5 @@
 //! The directory of one run below the run directory, and everything that belongs to the run
-//! outside of memory: `RUN_DIR/RUN/{lock,mnt,keeper.sock,sockets}` and the cgroup `/skiff/RUN`.
+//! outside of memory: `RUN_DIR/RUN/{lock,mnt,keeper.sock,sockets,cgroup}` and the cgroup `BASE/skiff/RUN`.
 //!
 //! Daemon and keeper hold one lock on it together. When nobody holds it, both are dead, and the
 //! next start removes the run.
@@ -8,9 +8,11 @@
 //! the cgroup have a name of their own also then, so that nodes with one name in different run
 //! directories do not meet, and a new keeper need not wait for what a dead one's processes still do.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Group, Hierarchy, relative};
 use crate::network::egress;
 use crate::rootfs::quota::remove_area;
 use crate::{Error, ErrorKind, Result};
@@ -33,6 +35,10 @@ const WRITABLE: &str = "writable";
 const NEW_LINK: &str = "link";
 /// Longest name of a lasting run.
 const MAX_NAME: usize = 32;
+/// Below which cgroup those of the run are, where that is not the root.
+const BASE: &str = "cgroup";
+/// Longest path that the kernel takes (`PATH_MAX`).
+const MAX_BASE_BYTES: u64 = 4096;
 const MAX_SOCKETS_BYTES: u64 = 1 << 20;
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -80,7 +86,8 @@ impl RunDir {
         };
         let dead = dead_runs(run_dir, hierarchy)?;
         if let Some(run) = target {
-            let this = Self { dir: run_dir.join(&run), run, hierarchy: hierarchy.clone() };
+            let dir = run_dir.join(&run);
+            let this = Self { hierarchy: Self::noted_base(&dir, hierarchy), dir, run };
             if this.dir.exists() && !dead.iter().any(|(run, _)| run.run == this.run) {
                 return Ok((this, None));
             }
@@ -112,12 +119,37 @@ impl RunDir {
                 .map_err(|e| Error::host(format!("cannot make a lock in {}", this.dir.display()), e))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|e| Error::host(format!("cannot lock {}", this.dir.display()), e))?;
+            this.note_base()?;
             let mount_point = this.mount_point();
             fs::create_dir(&mount_point)
                 .map_err(|e| Error::host(format!("cannot make {}", mount_point.display()), e))?;
             return Ok((this, lock));
         }
         Err(Error::host(format!("no free name for a run in {}", run_dir.display()), Errno::EXIST))
+    }
+
+    /// Notes where the groups of the run are: who removes it may have its own elsewhere.
+    fn note_base(&self) -> Result<()> {
+        let base = self.hierarchy.base().as_os_str();
+        if base.is_empty() {
+            return Ok(());
+        }
+        let path = self.dir.join(BASE);
+        fs::write(&path, base.as_bytes())
+            .map_err(|e| Error::host(format!("cannot write {}", path.display()), e))
+    }
+
+    /// The hierarchies with the base that a run has noted.
+    fn noted_base(dir: &Path, hierarchy: &Hierarchy) -> Hierarchy {
+        use std::io::Read;
+        let mut base = Vec::new();
+        let read =
+            fs::File::open(dir.join(BASE)).and_then(|file| file.take(MAX_BASE_BYTES).read_to_end(&mut base));
+        let base = Path::new("/").join(OsStr::from_bytes(&base));
+        match (read, relative(&base)) {
+            (Ok(_), Some(base)) => hierarchy.based_on(&base),
+            _ => hierarchy.based_on(Path::new("")),
+        }
     }
 
     /// The run that another process made.
@@ -281,7 +313,8 @@ fn dead_runs(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<(RunDir, Optio
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|n| is_run_name(n)) else { continue };
-        let run = RunDir { run: name.to_owned(), dir: entry.path(), hierarchy: hierarchy.clone() };
+        let (dir, run) = (entry.path(), name.to_owned());
+        let run = RunDir { run, hierarchy: RunDir::noted_base(&dir, hierarchy), dir };
         // Not made here: a lock file that appears in a directory which its owner is just removing
         // keeps it from being removed. Without one, the maker died at once, or the removal is at
         // its end; neither minds another removal.
@@ -328,6 +361,25 @@ mod tests {
         assert!(live.path().exists() && third.path().exists());
         assert!(!dead.path().exists(), "the dead run is gone");
         assert!(!socket.exists(), "and its socket");
+    }
+
+    #[test]
+    fn a_dead_run_is_removed_where_its_groups_are() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
+        // A group that has controllers, as a delegated one.
+        let owner = Group::of_run(hierarchy.clone(), &format!("owner-{}", std::process::id()));
+        owner.child("made").create().expect("this test makes cgroups and needs root");
+        let base = relative(&owner.spec_path()).expect("a path");
+        let (dead, lock) = RunDir::create(dir.path(), &hierarchy.based_on(&base)).expect("a run");
+        dead.group().child("c").create().expect("a group");
+        let parent = hierarchy.root_of("pids").expect("pids").join(&base).join("skiff");
+        assert!(parent.join(dead.name()).join("c").is_dir());
+        drop(lock);
+        RunDir::create(dir.path(), &hierarchy).expect("another run");
+        assert!(!parent.exists(), "the dead run's group is left");
+        owner.remove(PATIENCE).expect("there still, and removed");
+        Group::remove_parent_if_empty(&hierarchy);
     }
 
     #[test]

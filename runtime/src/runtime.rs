@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recordings, Subject, rootfs_of};
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{CgroupParent, Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
@@ -33,6 +33,9 @@ pub struct RuntimeOptions {
     pub lasting: Option<String>,
     /// How the containers' network namespaces are made.
     pub network: NetworkOptions,
+    /// The cgroup below which those of the containers are made. With [`CgroupParent::Auto`] this
+    /// process is moved if systemd has delegated its cgroup.
+    pub cgroup: CgroupParent,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
@@ -64,7 +67,7 @@ impl Runtime {
     /// Opens the store, removes what crashed runs left behind, and starts a keeper.
     ///
     /// # Errors
-    /// `NotRoot`, `NoCgroup`, `KeeperNotFound`, `OverlayUnsupported`, `Host`.
+    /// `NotRoot`, `NoCgroup`, `KeeperNotFound`, `OverlayUnsupported`, `InvalidArgument`, `Host`.
     pub async fn open(options: RuntimeOptions) -> Result<Arc<Self>> {
         require_root()?;
         let hierarchy = Hierarchy::detect()?;
@@ -187,6 +190,7 @@ impl Runtime {
             deadline,
             leased: lease.is_some(),
             address: spec.address(),
+            oom: spec.oom,
             label: Label(spec.label.clone()),
         };
         let started = self.keeper.start(order, &fds).await?;
@@ -363,9 +367,10 @@ type Found = (RunDir, Option<OwnedFd>, Option<Area>, Choice);
 
 /// The run, with its lock if it is a new one, and where its directories with quotas are.
 fn find_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Found> {
+    let hierarchy = crate::cgroup::settle(hierarchy, &options.cgroup)?;
     let (run, lock) = match &options.lasting {
-        None => RunDir::create(&options.run_dir, hierarchy).map(|(run, lock)| (run, Some(lock)))?,
-        Some(name) => RunDir::lasting(&options.run_dir, name, hierarchy)?,
+        None => RunDir::create(&options.run_dir, &hierarchy).map(|(run, lock)| (run, Some(lock)))?,
+        Some(name) => RunDir::lasting(&options.run_dir, name, &hierarchy)?,
     };
     if let Err(error) = sweep(&options.state_dir) {
         // As for a dead run: the next start tries again.

@@ -23,6 +23,12 @@ const MIN_MEMORY: u64 = 6 << 20;
 const MIN_CPU_MILLIS: u32 = 10;
 /// Least cap of inodes: ext4 and overlay need some themselves.
 const MIN_INODES: u64 = 64;
+/// CPU weights of cgroup version 2, beside 0 for the default.
+const CPU_WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
+/// Most processes that the kernel can have (`PID_MAX_LIMIT`); it refuses a higher limit.
+const MAX_PIDS: u32 = 4 << 20;
+/// Least limit of processes: libcontainer's own is in the group when it forks the init.
+const MIN_PIDS: u32 = 2;
 /// Until when a container must have executed its command, unless told.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -40,6 +46,19 @@ pub enum Writable {
     Loop,
     /// A tmpfs; costs memory, which is charged to the container.
     Tmpfs,
+}
+
+/// What becomes of a container that has no memory left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomPolicy {
+    /// All of it is killed, as both clouds recycle an instance. With cgroup version 2 by the kernel,
+    /// at once (Linux 4.19); else by Skiff, within milliseconds after the kernel has killed a process
+    /// of it.
+    #[default]
+    KillContainer,
+    /// The kernel kills one process, and the others go on, unless it was the first one.
+    KillProcess,
 }
 
 /// One container to start. Everything not given is the image's.
@@ -64,8 +83,14 @@ pub struct ContainerSpec {
     pub memory_bytes: u64,
     /// CPU limit in thousandths of a core; at least 10, or 0 for no limit.
     pub cpu_millis: u32,
-    /// Limit of processes and threads; 0 is no limit.
+    /// Share of CPU time beside other containers when there is not enough for all: 1 to 10,000, and
+    /// 0 for the default, 100. As `cpu.weight` of cgroup version 2; version 1 gets `cpu.shares` of
+    /// the same effect.
+    pub cpu_weight: u32,
+    /// Limit of processes and threads, 2 to 4,194,304; 0 is no limit.
     pub pids: u32,
+    /// What happens when its memory runs out.
+    pub oom: OomPolicy,
     /// RLIMIT_NOFILE, soft and hard; 0 keeps the host's.
     pub nofile: u64,
     /// What holds written bytes.
@@ -105,7 +130,7 @@ impl std::fmt::Debug for ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// Limits below which no start could come to its command.
+    /// Limits that the kernel knows, and with which a start can come to its command.
     fn check_limits(&self) -> Result<()> {
         let low = |what: String, least: String| {
             Err(Error::new(ErrorKind::InvalidArgument, format!("{what} is too little for a container"))
@@ -122,6 +147,27 @@ impl ContainerSpec {
                 format!("a CPU limit of {} thousandths", self.cpu_millis),
                 MIN_CPU_MILLIS.to_string(),
             );
+        }
+        if self.cpu_weight != 0 && !CPU_WEIGHTS.contains(&self.cpu_weight) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("a CPU weight of {} is too much", self.cpu_weight),
+            )
+            .advise(format!(
+                "give {} to {}, or 0 for the default",
+                CPU_WEIGHTS.start(),
+                CPU_WEIGHTS.end()
+            )));
+        }
+        if (1..MIN_PIDS).contains(&self.pids) {
+            return low(format!("a limit of {} processes", self.pids), MIN_PIDS.to_string());
+        }
+        if self.pids > MAX_PIDS {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("a limit of {} processes is more than the kernel can have", self.pids),
+            )
+            .advise(format!("give at most {MAX_PIDS}, or 0 for no limit")));
         }
         Ok(())
     }
@@ -178,7 +224,9 @@ impl ContainerSpec {
             limits: Limits {
                 memory_bytes: self.memory_bytes,
                 cpu_millis: self.cpu_millis,
+                cpu_weight: self.cpu_weight,
                 pids: self.pids,
+                oom: self.oom,
                 nofile: reachable_nofile(self.nofile),
             },
             address: self.address(),
@@ -386,6 +434,22 @@ mod tests {
         let least = ContainerSpec { writable_inodes: MIN_INODES, tmp_inodes: 0, ..spec() };
         least.request(&image(), &[]).expect("enough");
         assert_eq!(least.tmp_cap().inodes, 256);
+    }
+
+    #[test]
+    fn limits_that_the_kernel_does_not_know_are_refused() {
+        let refused = |spec: ContainerSpec, value: &str| {
+            let error = spec.request(&image(), &[]).err().expect(value);
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(value) && error.advice().is_some(), "{error}");
+        };
+        refused(ContainerSpec { cpu_weight: 10_001, ..spec() }, "10001");
+        refused(ContainerSpec { pids: MAX_PIDS + 1, ..spec() }, "4194305");
+        refused(ContainerSpec { pids: 1, ..spec() }, "1 processes");
+        for cpu_weight in [0, 1, 10_000] {
+            let most = ContainerSpec { cpu_weight, pids: MAX_PIDS, ..spec() };
+            assert_eq!(most.request(&image(), &[]).expect("known").limits.cpu_weight, cpu_weight);
+        }
     }
 
     #[test]

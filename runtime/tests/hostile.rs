@@ -358,6 +358,7 @@ async fn a_full_disk_is_told() {
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
         lasting: None,
         network: skiff_runtime::NetworkOptions::default(),
+        cgroup: skiff_runtime::CgroupParent::Auto,
     };
     let runtime = skiff_runtime::Runtime::open(options).await.expect("opens");
     let container = runtime.start(&bench.image(), shell("true")).await.expect("starts");

@@ -96,6 +96,8 @@ async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
         run_dir: dir.path().join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
         lasting: None,
+        network: skiff_runtime::NetworkOptions::default(),
+        cgroup: skiff_runtime::CgroupParent::Auto,
     })
     .await
     .expect("a runtime on the filesystem");

@@ -24,6 +24,8 @@ async fn open_as(dir: &Path, name: &str) -> skiff_runtime::Result<Arc<Runtime>> 
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
         lasting: Some(name.into()),
+        network: skiff_runtime::NetworkOptions::default(),
+        cgroup: skiff_runtime::CgroupParent::Auto,
     };
     Runtime::open(options).await
 }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use skiff::{
-    FunctionConfig, Instance, LogLine, LogSink, NetworkOptions, PullOptions, Runtime, RuntimeOptions, Source,
+    CgroupParent, FunctionConfig, Instance, LogLine, LogSink, NetworkOptions, PullOptions, Runtime,
+    RuntimeOptions, Source,
     platform,
 };
 
@@ -35,6 +36,7 @@ async fn main() -> anyhow::Result<()> {
         keeper: path("SKIFF_KEEPER"),
         lasting: None,
         network: NetworkOptions::default(),
+        cgroup: CgroupParent::Auto,
     })
     .await?;
     let done = invoke(&runtime, &source, FunctionConfig::new("embedded", platform), event).await;

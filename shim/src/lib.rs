@@ -30,6 +30,6 @@ pub use skiff_runtime::image::{
     VerifyReport,
 };
 pub use skiff_runtime::{
-    Cidr, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Network, NetworkOptions,
-    Recorded, Runtime, RuntimeOptions, StartTimings, Stats, Writable,
+    CgroupParent, Cidr, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Network,
+    NetworkOptions, Recorded, Runtime, RuntimeOptions, StartTimings, Stats, Writable,
 };

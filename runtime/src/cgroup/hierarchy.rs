@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, ErrorKind, Result};
 
 /// The controllers that a container's limits need.
-pub(super) const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+pub(crate) const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// How the host's controllers are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,7 +26,12 @@ pub(crate) struct Hierarchy {
     mounts: BTreeMap<String, PathBuf>,
     /// Controllers that can be used.
     controllers: Vec<String>,
+    /// The group below which Skiff makes its own, from the root of each hierarchy; empty is the root.
+    base: PathBuf,
 }
+
+/// The group of Skiff's own below the base.
+const PARENT: &str = "skiff";
 
 impl Hierarchy {
     /// Finds them in `/proc/self/mountinfo`.
@@ -61,11 +66,28 @@ impl Hierarchy {
         }
         if v1.contains_key("memory") || v2.is_none() {
             let controllers = v1.keys().cloned().collect();
-            return Self { version: Version::V1, mounts: v1, controllers };
+            return Self { version: Version::V1, mounts: v1, controllers, base: PathBuf::new() };
         }
         let root = v2.unwrap_or_default();
         let controllers = v2_controllers(&root).split_whitespace().map(str::to_owned).collect();
-        Self { version: Version::V2, mounts: BTreeMap::from([(String::new(), root)]), controllers }
+        let mounts = BTreeMap::from([(String::new(), root)]);
+        Self { version: Version::V2, mounts, controllers, base: PathBuf::new() }
+    }
+
+    /// The same hierarchies, with Skiff's groups below this group (from each root, relative).
+    #[must_use]
+    pub(crate) fn based_on(&self, base: &Path) -> Self {
+        Self { base: base.to_owned(), ..self.clone() }
+    }
+
+    /// The group below which Skiff makes its own, from each root; empty is the root.
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// The group that holds the groups of all runs, from each root.
+    pub(super) fn parent(&self) -> PathBuf {
+        self.base.join(PARENT)
     }
 
     fn check(self) -> Result<Self> {
@@ -111,7 +133,16 @@ impl Hierarchy {
     #[cfg(test)]
     pub(super) fn unified_at(root: &Path) -> Self {
         let mounts = BTreeMap::from([(String::new(), root.to_owned())]);
-        Self { version: Version::V2, mounts, controllers: NEEDED.map(str::to_owned).to_vec() }
+        let controllers = NEEDED.map(str::to_owned).to_vec();
+        Self { version: Version::V2, mounts, controllers, base: PathBuf::new() }
+    }
+
+    /// A version 1 hierarchy for each controller that is needed, at `root`.
+    #[cfg(test)]
+    pub(super) fn split_at(root: &Path) -> Self {
+        let controllers = [NEEDED[0], NEEDED[1], NEEDED[2], "freezer"].map(str::to_owned).to_vec();
+        let mounts = controllers.iter().map(|c| (c.clone(), root.join(c))).collect();
+        Self { version: Version::V1, mounts, controllers, base: PathBuf::new() }
     }
 
     /// The root of the hierarchy with this controller.

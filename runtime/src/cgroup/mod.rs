@@ -1,25 +1,27 @@
-//! Control groups, version 1 and 2: one group per container at `/skiff/RUN/CONTAINER` of every
-//! hierarchy. libcontainer joins the group and writes the limits; making, reading, killing and
-//! removing it is here, because a group must be removed also after libcontainer's own process died.
+//! Control groups, version 1 and 2: one group per container at `BASE/skiff/RUN/CONTAINER` of every
+//! hierarchy. libcontainer joins the group and writes the limits; making, freezing, reading, killing
+//! and removing it is here, because a group must be removed also after libcontainer's own process
+//! died.
 
+mod alarm;
+mod freeze;
 mod hierarchy;
+mod kill;
+mod place;
 mod stats;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 
-use hierarchy::NEEDED;
-pub(crate) use hierarchy::{Hierarchy, Version};
+pub(crate) use alarm::OomAlarm;
+pub(crate) use hierarchy::{Hierarchy, NEEDED, Version};
+pub use place::CgroupParent;
+pub(crate) use place::{delegated, is_marked, own_path, relative, settle};
 
 use crate::{Error, Result};
-
-/// The group below which all groups of all runs live.
-pub(crate) const PARENT: &str = "skiff";
 
 /// A group of one run or of one container, in every hierarchy of the host.
 #[derive(Clone, Debug)]
@@ -31,7 +33,8 @@ pub(crate) struct Group {
 impl Group {
     /// The group of a run: the parent of its containers' groups.
     pub(crate) fn of_run(hierarchy: Hierarchy, run: &str) -> Self {
-        Self { hierarchy, path: Path::new(PARENT).join(run) }
+        let path = hierarchy.parent().join(run);
+        Self { hierarchy, path }
     }
 
     /// The group of a container of this run.
@@ -89,15 +92,16 @@ impl Group {
 
     /// On version 2 a group has those controllers that every group above it passes on; nobody else
     /// does this: libcontainer leaves a group that exists as it is. The groups above hold no
-    /// processes (or are the root), as the kernel demands.
+    /// processes (or are the root), as the kernel demands. Above the base they are not Skiff's.
     fn enable_controllers(&self) -> Result<()> {
         let Some(root) = self.hierarchy.root_of("") else { return Ok(()) };
         let there = fs::read_to_string(root.join(&self.path).join("cgroup.controllers")).unwrap_or_default();
-        if NEEDED.iter().all(|needed| there.split_whitespace().any(|c| c == *needed)) {
+        if has_needed(&there) {
             return Ok(());
         }
         let wanted = NEEDED.map(|controller| format!("+{controller}")).join(" ");
-        let mut above: Vec<_> = self.path.ancestors().skip(1).collect();
+        let base = self.hierarchy.base();
+        let mut above: Vec<_> = self.path.ancestors().skip(1).filter(|a| a.starts_with(base)).collect();
         above.reverse();
         for group in above {
             let file = root.join(group).join("cgroup.subtree_control");
@@ -143,91 +147,17 @@ impl Group {
         }
         all
     }
+}
 
-    /// Sends SIGKILL to every process of the group and of the groups below it; tells how many
-    /// there were.
-    pub(crate) fn kill_once(&self) -> usize {
-        self.dirs().map(|dir| kill_tree(&dir)).sum()
-    }
-
-    /// Kills every process of the group and of the groups below it. Processes that fork while this
-    /// runs are found by repeating until none is left, for at most `patience`.
-    pub(crate) fn kill(&self, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
-        let mut pause = Duration::from_micros(200);
-        loop {
-            let alive = self.kill_once();
-            if alive == 0 {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                return Err(Error::host(
-                    format!("{alive} processes of the cgroup {} do not die", self.path.display()),
-                    Errno::BUSY,
-                ));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(10));
-        }
-    }
-
-    /// Removes the group and those below it, if no process is left in them. `Ok(false)` means that
-    /// a process is still leaving: try again.
-    pub(crate) fn try_remove(&self) -> Result<bool> {
-        for dir in self.dirs() {
-            match remove_tree(&dir) {
-                Ok(()) => {}
-                Err(e) if is_busy(&e) => return Ok(false),
-                Err(e) => return Err(Error::host(format!("cannot remove the cgroup {}", dir.display()), e)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Removes the group, waiting at most `patience` for its last processes to leave; what still
-    /// joins it is killed.
-    pub(crate) fn remove(&self, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
-        while !self.try_remove()? {
-            if Instant::now() >= until {
-                return Err(Error::host(
-                    format!("the cgroup {} does not become empty", self.path.display()),
-                    Errno::BUSY,
-                ));
-            }
-            self.kill_once();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-
-    /// Removes the common parent of all runs if no run is left.
-    pub(crate) fn remove_parent_if_empty(hierarchy: &Hierarchy) {
-        for root in hierarchy.roots() {
-            // Not empty means that another run lives; it or a later one removes it.
-            let _ = fs::remove_dir(root.join(PARENT));
-        }
-    }
+/// Whether a list of controllers has those that limits need.
+fn has_needed(list: &str) -> bool {
+    NEEDED.iter().all(|needed| list.split_whitespace().any(|c| c == *needed))
 }
 
 /// The directory of this process's own group, in the hierarchy with the pids controller.
 fn own_group(hierarchy: &Hierarchy) -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let wanted = match hierarchy.version() {
-        Version::V1 => "pids",
-        Version::V2 => "",
-    };
-    // `NUMBER:CONTROLLER,…:/PATH` (cgroups(7))
-    let path = text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let here = fields.next()?.split(',').any(|controller| controller == wanted);
-        fields.next().filter(|_| here)
-    })?;
-    Some(hierarchy.root_of("pids")?.join(path.trim_start_matches('/')))
-}
-
-fn is_busy(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::BUSY | Errno::NOTEMPTY))
+    Some(hierarchy.root_of("pids")?.join(own_path(&text, hierarchy.version())?))
 }
 
 /// `mkdir -p`, where another run may remove an empty parent at the same moment.
@@ -244,27 +174,6 @@ fn create_dir_racing(dir: &Path) -> io::Result<()> {
     Err(last)
 }
 
-/// Sends SIGKILL to every process at and below `dir`; tells how many there were.
-fn kill_tree(dir: &Path) -> usize {
-    let mut seen = 0;
-    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
-        return count_tree(dir);
-    }
-    for_each_below(dir, &mut |d| {
-        for pid in processes(d) {
-            seen += 1;
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    });
-    seen
-}
-
-fn count_tree(dir: &Path) -> usize {
-    let mut seen = 0;
-    for_each_below(dir, &mut |d| seen += processes(d).len());
-    seen
-}
-
 fn processes(dir: &Path) -> Vec<Pid> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw).collect()
@@ -278,21 +187,6 @@ fn for_each_below(dir: &Path, f: &mut dyn FnMut(&Path)) {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             for_each_below(&entry.path(), f);
         }
-    }
-}
-
-/// Removes `dir` bottom-up. A directory that is gone already is fine.
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    if let Ok(entries) = fs::read_dir(dir) {
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                remove_tree(&entry.path())?;
-            }
-        }
-    }
-    match fs::remove_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 
@@ -327,6 +221,23 @@ mod tests {
         starter.create().expect("created");
         assert!(root.path().join("skiff/run/c@").is_dir());
         assert!(starter.is(&run.child("c").starter()) && !starter.is(&container));
+    }
+
+    #[test]
+    fn nothing_above_the_base_is_touched() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let hierarchy = Hierarchy::unified_at(root.path()).based_on(Path::new("a.slice/b.service"));
+        let container = Group::of_run(hierarchy, "run").child("c");
+        assert_eq!(container.spec_path(), Path::new("/a.slice/b.service/skiff/run/c"));
+        container.create().expect("created");
+        for (group, written) in [
+            ("", false),
+            ("a.slice", false),
+            ("a.slice/b.service", true),
+            ("a.slice/b.service/skiff/run", true),
+        ] {
+            assert_eq!(root.path().join(group).join("cgroup.subtree_control").exists(), written, "{group}");
+        }
     }
 
     #[test]

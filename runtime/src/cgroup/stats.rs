@@ -17,7 +17,14 @@ impl Group {
         };
         let memory_bytes = self.number("memory", current);
         let memory_peak_bytes = self.number("memory", peak).max(memory_bytes);
-        Stats { memory_bytes, memory_peak_bytes, cpu: self.cpu() }
+        Stats {
+            memory_bytes,
+            memory_peak_bytes,
+            cpu: self.cpu(),
+            oom_kills: self.oom_kills(),
+            processes: self.number("pids", "pids.current"),
+            forks_refused: self.keyed("pids", "pids.events", "max"),
+        }
     }
 
     fn cpu(&self) -> Duration {
@@ -45,7 +52,7 @@ impl Group {
         self.file("memory", file).is_some_and(|path| path.exists())
     }
 
-    fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
+    pub(super) fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
         Some(self.hierarchy.root_of(controller)?.join(&self.path).join(name))
     }
 

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::Check;
 use super::host::Host;
 use super::mounts::{self, Mount};
+use super::{Check, Status};
+use crate::cgroup::{NEEDED, Version, delegated, is_marked, own_path};
 
 const NAME: &str = "cgroup";
 
@@ -14,10 +15,11 @@ const MOUNT_POINT: &str = "/sys/fs/cgroup";
 /// Controllers that a version 1 hierarchy must have: three for limits, two to freeze and to fence.
 const V1_CONTROLLERS: [&str; 5] = ["memory", "cpu", "pids", "freezer", "devices"];
 
-/// Controllers that version 2 must have; freezing and device rules are part of it.
-const V2_CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+/// What there is where systemd runs the host (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
 
 const ADVICE_NONE: &str = "mount it: mount -t cgroup2 none /sys/fs/cgroup";
+const ADVICE_DELEGATE: &str = "let systemd delegate all controllers: `Delegate=yes` in the unit";
 const ADVICE_READ_ONLY: &str = "run skiff outside a container, or with a writable /sys/fs/cgroup";
 
 pub(super) fn check(host: &Host) -> Check {
@@ -42,8 +44,31 @@ fn check_v2(host: &Host, root: &Mount) -> Check {
         Ok(available) => available,
         Err(e) => return Check::fail(NAME, format!("{MOUNT_POINT}/cgroup.controllers: {e}"), ADVICE_NONE),
     };
-    let missing = absent(&V2_CONTROLLERS, |want| available.split_whitespace().any(|has| has == want));
-    judge("version 2", &missing, root.has("ro"), &available)
+    let missing = absent(&NEEDED, |want| available.split_whitespace().any(|has| has == want));
+    let check = judge("version 2", &missing, root.has("ro"), &available);
+    if check.status == Status::Ok { place(host, check) } else { check }
+}
+
+/// Where the groups of containers go, when this program is started as it is now.
+fn place(host: &Host, check: Check) -> Check {
+    let own = host.read("/proc/self/cgroup").ok().and_then(|text| own_path(&text, Version::V2));
+    let dir = |group: &Path| host.path(MOUNT_POINT).join(group);
+    let Some(base) = own.and_then(|own| delegated(&own, &|group| is_marked(&dir(group)))) else {
+        let systemd = host.path(SYSTEMD).is_dir();
+        let note =
+            if systemd { " (not delegated by systemd; with `Delegate=yes` below the unit)" } else { "" };
+        return Check::ok(NAME, format!("{}; groups below /skiff{note}", check.found));
+    };
+    let given = std::fs::read_to_string(dir(&base).join("cgroup.controllers")).unwrap_or_default();
+    let missing = absent(&NEEDED, |want| given.split_whitespace().any(|has| has == want));
+    if missing.is_empty() {
+        return Check::ok(
+            NAME,
+            format!("{}; groups below /{}, which is delegated", check.found, base.display()),
+        );
+    }
+    let found = format!("version 2, and /{} is delegated without {}", base.display(), missing.join(", "));
+    Check::fail(NAME, found, ADVICE_DELEGATE)
 }
 
 fn check_v1(mounts: &[&Mount], version: &str) -> Check {
@@ -77,7 +102,6 @@ fn missing_advice(missing: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
     use super::super::testing::Fake;
     use super::*;
 
@@ -125,6 +149,42 @@ mod tests {
         assert_eq!(checked_v2("cpuset cpu io memory hugetlb pids rdma misc\n", "rw").status, Status::Ok);
         assert_eq!(checked_v2("cpuset io memory\n", "rw").found, "version 2 without cpu, pids");
         assert_eq!(checked_v2("", "rw").status, Status::Fail);
+    }
+
+    const CONTROLLERS: &str = "cpuset cpu io memory pids";
+
+    fn unified(own: &str) -> Fake {
+        let table = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let fake = Fake::new().file("proc/self/mountinfo", table).file("proc/self/cgroup", own);
+        fake.file("sys/fs/cgroup/cgroup.controllers", CONTROLLERS)
+    }
+
+    #[test]
+    fn where_groups_go_is_told() {
+        let session = "0::/user.slice/user-0.slice/session-1.scope\n";
+        let alone = check(&unified(session).host());
+        assert!(alone.found.ends_with("; groups below /skiff"), "{alone:?}");
+        let systemd = check(&unified(session).file("run/systemd/system/x", "").host());
+        assert_eq!(systemd.status, Status::Ok);
+        assert!(
+            systemd.found.contains("not delegated") && systemd.found.contains("Delegate=yes"),
+            "{systemd:?}"
+        );
+    }
+
+    #[test]
+    fn a_delegated_group_has_the_controllers_or_fails() {
+        for (given, status) in [("cpu memory pids", Status::Ok), ("cpu pids", Status::Fail)] {
+            let unit = "sys/fs/cgroup/system.slice/x.service";
+            let fake = unified("0::/system.slice/x.service/daemon\n");
+            let fake = fake.file(&format!("{unit}/cgroup.controllers"), given);
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(fake.root().join(unit), "user.delegate", b"1", flags)
+                .expect("the temporary directory keeps attributes");
+            let check = check(&fake.host());
+            assert_eq!(check.status, status, "{check:?}");
+            assert!(check.found.contains("/system.slice/x.service"), "{check:?}");
+        }
     }
 
     #[test]

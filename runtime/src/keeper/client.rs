@@ -22,7 +22,7 @@ use super::protocol::{
     FromKeeper, Instance, Label, PROTOCOL, Role, SpawnSteps, ToKeeper, VERSION, receive, send,
 };
 use crate::rundir::RunDir;
-use crate::{Error, ErrorKind, Exit, Result, Stats};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Result, Stats};
 
 /// How long a keeper may take to say hello, and to tell of what it keeps.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -53,6 +53,13 @@ impl Process {
         if let Some(pidfd) = &self.pidfd {
             let _ = rustix::process::pidfd_send_signal(pidfd, signal);
         }
+    }
+}
+
+impl Process {
+    /// Whether the run was left, so that it goes on without this process.
+    pub(crate) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 }
 
@@ -303,7 +310,7 @@ impl Keeper {
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
     /// there is one, the group of a recording if the request says so, and the disks.
     pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
-        let Order { id, deadline, leased, address, label } = order;
+        let Order { id, deadline, leased, address, oom, label } = order;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -319,7 +326,7 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, address, label };
+        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, address, oom, label };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));
@@ -380,6 +387,7 @@ pub(crate) struct Order<'a> {
     pub(crate) deadline: Duration,
     pub(crate) leased: bool,
     pub(crate) address: std::net::Ipv4Addr,
+    pub(crate) oom: OomPolicy,
     pub(crate) label: Label,
 }
 

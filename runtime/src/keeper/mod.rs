@@ -5,6 +5,7 @@
 
 mod client;
 mod launch;
+mod oom;
 mod peers;
 mod program;
 pub(crate) mod protocol;

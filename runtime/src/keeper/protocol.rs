@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchy;
 use crate::rootfs::Cap;
-use crate::{Error, ErrorKind, Exit, Stats};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Stats};
 
 /// The version of this build. A daemon starts keepers of its own version only.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -53,7 +53,7 @@ pub(crate) enum ToKeeper {
     Hello { protocol: u32, version: String, role: Role },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
     /// one, and the group of a recording and the disks, as the request names them. Of the owner.
-    Start { id: String, deadline_ms: u64, leased: bool, address: Ipv4Addr, label: Label },
+    Start { id: String, deadline_ms: u64, leased: bool, address: Ipv4Addr, oom: OomPolicy, label: Label },
     /// The owner needs nothing more of a container: its pipes and its end need not be kept. `pid`
     /// tells it from others of its name; 0 is a start that failed.
     Forget { id: String, pid: i32 },
@@ -168,8 +168,10 @@ pub(crate) struct SpawnSteps {
 pub(crate) struct Limits {
     pub(crate) memory_bytes: u64,
     pub(crate) cpu_millis: u32,
+    pub(crate) cpu_weight: u32,
     pub(crate) pids: u32,
     pub(crate) nofile: u64,
+    pub(crate) oom: OomPolicy,
 }
 
 /// What holds written bytes, on the wire.
@@ -349,6 +351,7 @@ mod tests {
             deadline_ms: 5,
             leased: false,
             address: Ipv4Addr::LOCALHOST,
+            oom: OomPolicy::KillProcess,
             label: Label(vec![0, 127, 255]),
         };
         send(&a, &start, &[file.as_fd()]).expect("send");

@@ -22,6 +22,7 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit, wait, waitpid,
 };
 
+use super::oom::OomWatch;
 use super::peers::{Peers, Tale};
 use super::protocol::{Failure, FromKeeper, Instance, Label, Report};
 use super::records::{Ended, FailedStart, Records};
@@ -30,7 +31,7 @@ use crate::cgroup::Group;
 use crate::rootfs::quota::Area;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
-use crate::{Error, ErrorKind, Exit, Result};
+use crate::{Error, ErrorKind, Exit, OomPolicy, Result};
 
 /// Report bytes kept of one start.
 const MAX_REPORT: usize = 64 << 10;
@@ -61,6 +62,7 @@ pub(super) struct Order {
     pub(super) limit: Duration,
     pub(super) leased: bool,
     pub(super) address: Ipv4Addr,
+    pub(super) oom: OomPolicy,
     pub(super) label: Label,
 }
 
@@ -153,6 +155,7 @@ pub(super) struct Server {
     /// Start processes that have reported and are ending.
     leaving: Vec<Pid>,
     removing: Vec<Removing>,
+    oom: OomWatch,
     /// Children that are neither start processes nor known inits, and since when that is known.
     strangers: HashMap<Pid, Instant>,
     next_look: Instant,
@@ -174,6 +177,7 @@ impl Server {
             records: Records::default(),
             leaving: Vec::new(),
             removing: Vec::new(),
+            oom: OomWatch::new(),
             strangers: HashMap::new(),
             next_look: Instant::now(),
             stopping: false,
@@ -194,6 +198,8 @@ impl Server {
             self.wait(&signals);
             drain(&signals);
             self.read_reports();
+            // Before deaths are looked at, so that it is known what explains them.
+            self.oom.attend();
             self.reap();
             self.expire();
             self.remove();
@@ -221,10 +227,12 @@ impl Server {
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         self.peers.poll_fds(&mut fds);
         fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
+        fds.extend(self.oom.descriptor().map(|alarms| PollFd::new(alarms, PollFlags::IN)));
         let now = Instant::now();
         let deadlines = self.starting.iter().map(|s| s.deadline).chain(self.peers.next_deadline());
         let deadlines = deadlines.chain(self.removing.iter().map(|removing| removing.next));
-        let mut timeout = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
+        let deadlines = deadlines.map(|deadline| deadline.saturating_duration_since(now));
+        let mut timeout = deadlines.chain(self.oom.timeout(now)).min();
         if self.starting.iter().any(|s| s.child_gone && !s.told) {
             timeout = Some(timeout.map_or(REMOVE_INTERVAL, |t| t.min(REMOVE_INTERVAL)));
         }
@@ -393,6 +401,7 @@ impl Server {
         }
         let since = Instant::now();
         let (held, group) = (starting.held, starting.group);
+        self.oom.watch(pid, group.clone(), order.oom);
         self.running.insert(pid, Running { order, pidfd, since, forgotten: false, held, group });
     }
 
@@ -469,12 +478,12 @@ impl Server {
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
+        let stats = running.group.stats();
         let exit = Exit {
             code: status.exit_status(),
             signal: status.terminating_signal(),
-            oom_killed: running.group.oom_kills() > 0,
+            oom_killed: self.oom.explains(pid, status, stats.oom_kills),
         };
-        let stats = running.group.stats();
         let mut instance = running.instance(pid);
         let (id, raw) = (instance.id.clone(), instance.pid);
         instance.ended = Some((exit, stats));

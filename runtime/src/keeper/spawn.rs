@@ -91,6 +91,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         user: &user,
         limits: request.limits,
         swap: swap(&inputs.group),
+        oom_group: inputs.group.can_kill_whole(),
         cgroup: inputs.group.spec_path(),
         cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),

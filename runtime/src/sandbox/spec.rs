@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroup,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpu, LinuxCpuBuilder, LinuxDeviceCgroup,
     LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
     LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder,
     PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use super::User;
+use crate::OomPolicy;
 use crate::keeper::protocol::Limits;
 
 /// Docker's default capabilities without `CAP_MKNOD`: cgroup v2 device rules are not enforced here,
@@ -73,6 +74,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) user: &'a User,
     pub(crate) limits: Limits,
     pub(crate) swap: Swap,
+    /// Whether the kernel can kill the whole group for want of memory.
+    pub(crate) oom_group: bool,
     pub(crate) cgroup: PathBuf,
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
@@ -167,6 +170,10 @@ fn namespaces(network: &Path) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, 
 fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
     let limits = input.limits;
     let mut resources = LinuxResourcesBuilder::default().devices(devices()?);
+    let mut files = HashMap::new();
+    if limits.oom == OomPolicy::KillContainer && input.oom_group {
+        files.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
     if limits.memory_bytes > 0 {
         let bytes = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
         let mut memory = LinuxMemoryBuilder::default().limit(bytes);
@@ -174,20 +181,44 @@ fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
             Swap::Unlimited => {}
             Swap::WithMemory => memory = memory.swap(bytes),
             // libcontainer takes "as much as memory" for "nothing to write" here.
-            Swap::Separate => {
-                resources = resources.unified(HashMap::from([("memory.swap.max".into(), "0".into())]));
-            }
+            Swap::Separate => drop(files.insert("memory.swap.max".to_owned(), "0".to_owned())),
         }
         resources = resources.memory(memory.build()?);
     }
-    if limits.cpu_millis > 0 {
-        let quota = i64::from(limits.cpu_millis) * CPU_PERIOD_US.cast_signed() / 1000;
-        resources = resources.cpu(LinuxCpuBuilder::default().period(CPU_PERIOD_US).quota(quota).build()?);
-    }
+    resources = resources.cpu(cpu(input, &mut files)?);
     if limits.pids > 0 {
         resources = resources.pids(LinuxPidsBuilder::default().limit(i64::from(limits.pids)).build()?);
     }
+    if !files.is_empty() {
+        resources = resources.unified(files);
+    }
     resources.build()
+}
+
+/// Quota and weight. The specification has a weight of version 1 only, and how it is turned into one
+/// of version 2 differs between runtimes; so that is written to its own file there.
+fn cpu(input: &SpecInput<'_>, files: &mut HashMap<String, String>) -> Result<LinuxCpu, OciSpecError> {
+    let limits = input.limits;
+    let mut cpu = LinuxCpuBuilder::default();
+    if limits.cpu_millis > 0 {
+        let quota = i64::from(limits.cpu_millis) * CPU_PERIOD_US.cast_signed() / 1000;
+        cpu = cpu.period(CPU_PERIOD_US).quota(quota);
+    }
+    if limits.cpu_weight > 0 {
+        if input.cgroup_v1.is_some() {
+            cpu = cpu.shares(shares(limits.cpu_weight));
+        } else {
+            files.insert("cpu.weight".to_owned(), limits.cpu_weight.to_string());
+        }
+    }
+    cpu.build()
+}
+
+/// The shares of version 1 with the effect of a weight of version 2: the kernel counts a weight of
+/// 100 as 1024 shares (`cpu_weight_write_u64`), and so does systemd.
+fn shares(weight: u32) -> u64 {
+    const MIN_SHARES: u64 = 2;
+    ((u64::from(weight) * 1024 + 50) / 100).max(MIN_SHARES)
 }
 
 /// Deny all, then what `/dev` of any container has (enforced on cgroup v1).
@@ -254,7 +285,7 @@ fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result
 mod tests {
     use super::*;
 
-    fn resources_with(swap: Swap) -> LinuxResources {
+    fn resources_with(limits: Limits, swap: Swap, v1: bool) -> LinuxResources {
         let user = User { uid: 0, gid: 0, groups: Vec::new(), home: "/".into() };
         let input = SpecInput {
             rootfs: Path::new("/rootfs"),
@@ -264,23 +295,58 @@ mod tests {
             env: &[],
             working_dir: "/",
             user: &user,
-            limits: Limits { memory_bytes: 1 << 20, ..Limits::default() },
+            limits,
             swap,
+            oom_group: !v1,
             cgroup: PathBuf::from("/skiff/run/c"),
-            cgroup_v1: None,
+            cgroup_v1: v1.then_some(Path::new("/cgroup")),
             network_namespace: PathBuf::from("/proc/self/fd/3"),
         };
         resources(&input).expect("valid")
     }
 
+    fn unified(limits: Limits, swap: Swap) -> Vec<(String, String)> {
+        let files = resources_with(limits, swap, false).unified().clone().unwrap_or_default();
+        let mut files: Vec<_> = files.into_iter().collect();
+        files.sort();
+        files
+    }
+
+    fn file(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
     #[test]
     fn swap_is_off_wherever_it_can_be_limited() {
-        let swap_of = |resources: &LinuxResources| resources.memory().as_ref().and_then(|m| m.swap());
-        assert_eq!(swap_of(&resources_with(Swap::Unlimited)), None);
-        assert_eq!(swap_of(&resources_with(Swap::WithMemory)), Some(1 << 20));
-        let separate = resources_with(Swap::Separate);
-        assert_eq!(swap_of(&separate), None);
-        let unified = separate.unified().clone().expect("files of version 2");
-        assert_eq!(unified, HashMap::from([("memory.swap.max".into(), "0".into())]));
+        let limits = Limits { memory_bytes: 1 << 20, oom: OomPolicy::KillProcess, ..Limits::default() };
+        let swap_of = |swap, v1| resources_with(limits, swap, v1).memory().as_ref().and_then(|m| m.swap());
+        assert_eq!(swap_of(Swap::Unlimited, true), None);
+        assert_eq!(swap_of(Swap::WithMemory, true), Some(1 << 20));
+        assert_eq!(swap_of(Swap::Separate, false), None);
+        assert_eq!(unified(limits, Swap::Separate), [file("memory.swap.max", "0")]);
+    }
+
+    #[test]
+    fn the_kernel_kills_the_whole_group_unless_told() {
+        assert_eq!(unified(Limits::default(), Swap::Separate), [file("memory.oom.group", "1")]);
+        let one = Limits { oom: OomPolicy::KillProcess, ..Limits::default() };
+        assert_eq!(unified(one, Swap::Separate), []);
+        assert_eq!(resources_with(Limits::default(), Swap::WithMemory, true).unified(), &None);
+    }
+
+    #[test]
+    fn a_weight_is_the_same_in_both_versions() {
+        let of = |cpu_weight, v1| {
+            let limits = Limits { cpu_weight, oom: OomPolicy::KillProcess, ..Limits::default() };
+            resources_with(limits, Swap::Unlimited, v1)
+        };
+        for (weight, shares) in [(1, 10), (100, 1024), (150, 1536), (10_000, 102_400)] {
+            assert_eq!(of(weight, true).cpu().as_ref().and_then(|c| c.shares()), Some(shares));
+            let v2 = of(weight, false);
+            assert_eq!(v2.cpu().as_ref().and_then(|c| c.shares()), None);
+            let files = v2.unified().clone().expect("a file");
+            assert_eq!(files, HashMap::from([("cpu.weight".into(), weight.to_string())]));
+        }
+        assert_eq!(of(0, true).cpu().as_ref().and_then(|c| c.shares()), None);
     }
 }

@@ -105,6 +105,7 @@ pub(crate) async fn open(dir: &Path) -> Arc<Runtime> {
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
         lasting: None,
         network: skiff_runtime::NetworkOptions::default(),
+        cgroup: skiff_runtime::CgroupParent::Auto,
     };
     Runtime::open(options).await.expect("a runtime on this host")
 }
@@ -139,12 +140,24 @@ pub(crate) async fn finish(container: &Container) -> (Exit, String, String) {
 
 pub(crate) fn assert_gone(run: &Path, name: &str) {
     assert!(!run.exists(), "{} is left", run.display());
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-        let group = hierarchy.path().join("skiff").join(name);
-        assert!(!group.exists(), "{} is left", group.display());
-    }
+    assert_eq!(directories(Path::new("/sys/fs/cgroup"), name), Vec::<PathBuf>::new(), "cgroups are left");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     assert!(!mounts.contains(name), "a mount of the run is left");
+}
+
+/// All directories of that name below `dir`.
+pub(crate) fn directories(dir: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    // Groups come and go meanwhile.
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name() == name {
+                found.push(entry.path());
+            }
+            found.extend(directories(&entry.path(), name));
+        }
+    }
+    found
 }
 
 pub(crate) fn loops_of(id: &str) -> usize {

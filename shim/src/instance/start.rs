@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, Runtime};
+use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -207,7 +207,9 @@ pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         working_dir: config.working_dir.clone(),
         memory_bytes: u64::from(config.memory_mib) * 1024 * 1024,
         cpu_millis: config.cpu_millis,
+        cpu_weight: 0,
         pids: config.pids.unwrap_or(limits.pids),
+        oom: OomPolicy::KillContainer,
         nofile: limits.nofile,
         writable: config.writable,
         writable_bytes: config.writable_bytes,

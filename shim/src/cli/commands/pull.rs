@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use skiff::{
-    FunctionConfig, Image, Instance, NetworkOptions, Rehearsal, Runtime, RuntimeOptions, Store, platform,
+    CgroupParent, FunctionConfig, Image, Instance, NetworkOptions, Rehearsal, Runtime, RuntimeOptions, Store,
+    platform,
 };
 
 use super::{absolute, require_root, variable};
@@ -61,6 +62,7 @@ async fn prepare(
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
         network: NetworkOptions { ready: 0, ..NetworkOptions::default() },
+        cgroup: CgroupParent::Auto,
     };
     let runtime = match interrupts.or(Runtime::open(options)).await? {
         Ok(runtime) => runtime,

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use skiff::{FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions, Source};
+use skiff::{
+    CgroupParent, FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions,
+    Source,
+};
 
 use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, RunArgs};
@@ -44,6 +47,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
         network: args.network.options(),
+        cgroup: CgroupParent::Auto,
     };
     raise_open_files();
     let interrupts = Interrupts::install()?;

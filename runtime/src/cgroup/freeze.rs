@@ -1,0 +1,114 @@
+//! Freezing a group: its processes get no CPU until they are thawed. Version 1 has a hierarchy for
+//! it (`freezer`), version 2 two files in every group (Linux 5.2).
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::{Group, Version, for_each_below};
+use crate::{Error, ErrorKind, Result};
+
+/// How long to wait between looks at whether all is frozen: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_micros(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+impl Group {
+    /// Freezes every process of the group, and waits until all are, for at most `patience`. When
+    /// one is not by then, all are thawed again.
+    ///
+    /// # Errors
+    /// `NoCgroup` without the controller, `Host`.
+    pub(crate) fn freeze(&self, patience: Duration) -> Result<()> {
+        let frozen = self.stop_forks(patience)?;
+        if frozen {
+            return Ok(());
+        }
+        self.thaw()?;
+        Err(Error::host(
+            format!("the processes of the cgroup {} were not frozen in {patience:?}", self.path.display()),
+            Errno::TIMEDOUT,
+        )
+        .advise(
+            "a process of it waits for a device or a filesystem that does not answer; try again, or kill it",
+        ))
+    }
+
+    /// Thaws every process of the group. One that is not frozen is fine.
+    ///
+    /// # Errors
+    /// As [`Group::freeze`].
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    /// Asks for all to be frozen; tells whether all are, after at most `patience`. They stay so.
+    pub(super) fn stop_forks(&self, patience: Duration) -> Result<bool> {
+        self.set_frozen(true)?;
+        let until = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        while !self.is_frozen()? {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(true)
+    }
+
+    /// A signal does not reach a frozen process of version 1; in version 2 SIGKILL does. Each group
+    /// below may have been frozen by itself.
+    pub(super) fn thaw_dying(&self) {
+        if self.hierarchy.version() == Version::V2 {
+            return;
+        }
+        let Some(dir) = self.file("freezer", "") else { return };
+        for_each_below(&dir, &mut |dir| {
+            // Where this fails the group is gone.
+            let _ = write_existing(&dir.join("freezer.state"), "THAWED");
+        });
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let (file, value) = match (self.hierarchy.version(), frozen) {
+            (Version::V1, true) => ("freezer.state", "FROZEN"),
+            (Version::V1, false) => ("freezer.state", "THAWED"),
+            (Version::V2, true) => ("cgroup.freeze", "1"),
+            (Version::V2, false) => ("cgroup.freeze", "0"),
+        };
+        let path = self.freezer(file)?;
+        write_existing(&path, value)
+            .map_err(|e| Error::host(format!("cannot write '{value}' to {}", path.display()), e))
+    }
+
+    fn is_frozen(&self) -> Result<bool> {
+        let (file, line) = match self.hierarchy.version() {
+            Version::V1 => ("freezer.state", "FROZEN"),
+            Version::V2 => ("cgroup.events", "frozen 1"),
+        };
+        let path = self.freezer(file)?;
+        let text = fs::read_to_string(&path)
+            .map_err(|e| Error::host(format!("cannot read {}", path.display()), e))?;
+        Ok(text.lines().any(|l| l == line))
+    }
+
+    fn freezer(&self, name: &str) -> Result<PathBuf> {
+        self.file("freezer", name).ok_or_else(|| {
+            Error::new(ErrorKind::NoCgroup, "the cgroup controller freezer is missing")
+                .advise("mount it: mount -t cgroup -o freezer none /sys/fs/cgroup/freezer")
+        })
+    }
+}
+
+/// Writes without making the file: on a filesystem that is no cgroup it would be made.
+fn write_existing(path: &std::path::Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+#[path = "freeze_tests.rs"]
+pub(super) mod tests;
