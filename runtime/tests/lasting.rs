@@ -250,8 +250,9 @@ async fn no_line_is_lost_over_owners_that_are_killed() {
         let enough = killed >= 5;
         if enough {
             let out = owner.stdout.take().expect("piped");
-            let finished = BufReader::new(out).lines().any(|l| l.is_ok_and(|l| l == "finished"));
-            assert!(finished && owner.wait().expect("collected").success());
+            let lines: Vec<_> = BufReader::new(out).lines().map_while(Result::ok).collect();
+            assert!(lines.iter().any(|line| line == "finished"), "{lines:?}");
+            assert!(owner.wait().expect("collected").success());
             break;
         }
         tokio::time::sleep(Duration::from_millis(60)).await;
