@@ -217,7 +217,9 @@ async fn starts_under_way_come_out_for_the_next_owner() {
     heard(&mut first, "opened");
     let keeper = keeper_of(&dir.path().join("run").join(NAME));
     let children = || fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while children().split_whitespace().count() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "no starts");
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     first.kill().expect("killed");
