@@ -302,6 +302,27 @@ async fn a_run_has_one_owner_at_a_time_and_other_names_their_own() {
 }
 
 #[tokio::test]
+async fn a_keeper_without_an_owner_ends_when_it_is_asked_to() {
+    let dir = fresh();
+    let runtime = open(dir.path()).await;
+    let container = runtime.start(&image_in(dir.path()), shell("sleep 1000")).await.expect("starts");
+    let (run, name) = run_of(&runtime);
+    let keeper = keeper_of(runtime.dir());
+    let ask = || {
+        let pid = rustix::process::Pid::from_raw(keeper.cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("sent");
+    };
+    ask();
+    let other = runtime.start(&image_in(dir.path()), shell("exit 3")).await.expect("an owner decides");
+    assert_eq!(other.wait().await.expect("ends").code, Some(3));
+    runtime.detach().await;
+    ask();
+    wait_until_gone(container.pid()).await;
+    gone_by_itself(&runtime).await;
+    assert_gone(&run, &name);
+}
+
+#[tokio::test]
 async fn owner_and_keeper_killed_in_any_order_leave_nothing() {
     for keeper_first in [true, false] {
         let dir = fresh();

@@ -84,7 +84,7 @@ impl Drop for Fresh {
         for run in fs::read_dir(self.path().join("run")).into_iter().flatten().flatten() {
             if let Some(keeper) = run.path().join("lock").canonicalize().ok().and_then(|lock| holder(&lock)) {
                 let pid = rustix::process::Pid::from_raw(keeper.cast_signed()).expect("pid");
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
     }
