@@ -219,7 +219,9 @@ async fn starts_under_way_come_out_for_the_next_owner() {
     heard(&mut first, "opened");
     let keeper = keeper_of(&dir.path().join("run").join(NAME));
     let children = || fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while children().split_whitespace().count() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "no starts");
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     first.kill().expect("killed");
@@ -252,8 +254,9 @@ async fn no_line_is_lost_over_owners_that_are_killed() {
         let enough = killed >= 5;
         if enough {
             let out = owner.stdout.take().expect("piped");
-            let finished = BufReader::new(out).lines().any(|l| l.is_ok_and(|l| l == "finished"));
-            assert!(finished && owner.wait().expect("collected").success());
+            let lines: Vec<_> = BufReader::new(out).lines().map_while(Result::ok).collect();
+            assert!(lines.iter().any(|line| line == "finished"), "{lines:?}");
+            assert!(owner.wait().expect("collected").success());
             break;
         }
         tokio::time::sleep(Duration::from_millis(60)).await;
@@ -298,6 +301,27 @@ async fn a_run_has_one_owner_at_a_time_and_other_names_their_own() {
     assert!(adopted.exited().is_none(), "what was left is not killed");
     assert_eq!(adopted.stop(Duration::ZERO).await.expect("stops").signal, Some(9));
     end(&second).await;
+}
+
+#[tokio::test]
+async fn a_keeper_without_an_owner_ends_when_it_is_asked_to() {
+    let dir = fresh();
+    let runtime = open(dir.path()).await;
+    let container = runtime.start(&image_in(dir.path()), shell("sleep 1000")).await.expect("starts");
+    let (run, name) = run_of(&runtime);
+    let keeper = keeper_of(runtime.dir());
+    let ask = || {
+        let pid = rustix::process::Pid::from_raw(keeper.cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("sent");
+    };
+    ask();
+    let other = runtime.start(&image_in(dir.path()), shell("exit 3")).await.expect("an owner decides");
+    assert_eq!(other.wait().await.expect("ends").code, Some(3));
+    runtime.detach().await;
+    ask();
+    wait_until_gone(container.pid()).await;
+    gone_by_itself(&runtime).await;
+    assert_gone(&run, &name);
 }
 
 #[tokio::test]

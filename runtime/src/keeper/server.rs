@@ -196,7 +196,9 @@ impl Server {
         while !self.stopping {
             self.flush();
             self.wait(&signals);
-            drain(&signals);
+            if drain(&signals) {
+                self.asked_to_end();
+            }
             self.read_reports();
             // Before deaths are looked at, so that it is known what explains them.
             self.oom.attend();
@@ -211,6 +213,11 @@ impl Server {
             self.stopping |= self.is_useless();
         }
         self.flush();
+    }
+
+    /// By SIGTERM. A service manager sends it to a daemon and its keeper alike, so an owner decides.
+    fn asked_to_end(&mut self) {
+        self.stopping |= self.peers.owner().is_none();
     }
 
     /// Nobody who could ask for anything, and nothing to keep.
@@ -639,7 +646,16 @@ fn read_to_end(pipe: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
     }
 }
 
-fn drain(signals: &OwnedFd) {
-    let mut buffer = [0; 1024];
-    while matches!(rustix::io::read(signals, &mut buffer), Ok(read) if read > 0) {}
+/// Takes what signals there are; true when SIGTERM is among them. All are looked at by what they are
+/// about, not by what they say.
+fn drain(signals: &OwnedFd) -> bool {
+    /// Bytes of `struct signalfd_siginfo`, which begins with the signal's number.
+    const INFO: usize = 128;
+    let mut buffer = [0; 8 * INFO];
+    let mut term = false;
+    while let Ok(read @ 1..) = rustix::io::read(signals, &mut buffer) {
+        let number = |info: &[u8]| info.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
+        term |= buffer[..read].chunks(INFO).any(|info| number(info) == Some(Signal::TERM.as_raw()));
+    }
+    term
 }

@@ -75,12 +75,32 @@ impl Bench {
     }
 }
 
+/// The directories of lasting runs. Where a test fails, its keepers end with them.
+pub(crate) struct Fresh(tempfile::TempDir);
+
+impl Fresh {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        for run in fs::read_dir(self.path().join("run")).into_iter().flatten().flatten() {
+            if let Some(keeper) = run.path().join("lock").canonicalize().ok().and_then(|lock| holder(&lock)) {
+                let pid = rustix::process::Pid::from_raw(keeper.cast_signed()).expect("pid");
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 /// A directory with a root filesystem for [`image_in`].
-pub(crate) fn fresh() -> tempfile::TempDir {
+pub(crate) fn fresh() -> Fresh {
     assert!(rustix::process::geteuid().is_root(), "these tests start containers and need root");
     let dir = tempfile::tempdir().expect("tempdir");
     fill(&dir.path().join("rootfs"));
-    dir
+    Fresh(dir)
 }
 
 pub(crate) fn image_in(dir: &Path) -> Image {
@@ -169,6 +189,11 @@ pub(crate) fn loops_of(id: &str) -> usize {
 
 pub(crate) fn keeper_of(run: &Path) -> u32 {
     let lock = fs::canonicalize(run.join("lock")).expect("lock");
+    holder(&lock).expect("the keeper holds the lock")
+}
+
+/// The keeper that holds a lock.
+fn holder(lock: &Path) -> Option<u32> {
     let own = std::process::id();
     // A daemon of its own process holds the lock too.
     let is_keeper = |pid: u32| {
@@ -180,9 +205,7 @@ pub(crate) fn keeper_of(run: &Path) -> u32 {
     };
     let pids =
         fs::read_dir("/proc").expect("proc").flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.into_iter()
-        .find(|pid| *pid != own && is_keeper(*pid) && holds(*pid))
-        .expect("the keeper holds the lock")
+    pids.into_iter().find(|pid| *pid != own && is_keeper(*pid) && holds(*pid))
 }
 
 pub(crate) fn kill(pid: u32) {
