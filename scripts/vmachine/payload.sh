@@ -18,8 +18,10 @@ make_payload() {
     rm -rf "$tree/target/test-images"
     cp -al "${SKIFF_TEST_IMAGES:-$target/test-images}" "$tree/target/test-images" 2>/dev/null ||
         cp -a "${SKIFF_TEST_IMAGES:-$target/test-images}" "$tree/target/test-images"
-    rm -f "$vm/payload.img"
-    mkfs.ext4 -q -L skiff-payload -E lazy_itable_init=1 -d "$tree" "$vm/payload.img" 8G 2>/dev/null
+    # A machine that runs goes on with the file that it has opened.
+    rm -f "$vm/payload.new"
+    mkfs.ext4 -q -L skiff-payload -E lazy_itable_init=1 -d "$tree" "$vm/payload.new" 8G 2>/dev/null
+    mv "$vm/payload.new" "$vm/payload.img"
 }
 
 payload_sources() {

@@ -7,6 +7,8 @@ vm_mirror=${SKIFF_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 vm_kernel=linux-image-cloud-amd64
 vm_packages="$vm_kernel,initramfs-tools,systemd,systemd-sysv,udev,dbus,kmod,procps,iproute2,nftables"
 vm_packages+=",e2fsprogs,xfsprogs,quota,apparmor,libseccomp2,crun,runc,busybox-static,zstd,ca-certificates"
+# For a box of Vagrant's (box.sh), where they are started; not in scripts/vm.
+vm_packages+=",openssh-server,sudo,rsync"
 
 # The same text for the same root. Debian's newest kernel is asked for where apt knows it, so that
 # a security update is tested.
@@ -14,7 +16,7 @@ root_stamp() {
     local kernel
     kernel=$(apt-cache policy "$vm_kernel" 2>/dev/null | sed -n 's/^ *Candidate: //p')
     printf '%s\n' "$vm_suite" "$vm_packages" "$vm_mirror" "${kernel:-unknown}"
-    cat "$root/scripts/vmachine/root.sh" "$root/scripts/vmachine/skiff-vm.service"
+    cat "$root/scripts/vmachine/"{root.sh,skiff-vm.service,vagrant.pub}
 }
 
 make_root() {
@@ -66,10 +68,27 @@ configure_tree() {
     # Started on the console in getty's place.
     ln -sf /dev/null "$tree/etc/systemd/system/serial-getty@ttyS0.service"
     cp "$checkout/scripts/vmachine/skiff-vm.service" "$tree/etc/systemd/system/"
-    mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
-    ln -sf ../skiff-vm.service "$tree/etc/systemd/system/multi-user.target.wants/"
+    chroot "$tree" systemctl --quiet enable skiff-vm.service
+    configure_box "$checkout" "$tree"
     # Only what finds the disk: a small initramfs is unpacked sooner.
     printf 'MODULES=list\n' >"$tree/etc/initramfs-tools/conf.d/skiff"
     printf 'virtio_pci\nvirtio_blk\next4\n' >"$tree/etc/initramfs-tools/modules"
     chroot "$tree" update-initramfs -u
+}
+
+# As Vagrant wants a machine: a user with its well-known key, who may do all; addresses by DHCP. Only
+# where the kernel's command line says skiff.box, which scripts/vm does not.
+configure_box() {
+    local checkout=$1 tree=$2 unit
+    chroot "$tree" useradd --create-home --shell /bin/bash vagrant
+    printf 'vagrant ALL=(ALL) NOPASSWD: ALL\n' >"$tree/etc/sudoers.d/vagrant"
+    chmod 440 "$tree/etc/sudoers.d/vagrant"
+    install -D -m 600 "$checkout/scripts/vmachine/vagrant.pub" "$tree/home/vagrant/.ssh/authorized_keys"
+    chroot "$tree" chown -R vagrant: /home/vagrant/.ssh
+    printf '[Match]\nName=en* eth*\n[Network]\nDHCP=yes\n' >"$tree/etc/systemd/network/80-box.network"
+    chroot "$tree" systemctl --quiet enable ssh.service systemd-networkd.service
+    for unit in ssh.service systemd-networkd.service systemd-networkd.socket; do
+        mkdir -p "$tree/etc/systemd/system/$unit.d"
+        printf '[Unit]\nConditionKernelCommandLine=skiff.box\n' >"$tree/etc/systemd/system/$unit.d/box.conf"
+    done
 }
