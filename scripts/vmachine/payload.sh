@@ -1,0 +1,63 @@
+# The disk with the checkout, the programs, the tests and their images; sourced by scripts/vm.
+#
+# In the machine everything has the path that it has on the host: tests know paths from their build.
+
+# Copies into $vm/payload only what has changed, without debug information, and makes payload.img.
+make_payload() {
+    local tree=$vm/payload
+    step "building"
+    cargo build --locked --quiet --workspace --bins --examples
+    scripts/images
+    mkdir -p "$tree/nextest"
+    cargo nextest list --locked --workspace --list-type binaries-only --message-format json \
+        >"$tree/nextest/binaries.json"
+    cargo metadata --locked --quiet --format-version 1 --filter-platform "$(rustc_host)" >"$tree/nextest/cargo.json"
+    step "the machine's disk of programs and tests"
+    payload_sources "$tree/checkout"
+    payload_programs "$tree"
+    rm -rf "$tree/target/test-images"
+    cp -al "${SKIFF_TEST_IMAGES:-$target/test-images}" "$tree/target/test-images" 2>/dev/null ||
+        cp -a "${SKIFF_TEST_IMAGES:-$target/test-images}" "$tree/target/test-images"
+    # A machine that runs goes on with the file that it has opened.
+    rm -f "$vm/payload.new"
+    mkfs.ext4 -q -L skiff-payload -E lazy_itable_init=1 -d "$tree" "$vm/payload.new" 8G 2>/dev/null
+    mv "$vm/payload.new" "$vm/payload.img"
+}
+
+payload_sources() {
+    rm -rf "$1"
+    mkdir -p "$1"
+    tar -C "$root" --exclude=./target --exclude=./.git -cf - . | tar -C "$1" -xf -
+    mkdir -p "$1/target"
+}
+
+# Programs and tests as they lie below the build directory; what is no longer built is left out.
+payload_programs() {
+    local tree=$1 file list
+    list=$(mktemp)
+    {
+        find "$target/debug" "$target/debug/examples" -maxdepth 1 -type f -perm /111 ! -name '*-????????????????'
+        jq -r '."rust-binaries"[]."binary-path"' "$tree/nextest/binaries.json"
+    } >"$list"
+    while read -r file; do
+        put_program "$file" "$tree/target/${file#"$target"/}"
+    done <"$list"
+    find "$tree/target/debug" -type f | while read -r file; do
+        grep -qxF "$target/${file#"$tree/target/"}" "$list" || rm -f "$file"
+    done
+    rm -f "$list"
+    put_program "$(find_nextest)" "$tree/nextest/cargo-nextest"
+}
+
+put_program() {
+    [ "$2" -ot "$1" ] || return 0
+    mkdir -p "${2%/*}"
+    strip --strip-debug -o "$2.new" "$1"
+    # Of the time of what it is made from, not of now: it may be built again meanwhile.
+    touch -r "$1" "$2.new"
+    mv "$2.new" "$2"
+}
+
+rustc_host() { rustc -vV | sed -n "s/^host: //p"; }
+
+find_nextest() { command -v cargo-nextest || die "no cargo-nextest: run scripts/setup"; }
