@@ -86,8 +86,12 @@ fn collecting_by_age_size_and_all() {
     sandbox.run(&["pull", &images::oci("function"), "--quiet"]).ok();
     sandbox.run(&["gc", "--older-than", "1h", "--max-size", "1GiB"]).ok();
     assert_eq!(listed(&sandbox).len(), 1);
+    // What a crashed pull left.
+    let left = sandbox.state_dir().join("ingest/sha256-left");
+    std::fs::create_dir(&left).expect("mkdir");
     let dry = sandbox.run(&["gc", "--all", "--dry-run", "--output", "json"]).ok().json();
     assert_eq!((&dry["dry_run"], dry["images"].as_array().map(Vec::len)), (&true.into(), Some(1)));
+    assert!(dry["leftovers"] == 1 && left.exists(), "it is told and stays: {dry}");
     assert_eq!(listed(&sandbox).len(), 1);
     let outcome = sandbox.run(&["gc", "--max-size", "0MiB"]).ok();
     assert!(outcome.stdout().contains("removed 1 images, 2 layers, 2 documents"), "{}", outcome.stdout());

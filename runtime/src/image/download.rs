@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::digest::Digest;
 use super::progress::Progress;
 use super::registry::{Client, Failure};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// Bytes in the channel; one read of the connection is 16 KiB with TLS and at most 512 KiB.
 const CHANNEL_BYTES: u32 = 512 << 10;
@@ -113,7 +113,7 @@ impl Stream {
             Some(Piece::End) => self.ended = true,
             Some(Piece::Failed(error)) => return Err(std::io::Error::other(error)),
             None => {
-                let error = Error::new(ErrorKind::Internal, "the pull was stopped");
+                let error = super::stop::Stop::error();
                 return Err(std::io::Error::other(error));
             }
         }

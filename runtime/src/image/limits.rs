@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::room::Share;
+use super::stop::Stop;
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of a manifest or index: what registries must accept at least (OCI distribution
@@ -155,12 +157,20 @@ pub(crate) struct Budget {
     unpacked: AtomicU64,
     inflated: AtomicU64,
     whiteouts: AtomicU64,
+    windows: Share,
 }
 
 impl Budget {
+    /// For an image that nobody gives up.
     pub(crate) fn new(limits: Limits) -> Self {
+        Self::until(limits, Stop::default())
+    }
+
+    /// For a pull that ends with `stop`.
+    pub(crate) fn until(limits: Limits, stop: Stop) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { limits, entries: zero(), unpacked: zero(), inflated: zero(), whiteouts: zero() }
+        let (entries, unpacked, inflated, whiteouts) = (zero(), zero(), zero(), zero());
+        Self { limits, entries, unpacked, inflated, whiteouts, windows: Share::new(stop) }
     }
 
     /// Counts one archive entry.
@@ -193,6 +203,11 @@ impl<'a> Flow<'a> {
         let zero = || AtomicU64::new(0);
         let (packed, unpacked, inflated) = (zero(), zero(), zero());
         Self { budget, packed, unpacked, inflated, entries: zero(), whiteouts: zero() }
+    }
+
+    /// The memory for windows of zstd decoders.
+    pub(crate) fn windows(&self) -> &'a Share {
+        &self.budget.windows
     }
 
     /// Counts one archive entry.

@@ -24,7 +24,9 @@ mod progress;
 mod pull;
 mod registry;
 mod resolve;
+mod room;
 mod source;
+mod stop;
 mod store;
 mod tarball;
 mod unpack;
@@ -53,8 +55,12 @@ pub(crate) use unpack::remove_all;
 
 use crate::{Error, ErrorKind, Result};
 
+/// The time for a pull in all, unless told: enough for 10 GiB at 3 MiB a second, and an end for a registry
+/// that sends just enough not to count as stalled.
+pub const DEFAULT_PULL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 /// How to pull.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PullOptions {
     /// HTTP instead of HTTPS.
     pub plain_http: bool,
@@ -66,7 +72,8 @@ pub struct PullOptions {
     pub hosts_dir: Option<PathBuf>,
     /// Proxies; those of the environment if not given.
     pub proxies: Option<Proxies>,
-    /// Longest time for the pull in all.
+    /// Longest time for the pull in all ([`DEFAULT_PULL_TIMEOUT`]); `None` for no limit but that on time
+    /// without progress.
     pub timeout: Option<Duration>,
     #[doc(hidden)]
     pub times: Times,
@@ -78,6 +85,24 @@ pub struct PullOptions {
     pub policy: PullPolicy,
     /// Told of each step; called often and from several threads, must be quick.
     pub observer: Option<Arc<dyn Fn(PullEvent) + Send + Sync>>,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            ca_files: Vec::new(),
+            client_certificate: None,
+            hosts_dir: None,
+            proxies: None,
+            timeout: Some(DEFAULT_PULL_TIMEOUT),
+            times: Times::default(),
+            credentials: CredentialSources::default(),
+            limits: Limits::default(),
+            policy: PullPolicy::default(),
+            observer: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for PullOptions {

@@ -11,10 +11,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
-use tokio::sync::watch;
-
 use super::deadline::Deadline;
 use super::limits::{Budget, Limits};
 use super::manifest;
@@ -22,9 +18,12 @@ use super::progress::{Counted, Progress, Watch};
 use super::registry::Client;
 use super::resolve::{self, Location, Plan};
 use super::source::Source;
-use super::store::{Claim, Ingest, Record, Store};
+use super::stop::Stop;
+use super::store::{Claim, Ingest, Record, Share, Store};
 use super::{Described, Image, PullEvent, PullOptions, PullPolicy, PullTimings, blocking, download, unpack};
 use crate::{Error, ErrorKind, Fault, Result};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 
 /// How often to ask for a layer that someone else makes.
 const POLL: Duration = Duration::from_millis(25);
@@ -127,12 +126,13 @@ impl Store {
         watch: &Watch,
         deadline: &Deadline,
     ) -> Result<()> {
-        let (stop, stopped) = watch::channel(false);
+        let (stopper, stop) = Stop::pair();
         let shared = Shared {
             store: Arc::clone(self),
+            share: self.share(),
             watch: watch.clone(),
-            budget: Arc::new(Budget::new(options.limits)),
-            stopped,
+            budget: Arc::new(Budget::until(options.limits, stop.clone())),
+            stop,
         };
         // Local files are read by threads, which this stops even if the pull is dropped.
         let _guard = StopGuard(watch);
@@ -154,7 +154,7 @@ impl Store {
                 first = Err(error);
                 watch.stop();
                 // No layer may be listening any more.
-                let _ = stop.send(true);
+                let _ = stopper.send(true);
             }
         }
     }
@@ -193,22 +193,24 @@ impl Drop for StopGuard<'_> {
 }
 
 /// What the tasks of one pull share.
-struct Shared {
+struct Shared<'a> {
     store: Arc<Store>,
+    share: Share<'a>,
     watch: Watch,
     budget: Arc<Budget>,
-    stopped: watch::Receiver<bool>,
+    stop: Stop,
 }
 
-impl Shared {
+impl Shared<'_> {
     async fn layer(&self, plan: &Plan) -> Result<()> {
         let digest = plan.expected.digest.as_ref().unwrap_or(&plan.expected.diff_id).to_string();
         let bytes = plan.expected.size;
         loop {
-            let permit = self.store.permit().await?;
-            if *self.stopped.borrow() {
-                return Err(stopped());
-            }
+            let permit = tokio::select! {
+                biased;
+                () = self.stop.asked() => return Err(Stop::error()),
+                permit = self.share.permit() => permit?,
+            };
             match self.store.claim(&plan.expected.diff_id)? {
                 Claim::Committed => {
                     self.watch.tell(PullEvent::LayerCached { digest, bytes });
@@ -266,11 +268,10 @@ impl Shared {
         let partial = ingest.partial(digest, plan.expected.size)?;
         let (sink, stream) = download::channel(partial)?;
         let unpacked = self.unpack(plan, ingest, move || Ok(stream));
-        let mut stopped = self.stopped.clone();
         let fed = async {
             tokio::select! {
                 () = download::feed(client, digest, plan.expected.size, sink, progress) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => {}
+                () = self.stop.asked() => {}
             }
         };
         tokio::join!(unpacked, fed).0
@@ -334,8 +335,4 @@ fn failed(error: Error, ingest: Ingest) -> Failed {
         _ if ingest.has_resumed() => Failed { error, ingest: Some(ingest) },
         _ => error.into(),
     }
-}
-
-fn stopped() -> Error {
-    Error::new(ErrorKind::Internal, "the pull was stopped after another layer failed")
 }

@@ -18,12 +18,14 @@ pub(crate) struct Answer {
     pub(crate) send: usize,
     /// The body is sent again and again, until no one reads any more.
     pub(crate) endless: bool,
+    /// Nothing more comes after what is sent, and the connection stays.
+    pub(crate) stalls: bool,
 }
 
 pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
-    Answer { head, body: body.into(), send: body.len(), endless: false }
+    Answer { head, body: body.into(), send: body.len(), endless: false, stalls: false }
 }
 
 pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
@@ -105,6 +107,10 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
     };
     let _ = stream.write_all(found.head.as_bytes()).await;
     while stream.write_all(&found.body[..found.send]).await.is_ok() && found.endless {}
+    if found.stalls {
+        // Until the client goes.
+        let _ = stream.read(&mut buffer).await;
+    }
     let _ = stream.shutdown().await;
 }
 

@@ -13,6 +13,7 @@ mod corpus;
 mod crash;
 mod evil;
 mod evil_documents;
+mod fair;
 mod implied;
 mod liar;
 mod local;

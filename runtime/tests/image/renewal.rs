@@ -267,3 +267,20 @@ async fn a_stall_is_ended_and_continued() {
     assert_eq!(error.kind(), ErrorKind::RegistryUnreachable);
     assert!(error.to_string().contains("sent nothing for 300 ms"), "{error}");
 }
+
+#[tokio::test]
+async fn without_credentials_an_anonymous_token_is_asked_for() {
+    let place = Place::new();
+    let (layout, descriptor, layer, _) = image(&place);
+    let liar = Liar::start().await;
+    let name = liar.serve_image(&layout, &descriptor);
+    let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
+    liar.say("/v2/x/manifests/1", &[bearer(&liar), good]);
+    liar.say("/token", &[token("anyone", 600)]);
+    place.pull_with(&name, &plain()).await.unwrap();
+    let asked = liar.requests("/token");
+    assert_eq!(asked.len(), 1);
+    assert!(asked[0].starts_with("GET /token?service=s&scope=repository%3Ax%3Apull "), "{asked:?}");
+    assert!(!asked[0].to_lowercase().contains("authorization"), "{asked:?}");
+    assert!(liar.requests(&layer)[0].contains("authorization: Bearer anyone"));
+}

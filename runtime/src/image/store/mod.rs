@@ -21,6 +21,7 @@ mod gc;
 mod ingest;
 mod layer;
 mod lease;
+mod permit;
 mod pin;
 pub(crate) mod probe;
 mod record;
@@ -38,13 +39,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-
 pub use catalog::StoredImage;
 pub use gc::{GcOptions, GcReport, RemovedImage};
 pub(crate) use ingest::{Claim, Ingest};
 pub(crate) use layer::LayerRecord;
 pub(crate) use lease::Lease;
+use permit::Permits;
+pub(crate) use permit::Share;
 pub use pin::{MAX_OWNER_BYTES, Pin};
 pub(crate) use record::Record;
 pub use remove::Removal;
@@ -59,14 +60,10 @@ use crate::{Error, ErrorKind, Result};
 pub struct Store {
     root: PathBuf,
     /// Layers that are made now, of all pulls.
-    permits: Semaphore,
+    permits: Permits,
     /// Whether a thread waits to settle what was pulled.
     settling: AtomicBool,
 }
-
-/// Layers that are fetched and unpacked at the same time, of all pulls together: each has two threads
-/// and some buffers, and up to a few MiB of memory.
-const MAX_LAYERS_AT_ONCE: usize = 10;
 
 /// What is in the state directory.
 const DIRECTORIES: [&str; 11] = [
@@ -93,6 +90,25 @@ impl Store {
     /// # Errors
     /// `NotRoot`, `OverlayUnsupported`, `DiskFull`, `Host`.
     pub fn open(state_dir: &Path) -> Result<Arc<Self>> {
+        let store = Self::open_as_it_is(state_dir)?;
+        ingest::sweep(&store.root.join("ingest"), true)?;
+        sweep_temporary(&store.root.join("tmp"));
+        store.check_unsettled()?;
+        // What cannot be deleted now is deleted by the next opening or collection.
+        let _ = store.empty_trash();
+        // Those of processes that ended before they did it.
+        if store.has_unsettled() {
+            store.settle_later();
+        }
+        Ok(store)
+    }
+
+    /// As [`Store::open`], and leaves what crashed pulls left: for a look, and not for pulls, since a layer
+    /// that a crash of the host damaged is not found.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_as_it_is(state_dir: &Path) -> Result<Arc<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(
                 ErrorKind::NotRoot,
@@ -103,8 +119,7 @@ impl Store {
         let root = std::path::absolute(state_dir)
             .map_err(|e| Error::host(format!("find the state directory {}", state_dir.display()), e))?;
         make_dir(&root)?;
-        let store =
-            Self { root, permits: Semaphore::new(MAX_LAYERS_AT_ONCE), settling: AtomicBool::new(false) };
+        let store = Self { root, permits: Permits::new(), settling: AtomicBool::new(false) };
         for name in DIRECTORIES {
             make_dir(&store.root.join(name))?;
         }
@@ -118,25 +133,14 @@ impl Store {
             Err(e) if e.kind() == ErrorKind::DiskFull => {}
             other => other?,
         }
-        ingest::sweep(&store.root.join("ingest"), true)?;
-        sweep_temporary(&store.root.join("tmp"));
         // Makes the files of the locks, so that a pull makes nothing but the image.
         drop((store.hold()?, store.hold_documents()?));
-        store.check_unsettled()?;
-        // What cannot be deleted now is deleted by the next opening or collection.
-        let _ = store.empty_trash();
-        let store = Arc::new(store);
-        // Those of processes that ended before they did it.
-        if store.has_unsettled() {
-            store.settle_later();
-        }
-        Ok(store)
+        Ok(Arc::new(store))
     }
 
-    /// Leave to make one layer.
-    pub(crate) async fn permit(&self) -> Result<SemaphorePermit<'_>> {
-        let closed = |e| Error::new(ErrorKind::Internal, "the permits of the store are closed").because(e);
-        self.permits.acquire().await.map_err(closed)
+    /// What one pull may make at the same time.
+    pub(crate) fn share(&self) -> Share<'_> {
+        self.permits.share()
     }
 
     /// The directory of a layer; `fs` in it is the layer itself.

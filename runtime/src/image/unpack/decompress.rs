@@ -2,15 +2,20 @@
 
 use std::io::{self, BufReader, Cursor, Read};
 
-use super::window::{self, Room};
+use super::window;
 use crate::image::manifest::Packing;
+use crate::image::room::{Room, Share};
 
 /// RFC 1952, section 2.3.1.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// The bytes of the archive in `packed`.
-pub(super) fn open<'a>(packed: &'a mut impl Read, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {
+/// The bytes of the archive in `packed`. Waits for memory where its compression needs much.
+pub(super) fn open<'a>(
+    packed: &'a mut impl Read,
+    packing: Packing,
+    share: &'a Share,
+) -> io::Result<Box<dyn Read + 'a>> {
     let mut head = Vec::with_capacity(window::HEAD_BYTES);
     packed.take(window::HEAD_BYTES as u64).read_to_end(&mut head)?;
     let zstd_window = window::of(&head);
@@ -24,21 +29,21 @@ pub(super) fn open<'a>(packed: &'a mut impl Read, packing: Packing) -> io::Resul
         )),
         (Packing::ByMagic, true, _) => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
         (Packing::ByMagic, false, Some(window)) => {
-            let room = Room::take(window).map_err(io::Error::other)?;
+            let (room, window_log) = window.take(share).map_err(io::Error::other)?;
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
-            decoder.window_log_max(room.window_log())?;
+            decoder.window_log_max(window_log)?;
             Ok(Box::new(Zstd { decoder, _room: room }))
         }
     }
 }
 
 /// A decoder that gives its memory's room back when it goes. The decoder goes first.
-struct Zstd<R: Read> {
+struct Zstd<'a, R: Read> {
     decoder: R,
-    _room: Room,
+    _room: Room<'a>,
 }
 
-impl<R: Read> Read for Zstd<R> {
+impl<R: Read> Read for Zstd<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.decoder.read(buffer)
     }

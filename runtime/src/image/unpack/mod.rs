@@ -151,7 +151,7 @@ fn unpack_stream(
         let (inlet, outlet) = pipe::pipe();
         let inflater = std::thread::Builder::new()
             .name("skiff-inflate".into())
-            .spawn_scoped(scope, || inflate(packed, expected, inlet))
+            .spawn_scoped(scope, || inflate(packed, expected, flow, inlet))
             .map_err(|e| Error::host("start a thread that inflates a layer", e))?;
         let unpacked = write_files(outlet, expected, flow, root, recipe);
         // The outlet is gone, so the thread ends even if it has more.
@@ -160,8 +160,8 @@ fn unpack_stream(
     })
 }
 
-fn inflate(packed: &mut impl Read, expected: &Expected, inlet: pipe::Inlet) {
-    match decompress::open(packed, expected.packing) {
+fn inflate(packed: &mut impl Read, expected: &Expected, flow: &Flow<'_>, inlet: pipe::Inlet) {
+    match decompress::open(packed, expected.packing, flow.windows()) {
         Ok(mut inflated) => inlet.fill_from(&mut inflated),
         Err(error) => inlet.fail(error),
     }

@@ -1,9 +1,7 @@
-//! The memory of zstd decoders: a frame says how far back it looks (its window), and that much is
-//! held while it is read. What all decoders of this process hold together is bounded; who would
-//! go over it waits until others have ended.
+//! The memory of a zstd decoder: a frame says how far back it looks (its window), and that much is
+//! held while it is read.
 
-use std::sync::{Condvar, Mutex, PoisonError};
-
+use crate::image::room::{PULL_BYTES, Room, Share};
 use crate::{Error, ErrorKind, Result};
 
 /// RFC 8878, section 3.1.1.
@@ -13,10 +11,6 @@ const SKIPPABLE_TAIL: &[u8] = &[0x2a, 0x4d, 0x18];
 /// Bytes that [`of`] looks at.
 pub(super) const HEAD_BYTES: usize = 18;
 
-/// Windows of all decoders together, and the largest of one: what `zstd --ultra -20` makes, four
-/// times what the specification asks of decoders (RFC 8878, section 3.1.1.1.2).
-const MAX_BYTES: u64 = 1 << MAX_LOG;
-const MAX_LOG: u32 = 25;
 /// What is taken for frames that do not say it: the specification's own recommendation, and what
 /// images made in Go have.
 const USUAL_LOG: u32 = 23;
@@ -51,50 +45,22 @@ fn content_size(header: &[u8]) -> Option<u64> {
     Some(if length == 2 { number + 256 } else { number })
 }
 
-static HELD: Mutex<u64> = Mutex::new(0);
-static FREED: Condvar = Condvar::new();
-
-/// Room for one decoder's window, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Room {
-    log: u32,
-}
-
-impl Room {
-    /// Waits for room. A holder waits for nothing but its own input, so it comes.
+impl Window {
+    /// Waits for room for a decoder's window; gives it and the window as a power of two.
     ///
     /// # Errors
-    /// `LimitExceeded` for a window that is never allowed.
-    pub(super) fn take(window: Window) -> Result<Self> {
-        if window.0 > MAX_BYTES {
-            let (found, limit) = (window.0 >> 20, MAX_BYTES >> 20);
+    /// `LimitExceeded` for a window that is never allowed, `Internal` if the pull is over first.
+    pub(super) fn take(self, share: &Share) -> Result<(Room<'_>, u32)> {
+        if self.0 > PULL_BYTES {
+            let (found, limit) = (self.0 >> 20, PULL_BYTES >> 20);
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
                 format!("a layer needs a zstd window of {found} MiB, which is over the limit of {limit} MiB"),
             )
             .advise("compress the image with zstd level 19 or lower, and without --long"));
         }
-        let room = Self { log: window.0.next_power_of_two().trailing_zeros() };
-        let held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |held: &mut u64| *held + room.bytes() > MAX_BYTES;
-        *FREED.wait_while(held, is_full).unwrap_or_else(PoisonError::into_inner) += room.bytes();
-        Ok(room)
-    }
-
-    /// For the decoder, as a power of two.
-    pub(super) fn window_log(&self) -> u32 {
-        self.log
-    }
-
-    fn bytes(&self) -> u64 {
-        1 << self.log
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        *HELD.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes();
-        FREED.notify_all();
+        let bytes = self.0.next_power_of_two();
+        share.take(bytes).map(|room| (room, bytes.trailing_zeros()))
     }
 }
 
@@ -103,6 +69,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
+    use crate::image::stop::Stop;
 
     fn frame(level: i32, window_log: u32, bytes: usize) -> Vec<u8> {
         let mut encoder = zstd::stream::read::Encoder::new(std::io::repeat(7).take(bytes as u64), level)
@@ -137,21 +104,11 @@ mod tests {
 
     #[test]
     fn a_huge_window_is_refused() {
-        let error = Room::take(Window(1 << 27)).expect_err("128 MiB");
+        let share = Share::new(Stop::default());
+        let error = Window(1 << 27).take(&share).expect_err("128 MiB");
         assert_eq!(error.kind(), ErrorKind::LimitExceeded);
         assert!(error.to_string().contains("128 MiB"), "{error}");
-        Room::take(Window(u64::MAX)).expect_err("endless");
-    }
-
-    #[test]
-    fn room_is_bounded_and_given_back() {
-        let first = Room::take(Window(MAX_BYTES)).expect("all of it");
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| Room::take(Window(1 << 20)).map(|room| room.window_log()));
-            // It cannot have any before the first goes.
-            assert!(*HELD.lock().expect("lock") <= MAX_BYTES);
-            drop(first);
-            assert_eq!(second.join().expect("joined").expect("room"), 20);
-        });
+        Window(u64::MAX).take(&share).expect_err("endless");
+        assert_eq!(Window(PULL_BYTES - 1).take(&share).expect("the largest").1, 25);
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use skiff::{ClientCertificate, CredentialEndpoint, CredentialSources, EndpointToken, PullOptions, Source};
 
 use crate::cli::failure::Failure;
-use crate::cli::values::Time;
+use crate::cli::values::TimeLimit;
 
 /// User name for the registry.
 const USERNAME: &str = "SKIFF_REGISTRY_USERNAME";
@@ -42,9 +42,9 @@ pub(crate) struct SourceArgs {
     #[arg(long, value_name = "DIR", env = "SKIFF_HOSTS_DIR", hide_env_values = true)]
     #[arg(default_value = "/etc/skiff/hosts")]
     pub(crate) hosts_dir: PathBuf,
-    /// Time for the pull in all, such as 5m [default: no limit].
-    #[arg(long, value_name = "TIME")]
-    pub(crate) pull_timeout: Option<Time>,
+    /// Time for the pull in all, such as 5m; 0 for no limit but that on 30 s without a byte.
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub(crate) pull_timeout: TimeLimit,
     #[command(flatten)]
     pub(crate) credentials: CredentialArgs,
 }
@@ -89,7 +89,7 @@ impl SourceArgs {
             ca_files: self.ca_file.clone(),
             client_certificate: pair.map(|(certificate, key)| ClientCertificate { certificate, key }),
             hosts_dir: Some(self.hosts_dir.clone()),
-            timeout: self.pull_timeout.map(|time| time.0),
+            timeout: self.pull_timeout.0,
             credentials,
             ..PullOptions::default()
         })

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use skiff::{GcOptions, GcReport};
 
-use super::open_store;
+use super::{open_store, open_store_as_it_is};
 use crate::cli::args::{GcArgs, Global};
 use crate::cli::console::{Console, bytes};
 use crate::cli::failure::Failure;
@@ -17,7 +17,8 @@ pub(crate) fn gc(global: &Global, args: &GcArgs, console: Console) -> Result<Exi
     options.max_bytes = args.max_size.map(|size| size.0);
     options.all = args.all;
     options.dry_run = args.dry_run;
-    let report = open_store(global)?.collect(&options).map_err(skiff::Error::from)?;
+    let store = if args.dry_run { open_store_as_it_is(global)? } else { open_store(global)? };
+    let report = store.collect(&options).map_err(skiff::Error::from)?;
     console.result(|| text(&report, args.dry_run), || value(&report, args.dry_run))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,7 +25,9 @@ pub(crate) async fn import(
     let interrupts = Interrupts::install()?;
     let store = open(state_dir).await?;
     let progress = Progress::new(console);
-    let options = PullOptions { observer: Some(progress.observer()), ..PullOptions::default() };
+    // A file of this host comes as fast as it can.
+    let options =
+        PullOptions { timeout: None, observer: Some(progress.observer()), ..PullOptions::default() };
     let import = Box::pin(store.import(&source, name.as_ref(), &options));
     let image = interrupts.or(import).await?.map_err(skiff::Error::from)?;
     console.result(|| text(&image), || value(&image))?;

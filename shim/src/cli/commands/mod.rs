@@ -39,6 +39,13 @@ fn open_store(global: &Global) -> Result<Arc<Store>, Failure> {
     Ok(Store::open(&state_dir).map_err(skiff::Error::from)?)
 }
 
+/// As [`open_store`], for a look that removes nothing.
+fn open_store_as_it_is(global: &Global) -> Result<Arc<Store>, Failure> {
+    require_root()?;
+    let state_dir = absolute(&global.state_dir)?;
+    Ok(Store::open_as_it_is(&state_dir).map_err(skiff::Error::from)?)
+}
+
 /// A variable of this process.
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)

@@ -18,7 +18,7 @@ pub(crate) use cpus::Cpus;
 pub(crate) use event::EventSource;
 pub(crate) use listen::Listen;
 pub(crate) use size::{DiskSize, Memory, StoreSize};
-pub(crate) use time::Time;
+pub(crate) use time::{Time, TimeLimit};
 
 /// A value that cannot be taken, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]

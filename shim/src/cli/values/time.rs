@@ -35,6 +35,20 @@ impl FromStr for Time {
     }
 }
 
+/// A time, or no limit (`0`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TimeLimit(pub(crate) Option<Duration>);
+
+impl FromStr for TimeLimit {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "0" => Ok(Self(None)),
+            _ => text.parse::<Time>().map(|time| Self(Some(time.0))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +77,15 @@ mod tests {
         }
         for text in ["0", "0ms", "25h", "99999999999999999999s", "18446744073709551615h"] {
             assert_eq!(millis(text), Err("not between 1ms and 24h".into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_limit_is_asked_for_by_zero_alone() {
+        assert_eq!("0".parse(), Ok(TimeLimit(None)));
+        assert_eq!("5m".parse(), Ok(TimeLimit(Some(Duration::from_secs(300)))));
+        for text in ["", "0s", "none", "25h"] {
+            assert!(text.parse::<TimeLimit>().is_err(), "{text}");
         }
     }
 }
