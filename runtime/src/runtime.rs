@@ -14,6 +14,7 @@ use crate::keeper::protocol::{SpaceKind, StartRequest};
 use crate::network::{Dialer, create_namespace};
 use crate::rootfs::Disks;
 use crate::rundir::{RunDir, make_private};
+use crate::sandbox::Claim;
 use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
 
 /// Where a runtime keeps its things.
@@ -117,19 +118,25 @@ impl Runtime {
         let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
         request.record = group.is_some();
+        let claim = if spec.userns { Some(Claim::new()?) } else { None };
+        request.first_id = claim.as_ref().map(|claim| claim.first);
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
         let disks = Arc::clone(&self.disks);
         let prepared = tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks));
         let (mut fds, mut timings, spec) = prepared.await.map_err(panicked)??;
+        let held = (image.lease.descriptor().is_some(), claim.is_some());
+        if let Some(claim) = claim {
+            fds.insert(HELD_PLACE, claim.lock);
+        }
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
             let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
-            fds.insert(LEASE_PLACE, copy);
+            fds.insert(HELD_PLACE, copy);
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let began = Instant::now();
-        let started = self.keeper.start(&spec.id, deadline, lease.is_some(), &fds).await?;
+        let started = self.keeper.start(&spec.id, deadline, held, &fds).await?;
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -238,8 +245,9 @@ fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Res
     Ok((store, Arc::new(Disks::new(disks_dir)), run))
 }
 
-/// Where the lease stands among the keeper's descriptors: after the request and the namespace.
-const LEASE_PLACE: usize = 2;
+/// Where the lease stands among the keeper's descriptors, and after it the claim on ids: after the
+/// request and the namespace.
+const HELD_PLACE: usize = 2;
 
 type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
 

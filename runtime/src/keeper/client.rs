@@ -133,13 +133,13 @@ impl Keeper {
         Ok(Self { socket, table, process: Mutex::new(Some(process)), reader, gone })
     }
 
-    /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
-    /// there is one, the group of a recording if the request says so, and the disks.
+    /// Starts a container. `fds` are the request, the network namespace, the lease on the image and
+    /// the claim on ids if there are such, the group of a recording if the request says so, and the disks.
     pub(crate) async fn start(
         &self,
         id: &str,
         deadline: Duration,
-        leased: bool,
+        (leased, claimed): (bool, bool),
         fds: &[OwnedFd],
     ) -> Result<Started> {
         let (sender, receiver) = oneshot::channel();
@@ -157,7 +157,7 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased };
+        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, claimed };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));

@@ -4,6 +4,7 @@
 //! each other over a seqpacket socket; `spawn` is one start, in a process of its own.
 
 mod client;
+mod confine;
 mod program;
 pub(crate) mod protocol;
 mod server;

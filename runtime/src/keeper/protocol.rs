@@ -25,7 +25,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
 /// Most descriptors beside a packet.
-const MAX_FDS: usize = 6;
+const MAX_FDS: usize = 7;
 /// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
 const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.
@@ -37,8 +37,9 @@ pub(crate) enum ToKeeper {
     /// The first message; with the lock of the run's directory.
     Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
-    /// one, and the group of a recording and the disks, as the request names them.
-    Start { id: String, deadline_ms: u64, leased: bool },
+    /// one, the claim on its range of ids if it has one, and the group of a recording and the disks,
+    /// as the request names them.
+    Start { id: String, deadline_ms: u64, leased: bool, claimed: bool },
     /// Kill all containers, clean, and end.
     Shutdown,
 }
@@ -105,6 +106,8 @@ pub(crate) struct StartRequest {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) user: String,
+    /// The host's id of root in a user namespace; `None` is no such namespace.
+    pub(crate) first_id: Option<u32>,
     pub(crate) working_dir: String,
     pub(crate) limits: Limits,
     pub(crate) address: Ipv4Addr,
@@ -240,8 +243,12 @@ mod tests {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
-        send(&a, &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false }, &[file.as_fd()])
-            .expect("send");
+        send(
+            &a,
+            &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false, claimed: false },
+            &[file.as_fd()],
+        )
+        .expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
         assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5, .. } if id == "x"));
         assert_eq!(fds.len(), 1);

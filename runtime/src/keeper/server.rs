@@ -76,6 +76,8 @@ struct Held {
     _network: OwnedFd,
     /// Keeps the image in the store; the start process closes its copy.
     _lease: Option<OwnedFd>,
+    /// Keeps others from the ids of its user namespace.
+    _claim: Option<OwnedFd>,
 }
 
 struct Running {
@@ -161,8 +163,8 @@ impl Server {
     fn take_messages(&mut self, socket: &OwnedFd) {
         loop {
             match receive::<ToKeeper>(socket) {
-                Ok(Some((ToKeeper::Start { id, deadline_ms, leased }, fds))) => {
-                    self.begin(id, deadline_ms, leased, fds);
+                Ok(Some((ToKeeper::Start { id, deadline_ms, leased, claimed }, fds))) => {
+                    self.begin(id, deadline_ms, (leased, claimed), fds);
                 }
                 Ok(Some((ToKeeper::Configure { .. }, _))) => {}
                 Ok(None | Some((ToKeeper::Shutdown, _))) => {
@@ -181,7 +183,7 @@ impl Server {
         }
     }
 
-    fn begin(&mut self, id: String, deadline_ms: u64, leased: bool, fds: Vec<OwnedFd>) {
+    fn begin(&mut self, id: String, deadline_ms: u64, held: (bool, bool), fds: Vec<OwnedFd>) {
         let began = Instant::now();
         let group = self.group.child(&id);
         // What a former container of that name left is not removed under the new one's feet.
@@ -189,7 +191,7 @@ impl Server {
             let _ = group.kill(NAME_PATIENCE);
             self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
         }
-        match self.fork_start(&id, &group, leased, fds) {
+        match self.fork_start(&id, &group, held, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
                 self.starting.push(Starting {
@@ -218,7 +220,7 @@ impl Server {
         &self,
         id: &str,
         group: &Group,
-        leased: bool,
+        (leased, claimed): (bool, bool),
         fds: Vec<OwnedFd>,
     ) -> Result<(Pid, OwnedFd, Held)> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
@@ -230,6 +232,7 @@ impl Server {
             ));
         };
         let lease = if leased { fds.next() } else { None };
+        let claim = if claimed { fds.next() } else { None };
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
@@ -238,7 +241,7 @@ impl Server {
         group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
             ForkResult::Parent(child) => {
-                Ok((child, report, Held { stdout, stderr, _network: network, _lease: lease }))
+                Ok((child, report, Held { stdout, stderr, _network: network, _lease: lease, _claim: claim }))
             }
             ForkResult::Child => {
                 // Lowering it cannot fail.

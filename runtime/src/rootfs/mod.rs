@@ -3,6 +3,7 @@
 //! container's own mount namespace. `path` looks into the result without trusting it.
 
 mod disk;
+pub(crate) mod idmap;
 pub(crate) mod mount;
 pub(crate) mod path;
 

@@ -5,7 +5,9 @@ mod executor;
 mod seccomp;
 mod spec;
 mod user;
+mod userns;
 
 pub(crate) use executor::CommandExecutor;
-pub(crate) use spec::{SpecInput, Swap, build as build_spec};
+pub(crate) use spec::{SpecInput, Swap, Userns, build as build_spec};
 pub(crate) use user::{User, resolve as resolve_user};
+pub(crate) use userns::{Claim, UserNamespace};

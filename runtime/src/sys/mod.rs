@@ -3,12 +3,14 @@
 
 mod fanotify;
 mod loopdev;
+mod mount;
 mod pages;
 mod process;
 mod readable;
 
 pub(crate) use fanotify::{new_watch, watch_filesystem};
 pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
+pub(crate) use mount::set_idmap;
 pub(crate) use pages::{PAGE_SIZE, resident_pages};
 pub(crate) use process::{
     ForkResult, close_all_except, exit_now, fork_single_threaded, load_seccomp_filter, reset_signals,
