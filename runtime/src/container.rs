@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
-use crate::keeper::{Ended, Process, Started};
+use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::Dialer;
 use crate::{Error, ErrorKind, Result};
 
@@ -74,14 +74,19 @@ pub(crate) struct Parts {
     pub(crate) id: String,
     pub(crate) group: Group,
     pub(crate) address: Ipv4Addr,
-    pub(crate) network: Arc<OwnedFd>,
+    /// None when it has ended under a former owner.
+    pub(crate) network: Option<Arc<OwnedFd>>,
     pub(crate) dialer: Dialer,
     pub(crate) timings: StartTimings,
     pub(crate) started: Started,
+    pub(crate) label: Vec<u8>,
+    /// How long it had run when this was made.
+    pub(crate) ran: Duration,
     pub(crate) recording: Option<Recording>,
 }
 
-/// A running (or ended) container. Dropping it kills it.
+/// A running (or ended) container. Dropping it kills it, unless its runtime is a lasting one and was
+/// left before ([`Runtime::detach`](crate::Runtime::detach)).
 #[derive(Debug)]
 pub struct Container {
     id: String,
@@ -89,18 +94,22 @@ pub struct Container {
     process: Process,
     group: Group,
     address: Ipv4Addr,
-    network: Arc<OwnedFd>,
+    network: Option<Arc<OwnedFd>>,
     dialer: Dialer,
     timings: StartTimings,
+    label: Vec<u8>,
+    ran: Duration,
+    since: Instant,
     ended: watch::Receiver<Option<Ended>>,
+    _kept: Arc<Kept>,
     output: Mutex<Option<(Output, Output)>>,
     recording: Option<Recording>,
 }
 
 impl Container {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
-        let Started { pid, process, stdout, stderr, ended, .. } = parts.started;
-        let output = (Output::new(stdout, ended.clone())?, Output::new(stderr, ended.clone())?);
+        let Started { pid, process, stdout, stderr, ended, kept, .. } = parts.started;
+        let output = (Output::new(stdout, ended.clone(), &kept)?, Output::new(stderr, ended.clone(), &kept)?);
         Ok(Self {
             id: parts.id,
             pid,
@@ -110,7 +119,11 @@ impl Container {
             network: parts.network,
             dialer: parts.dialer,
             timings: parts.timings,
+            label: parts.label,
+            ran: parts.ran,
+            since: Instant::now(),
             ended,
+            _kept: kept,
             output: Mutex::new(Some(output)),
             recording: parts.recording,
         })
@@ -128,7 +141,36 @@ impl Container {
         self.pid
     }
 
-    /// How long the start took.
+    /// A container that a former owner of the run started.
+    pub(crate) fn adopted(found: AdoptedContainer, run: &Group, dialer: Dialer) -> Result<Self> {
+        let AdoptedContainer { started, instance, network } = found;
+        Self::new(Parts {
+            group: run.child(&instance.id),
+            address: instance.address,
+            network: network.map(Arc::new),
+            dialer,
+            timings: StartTimings::default(),
+            started,
+            label: instance.label.0,
+            ran: Duration::from_millis(instance.ran_ms),
+            recording: None,
+            id: instance.id,
+        })
+    }
+
+    /// What its owner gave it at the start, to know it again.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        &self.label
+    }
+
+    /// How long its command has run; of one that ended under a former owner, until its end.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        if self.network.is_none() { self.ran } else { self.ran + self.since.elapsed() }
+    }
+
+    /// How long the start took; nothing where a former owner started it.
     #[must_use]
     pub fn timings(&self) -> StartTimings {
         self.timings
@@ -151,7 +193,8 @@ impl Container {
     /// # Errors
     /// As `connect(2)`; `ConnectionRefused` while nothing listens there.
     pub async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
-        let socket = self.dialer.socket(Arc::clone(&self.network)).await?;
+        let Some(network) = &self.network else { return Err(std::io::ErrorKind::ConnectionRefused.into()) };
+        let socket = self.dialer.socket(Arc::clone(network)).await?;
         let stream = socket.connect(self.address(port)).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -231,6 +274,7 @@ pub struct Output {
     /// Ready when the container has ended.
     ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     over: bool,
+    _kept: Arc<Kept>,
 }
 
 impl std::fmt::Debug for Output {
@@ -240,13 +284,13 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
-    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>) -> Result<Self> {
+    fn new(pipe: OwnedFd, mut ended: watch::Receiver<Option<Ended>>, kept: &Arc<Kept>) -> Result<Self> {
         let pipe = pipe::Receiver::from_owned_fd(pipe)
             .map_err(|e| Error::host("cannot watch the output of a container", e))?;
         let ended = Box::pin(async move {
             let _ = ended.wait_for(Option::is_some).await;
         });
-        Ok(Self { pipe, ended, over: false })
+        Ok(Self { pipe, ended, over: false, _kept: Arc::clone(kept) })
     }
 
     /// What is left in the pipe after the end; the keeper holds the writing end open, so that the

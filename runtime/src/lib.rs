@@ -30,5 +30,5 @@ mod sys;
 pub use acceleration::{Acceleration, Recorded};
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
-pub use runtime::{Runtime, RuntimeOptions};
+pub use runtime::{FailedStart, Runtime, RuntimeOptions};
 pub use spec::{ContainerSpec, Writable};

@@ -1,13 +1,17 @@
 //! The directory of one run below the run directory, and everything that belongs to the run
-//! outside of memory: `RUN_DIR/RUN/{lock,mnt,remove}` and the cgroup `/skiff/RUN`.
+//! outside of memory: `RUN_DIR/RUN/{lock,mnt,keeper.sock,sockets}` and the cgroup `/skiff/RUN`.
 //!
 //! Daemon and keeper hold one lock on it together. When nobody holds it, both are dead, and the
 //! next start removes the run.
+//!
+//! A lasting run has a name: the link `RUN_DIR/NAME` leads to the directory. The directory itself and
+//! the cgroup have a name of their own also then, so that nodes with one name in different run
+//! directories do not meet, and a new keeper need not wait for what a dead one's processes still do.
 
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +25,10 @@ const LOCK: &str = "lock";
 const MOUNT_POINT: &str = "mnt";
 /// Paths of sockets elsewhere that belong to the run, one per line.
 const SOCKETS: &str = "sockets";
+/// Where the link of a lasting run is made, before it gets its place.
+const NEW_LINK: &str = "link";
+/// Longest name of a lasting run.
+const MAX_NAME: usize = 32;
 const MAX_SOCKETS_BYTES: u64 = 1 << 20;
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,14 +52,45 @@ impl RunDir {
         let dead = dead_runs(run_dir, hierarchy)?;
         let made = Self::make(run_dir, hierarchy)?;
         drop(gate);
-        for (run, _lock) in dead {
-            // Not being able to clean up after another run is no reason not to start this one; the
-            // next start tries again.
-            if let Err(error) = run.remove() {
-                tracing::warn!(run = run.run, error = error.chain(), "a dead run could not be removed");
+        remove_dead(dead);
+        Ok(made)
+    }
+
+    /// The lasting run of a name: the live one, without its lock, or a new one. Removes what dead
+    /// runs left, this one's predecessor among them.
+    pub(crate) fn lasting(
+        run_dir: &Path,
+        name: &str,
+        hierarchy: &Hierarchy,
+    ) -> Result<(Self, Option<OwnedFd>)> {
+        check_name(name)?;
+        make_private(run_dir)?;
+        let gate = lock_dir(run_dir)?;
+        let link = run_dir.join(name);
+        let failed =
+            |what: &str, e: std::io::Error| Error::host(format!("cannot {what} {}", link.display()), e);
+        let target = match fs::read_link(&link) {
+            Ok(target) => target.to_str().filter(|t| is_run_name(t)).map(str::to_owned),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(failed("read the link", e)),
+        };
+        let dead = dead_runs(run_dir, hierarchy)?;
+        if let Some(run) = target {
+            let this = Self { dir: run_dir.join(&run), run, hierarchy: hierarchy.clone() };
+            if this.dir.exists() && !dead.iter().any(|(run, _)| run.run == this.run) {
+                return Ok((this, None));
             }
         }
-        Ok(made)
+        let (made, lock) = Self::make(run_dir, hierarchy)?;
+        let new_link = made.dir.join(NEW_LINK);
+        let linked = symlink(&made.run, &new_link).and_then(|()| fs::rename(&new_link, &link));
+        drop(gate);
+        remove_dead(dead);
+        if let Err(e) = linked {
+            let _ = made.remove();
+            return Err(failed("make the link", e));
+        }
+        Ok((made, Some(lock)))
     }
 
     fn make(run_dir: &Path, hierarchy: &Hierarchy) -> Result<(Self, OwnedFd)> {
@@ -124,6 +163,8 @@ impl RunDir {
         let mut first = group.kill(PATIENCE).and(group.remove(PATIENCE)).err();
         Group::remove_parent_if_empty(&self.hierarchy);
         self.remove_sockets();
+        // While the lock is there: without it, another may already make a new run of that name.
+        self.remove_links();
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 first = first.or(Some(Error::host(format!("cannot remove {}", self.dir.display()), e)));
@@ -147,6 +188,17 @@ impl RunDir {
                 && std::os::unix::net::UnixStream::connect(socket).is_err();
             if dead {
                 let _ = fs::remove_file(socket);
+            }
+        }
+    }
+
+    /// Removes the names of a lasting run.
+    fn remove_links(&self) {
+        let Some(run_dir) = self.dir.parent() else { return };
+        for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
+            let leads_here = fs::read_link(entry.path()).is_ok_and(|target| target == Path::new(&self.run));
+            if leads_here {
+                let _ = fs::remove_file(entry.path());
             }
         }
     }
@@ -183,6 +235,28 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd> {
         .map_err(failed)?;
     flock(&fd, FlockOperation::LockExclusive).map_err(failed)?;
     Ok(fd)
+}
+
+/// Not being able to clean up after another run is no reason not to start this one; the next start
+/// tries again.
+fn remove_dead(dead: Vec<(RunDir, Option<OwnedFd>)>) {
+    for (run, _lock) in dead {
+        if let Err(error) = run.remove() {
+            tracing::warn!(run = run.run, error = error.chain(), "a dead run could not be removed");
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) && !is_run_name(name) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("'{}' is no name for a lasting run", name.escape_debug()),
+    )
+    .advise(format!("use 1 to {MAX_NAME} of a-z, 0-9 and '-', and not 12 hexadecimal digits")))
 }
 
 /// Runs whose lock nobody holds, with their locks taken where they have one.

@@ -9,8 +9,8 @@ use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recording
 use crate::cgroup::{Group, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
-use crate::keeper::Keeper;
-use crate::keeper::protocol::{SpaceKind, StartRequest};
+use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
+use crate::keeper::{Keeper, Order};
 use crate::network::{Dialer, create_namespace};
 use crate::rootfs::Disks;
 use crate::rundir::{RunDir, make_private};
@@ -26,12 +26,17 @@ pub struct RuntimeOptions {
     pub run_dir: PathBuf,
     /// The `skiff-keeper` program; `None` looks beside the running executable, then in `PATH`.
     pub keeper: Option<PathBuf>,
+    /// The name of a lasting run: 1 to 32 of `a-z`, `0-9` and `-`. Its keeper and containers outlive
+    /// this process; the next [`Runtime::open`] with the same name and run directory adopts them.
+    /// Several names may share a run directory. `None`: all ends with this process.
+    pub lasting: Option<String>,
 }
 
 /// One run: image store, keeper process, and the containers started through them.
 ///
 /// Dropping it ends the keeper, which kills the containers and cleans up by itself;
-/// [`Runtime::shutdown`] also waits for that.
+/// [`Runtime::shutdown`] also waits for that. Dropping a lasting run leaves all running, and so does
+/// the end of this process, whatever ends it.
 #[derive(Debug)]
 pub struct Runtime {
     store: Arc<Store>,
@@ -39,6 +44,7 @@ pub struct Runtime {
     dialer: Dialer,
     keeper: Keeper,
     run: RunDir,
+    dir: PathBuf,
     state_dir: PathBuf,
     read_ahead: ReadAhead,
     recordings: Recordings,
@@ -57,33 +63,26 @@ impl Runtime {
         // Before anything is made: a missing keeper leaves nothing to clean.
         crate::keeper::find(options.keeper.as_deref())?;
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
-        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir, &hierarchy));
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
-        let (store, disks, (run, lock)) = opened.await.map_err(panicked)??;
+        let (store, disks) = opened.await.map_err(panicked)??;
+        let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
         // The first start often comes as soon as the keeper is there.
-        hasten_joins(run.hierarchy());
-        let started = async {
-            let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
-            Ok((dialer, Keeper::spawn(options.keeper.as_deref(), &run, &lock).await?))
-        };
-        match started.await {
-            Ok((dialer, keeper)) => Ok(Arc::new(Self {
-                store,
-                disks,
-                dialer,
-                keeper,
-                run,
-                state_dir,
-                read_ahead: ReadAhead::default(),
-                recordings: Recordings::default(),
-                _lock: lock,
-            })),
-            Err(error) => {
-                // The first failure is the one to tell.
-                let _ = tokio::task::spawn_blocking(move || run.remove()).await;
-                Err(error)
-            }
-        }
+        hasten_joins(&hierarchy);
+        let (keeper, run, lock) = open_run(&options, &hierarchy).await?;
+        let dir = options.lasting.map_or_else(|| run.path().to_owned(), |name| options.run_dir.join(name));
+        Ok(Arc::new(Self {
+            store,
+            disks,
+            dialer,
+            keeper,
+            run,
+            dir,
+            state_dir,
+            read_ahead: ReadAhead::default(),
+            recordings: Recordings::default(),
+            _lock: lock,
+        }))
     }
 
     /// The image store.
@@ -93,10 +92,43 @@ impl Runtime {
     }
 
     /// The directory of this run below the run directory: sockets of its owner may live here; it
-    /// is removed by [`Runtime::shutdown`], and by the next start after a crash.
+    /// is removed by [`Runtime::shutdown`], and by the next start after a crash. That of a lasting run
+    /// is always at `run_dir/NAME`.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.run.path()
+        &self.dir
+    }
+
+    /// The containers that former owners of this lasting run started, running or ended meanwhile.
+    /// Each is given once; dropping one kills it as ever, and lets the keeper forget how it ended.
+    /// Their output goes on where it was last consumed ([`Output`](crate::Output)).
+    ///
+    /// # Errors
+    /// `Host` when an output cannot be watched.
+    pub fn adopted(&self) -> Result<Vec<Container>> {
+        let group = self.run.group();
+        let found = self.keeper.adopted().into_iter();
+        found.map(|found| Container::adopted(found, &group, self.dialer.clone())).collect()
+    }
+
+    /// The starts that former owners had under way and that failed. Each is given once.
+    #[must_use]
+    pub fn failed_starts(&self) -> Vec<FailedStart> {
+        let failures = self.keeper.failures().into_iter();
+        failures.map(|f| FailedStart { id: f.id, label: f.label.0, error: f.error }).collect()
+    }
+
+    /// Waits until every start that a former owner had under way is among [`Runtime::adopted`] or
+    /// [`Runtime::failed_starts`]; at most as long as their deadlines.
+    pub async fn starts_settled(&self) {
+        self.keeper.settled().await;
+    }
+
+    /// Leaves a lasting run to its next owner: keeper and containers go on, and dropping a
+    /// [`Container`] does not kill it any more. Nothing can be started then. Of a run that is not a
+    /// lasting one nothing is changed.
+    pub async fn detach(&self) {
+        self.keeper.detach().await;
     }
 
     /// Has a socket that its owner makes outside of [`Runtime::dir`] removed also after a crash.
@@ -136,7 +168,15 @@ impl Runtime {
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let began = Instant::now();
-        let started = self.keeper.start(&spec.id, deadline, held, &fds).await?;
+        let order = Order {
+            id: &spec.id,
+            deadline,
+            leased: held.0,
+            claimed: held.1,
+            address: spec.address(),
+            label: Label(spec.label.clone()),
+        };
+        let started = self.keeper.start(order, &fds).await?;
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -152,10 +192,12 @@ impl Runtime {
             recording,
             address: spec.address(),
             id: spec.id,
-            network: Arc::new(network),
+            network: Some(Arc::new(network)),
             dialer: self.dialer.clone(),
             timings,
             started,
+            label: spec.label,
+            ran: Duration::ZERO,
         })
     }
 
@@ -220,7 +262,63 @@ fn require_root() -> Result<()> {
     .advise("run it with sudo"))
 }
 
-type Opened = (Arc<Store>, Arc<Disks>, (RunDir, OwnedFd));
+/// A start that a former owner of a lasting run had under way, and that failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FailedStart {
+    /// The name given at the start.
+    pub id: String,
+    /// What the owner gave to know it again.
+    pub label: Vec<u8>,
+    /// Why it failed.
+    pub error: Error,
+}
+
+type OpenedRun = (Keeper, RunDir, OwnedFd);
+
+/// Makes a run with its keeper, or comes to those that live.
+async fn open_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<OpenedRun> {
+    let binary = options.keeper.as_deref();
+    let until = Instant::now() + LIVE_PATIENCE;
+    loop {
+        let (dir, name, hierarchy) = (options.run_dir.clone(), options.lasting.clone(), hierarchy.clone());
+        let found = tokio::task::spawn_blocking(move || match name {
+            None => RunDir::create(&dir, &hierarchy).map(|(run, lock)| (run, Some(lock))),
+            Some(name) => RunDir::lasting(&dir, &name, &hierarchy),
+        });
+        let (run, lock) = found.await.map_err(panicked)??;
+        if let Some(lock) = lock {
+            return match Keeper::spawn(binary, &run, &lock, options.lasting.is_some()).await {
+                Ok(keeper) => Ok((keeper, run, lock)),
+                Err(error) => {
+                    // The first failure is the one to tell.
+                    let _ = tokio::task::spawn_blocking(move || run.remove()).await;
+                    Err(error)
+                }
+            };
+        }
+        if let Some((keeper, lock)) = Keeper::attach(&run).await? {
+            return Ok((keeper, run, lock));
+        }
+        // Its keeper is only just being started, or has died and its daemon has not.
+        if Instant::now() >= until {
+            return Err(Error::new(
+                ErrorKind::KeeperLost,
+                format!("the run {} is in use, but its keeper does not listen", run.path().display()),
+            )
+            .advise(
+                "its keeper has died: end the process that holds the file `lock` in it, then start again",
+            ));
+        }
+        tokio::time::sleep(LIVE_INTERVAL).await;
+    }
+}
+
+type Opened = (Arc<Store>, Arc<Disks>);
+
+/// How long a keeper that is being started may take to listen, and how often it is looked.
+const LIVE_PATIENCE: Duration = Duration::from_secs(10);
+const LIVE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Overlayfs reads a backslash in a path as an escape.
 fn refuse_backslash(dir: &Path) -> Result<()> {
@@ -234,15 +332,14 @@ fn refuse_backslash(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_blocking(state_dir: &Path, run_dir: &Path, hierarchy: &Hierarchy) -> Result<Opened> {
+fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<Opened> {
     refuse_backslash(state_dir)?;
     refuse_backslash(run_dir)?;
     make_private(state_dir)?;
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    let run = RunDir::create(run_dir, hierarchy)?;
-    Ok((store, Arc::new(Disks::new(disks_dir)), run))
+    Ok((store, Arc::new(Disks::new(disks_dir))))
 }
 
 /// Where the lease stands among the keeper's descriptors, and after it the claim on ids: after the

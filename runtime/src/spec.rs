@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::image::ImageConfig;
-use crate::keeper::protocol::{Limits, SpaceKind, StartRequest};
+use crate::keeper::protocol::{Label, Limits, SpaceKind, StartRequest};
 use crate::network::DEFAULT_ADDRESS;
 use crate::{Acceleration, Error, ErrorKind, Result};
 
@@ -78,6 +78,10 @@ pub struct ContainerSpec {
     pub address: Option<Ipv4Addr>,
     /// What is done to make starts on a cold page cache quick.
     pub acceleration: Acceleration,
+    /// Bytes by which a later owner of a lasting run knows the container again
+    /// ([`Container::label`](crate::Container::label)); at most 4096. The keeper has them in memory
+    /// and shows them to every owner, so they hold no secrets.
+    pub label: Vec<u8>,
     /// The container must have executed its command within this time; zero is 30 s.
     pub deadline: Duration,
 }
@@ -124,6 +128,7 @@ impl ContainerSpec {
     pub(crate) fn request(&self, image: &ImageConfig, layers: &[std::path::PathBuf]) -> Result<StartRequest> {
         check_id(&self.id)?;
         check_hostname(&self.hostname)?;
+        check_label(&self.label)?;
         self.check_limits()?;
         let argv = self.argv(image)?;
         let env = self.environment(image);
@@ -240,6 +245,17 @@ fn check_strings(argv: &[String], env: &[(String, String)]) -> Result<()> {
         return over(format!("the sum of arguments and environment, {total} bytes,"), MAX_STRINGS);
     }
     Ok(())
+}
+
+fn check_label(label: &[u8]) -> Result<()> {
+    if label.len() <= Label::MAX {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the label of a container has {} bytes, more than {}", label.len(), Label::MAX),
+    )
+    .advise("keep what is long elsewhere, and its name in the label"))
 }
 
 /// The limit of descriptors that this process may give: without CAP_SYS_RESOURCE not more than its

@@ -356,6 +356,7 @@ async fn a_full_disk_is_told() {
         state_dir: small.0.path().join("m/state"),
         run_dir: small.0.path().join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
+        lasting: None,
     };
     let runtime = skiff_runtime::Runtime::open(options).await.expect("opens");
     let container = runtime.start(&bench.image(), shell("true")).await.expect("starts");

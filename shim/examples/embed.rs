@@ -32,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
         state_dir: path("SKIFF_STATE_DIR").unwrap_or_else(|| "/var/lib/skiff".into()),
         run_dir: path("SKIFF_RUN_DIR").unwrap_or_else(|| "/run/skiff".into()),
         keeper: path("SKIFF_KEEPER"),
+        lasting: None,
     })
     .await?;
     let done = invoke(&runtime, &source, FunctionConfig::new("embedded", platform), event).await;

@@ -1,34 +1,33 @@
 //! The daemon's side of the keeper.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::protocol::{FromKeeper, SpawnSteps, ToKeeper, VERSION, receive, send};
+use super::launch::{execute, find};
+use super::peers::{address, credentials, new_socket, open_dir};
+use super::protocol::{
+    FromKeeper, Instance, Label, PROTOCOL, Role, SpawnSteps, ToKeeper, VERSION, receive, send,
+};
 use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Exit, Result, Stats};
 
-const BINARY: &str = "skiff-keeper";
-/// How long a keeper may take to say hello.
+/// How long a keeper may take to say hello, and to tell of what it keeps.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the daemon waits for the keeper to tell of a start.
 const DEADLINE_GRACE: Duration = Duration::from_secs(15);
-/// Attempts at sealing the keeper's copy after the first, and the wait before each.
-const SEAL_TRIES: u32 = 20;
-const SEAL_WAIT: Duration = Duration::from_millis(5);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a container ended, and what it used until then.
@@ -40,20 +39,48 @@ pub(crate) enum Ended {
     KeeperLost,
 }
 
-/// A container's init; killed, and with it all processes of the container, when this is dropped.
+/// A container's init; killed, and with it all processes of the container, when this is dropped,
+/// unless the run was left before.
 #[derive(Debug)]
-pub(crate) struct Process(Arc<OwnedFd>);
+pub(crate) struct Process {
+    pidfd: Option<Arc<OwnedFd>>,
+    left: Arc<AtomicBool>,
+}
 
 impl Process {
     /// Sends a signal. One that has ended already is fine.
     pub(crate) fn signal(&self, signal: Signal) {
-        let _ = rustix::process::pidfd_send_signal(&self.0, signal);
+        if let Some(pidfd) = &self.pidfd {
+            let _ = rustix::process::pidfd_send_signal(pidfd, signal);
+        }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
+        if !self.left.load(Ordering::Acquire) {
+            self.signal(Signal::KILL);
+        }
+    }
+}
+
+/// As long as this is there, the keeper of a lasting run keeps the end and the pipes of a container
+/// for the next owner.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    id: String,
+    pid: i32,
+    forget: mpsc::UnboundedSender<ToKeeper>,
+    left: Arc<AtomicBool>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.left.load(Ordering::Acquire) {
+            let id = std::mem::take(&mut self.id);
+            // A keeper that is gone has forgotten.
+            let _ = self.forget.send(ToKeeper::Forget { id, pid: self.pid });
+        }
     }
 }
 
@@ -66,25 +93,63 @@ pub(crate) struct Started {
     pub(crate) stderr: OwnedFd,
     pub(crate) steps: SpawnSteps,
     pub(crate) ended: watch::Receiver<Option<Ended>>,
+    pub(crate) kept: Arc<Kept>,
+}
+
+/// A container that a former owner started.
+#[derive(Debug)]
+pub(crate) struct AdoptedContainer {
+    pub(crate) started: Started,
+    pub(crate) instance: Instance,
+    /// None when it has ended.
+    pub(crate) network: Option<OwnedFd>,
+}
+
+/// A start of a former owner that failed.
+#[derive(Debug)]
+pub(crate) struct AdoptedFailure {
+    pub(crate) id: String,
+    pub(crate) label: Label,
+    pub(crate) error: Error,
+    pub(crate) _kept: Kept,
 }
 
 type Starting = oneshot::Sender<Result<Started>>;
 
-#[derive(Default)]
 struct Table {
     starting: HashMap<String, Starting>,
-    running: HashMap<String, (Arc<OwnedFd>, watch::Sender<Option<Ended>>)>,
+    running: HashMap<String, (i32, Arc<OwnedFd>, watch::Sender<Option<Ended>>)>,
+    adopted: Vec<AdoptedContainer>,
+    failures: Vec<AdoptedFailure>,
+    forget: mpsc::UnboundedSender<ToKeeper>,
+    left: Arc<AtomicBool>,
     lost: bool,
 }
 
-/// A connection to a keeper. The keeper ends, and kills its containers, when this is dropped.
+impl Table {
+    /// What is given to whoever holds a container.
+    fn handles(&self, id: &str, pid: i32, pidfd: Option<Arc<OwnedFd>>) -> (Process, Kept) {
+        let left = || Arc::clone(&self.left);
+        let kept = Kept { id: id.to_owned(), pid, forget: self.forget.clone(), left: left() };
+        (Process { pidfd, left: left() }, kept)
+    }
+}
+
+/// How many starts of former owners are under way, once that is known.
+type Pending = watch::Receiver<Option<u32>>;
+
+/// A connection to a keeper. The keeper of an ordinary run ends, and kills its containers, when this
+/// is dropped; that of a lasting run goes on.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     socket: Arc<UnixStream>,
     table: Arc<Mutex<Table>>,
     process: Mutex<Option<Child>>,
-    reader: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
     gone: watch::Receiver<bool>,
+    pending: Pending,
+    lasting: bool,
+    left: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Table {
@@ -95,7 +160,12 @@ impl std::fmt::Debug for Table {
 
 impl Keeper {
     /// Starts a keeper for a run and waits until it is ready.
-    pub(crate) async fn spawn(binary: Option<&Path>, run: &RunDir, lock: &OwnedFd) -> Result<Self> {
+    pub(crate) async fn spawn(
+        binary: Option<&Path>,
+        run: &RunDir,
+        lock: &OwnedFd,
+        lasting: bool,
+    ) -> Result<Self> {
         let path = find(binary)?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -106,19 +176,19 @@ impl Keeper {
         .map_err(|e| Error::host("cannot make a socket pair", e))?;
         let process = execute(&path, theirs)?;
         let configure = ToKeeper::Configure {
+            protocol: PROTOCOL,
             run: run.name().to_owned(),
             dir: run.path().to_owned(),
             hierarchy: run.hierarchy().clone(),
+            lasting,
         };
         send(&ours, &configure, &[lock.as_fd()]).map_err(|e| not_a_keeper(&path).because(e))?;
-        // Tokio has no type for seqpacket sockets; only readiness is asked of this one.
-        let socket = UnixStream::from_std(std::os::unix::net::UnixStream::from(ours))
-            .map(Arc::new)
-            .map_err(|e| Error::host("cannot watch the keeper's socket", e))?;
+        let socket = watched(ours)?;
         let hello = tokio::time::timeout(HELLO_PATIENCE, next(&socket)).await;
         match hello {
-            Ok(Ok(Some((FromKeeper::Hello { version }, _)))) if version == VERSION => {}
-            Ok(Ok(Some((FromKeeper::Hello { version }, _)))) => {
+            Ok(Ok(Some((FromKeeper::Hello { protocol: PROTOCOL, version, .. }, _))))
+                if version == VERSION => {}
+            Ok(Ok(Some((FromKeeper::Hello { version, .. }, _)))) => {
                 return Err(Error::new(
                     ErrorKind::KeeperNotFound,
                     format!("{} is version {version}, and this is {VERSION}", path.display()),
@@ -127,21 +197,106 @@ impl Keeper {
             }
             _ => return Err(not_a_keeper(&path)),
         }
-        let table = Arc::new(Mutex::new(Table::default()));
-        let (gone_sender, gone) = watch::channel(false);
-        let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&table), gone_sender));
-        Ok(Self { socket, table, process: Mutex::new(Some(process)), reader, gone })
+        let keeper = Self::new(socket, Some(process), lasting);
+        Ok(keeper)
     }
 
-    /// Starts a container. `fds` are the request, the network namespace, the lease on the image and
-    /// the claim on ids if there are such, the group of a recording if the request says so, and the disks.
-    pub(crate) async fn start(
-        &self,
-        id: &str,
-        deadline: Duration,
-        (leased, claimed): (bool, bool),
-        fds: &[OwnedFd],
-    ) -> Result<Started> {
+    /// Comes to the keeper of a lasting run as its new owner, and is told of what there is. With the
+    /// lock of the run's directory. `None` when nobody listens there (yet, or any more).
+    pub(crate) async fn attach(run: &RunDir) -> Result<Option<(Self, OwnedFd)>> {
+        let Some(socket) = connect(run)? else { return Ok(None) };
+        let hello = ToKeeper::Hello { protocol: PROTOCOL, version: VERSION.into(), role: Role::Owner };
+        if send(&*socket, &hello, &[]).is_err() {
+            return Ok(None);
+        }
+        let answer = tokio::time::timeout(HELLO_PATIENCE, next(&socket)).await;
+        let lock = match answer {
+            Ok(Ok(Some((FromKeeper::Hello { version, pid, .. }, mut fds)))) => {
+                tracing::debug!(run = run.name(), version, pid, "came to a living keeper");
+                fds.pop().ok_or_else(|| lost().because("it gave no lock"))?
+            }
+            Ok(Ok(Some((FromKeeper::Refused { protocol, version, pid, failure }, _)))) => {
+                return Err(if protocol == PROTOCOL {
+                    failure.into()
+                } else {
+                    other_protocol(run, protocol, &version, pid)
+                });
+            }
+            // It was about to end.
+            Ok(Ok(None)) => return Ok(None),
+            Ok(Ok(Some(_)) | Err(_)) => return Err(silent(run)),
+            Err(_) => return Err(silent(run)),
+        };
+        let keeper = Self::new(socket, None, true);
+        let mut pending = keeper.pending.clone();
+        match tokio::time::timeout(HELLO_PATIENCE, pending.wait_for(Option::is_some)).await {
+            Ok(Ok(_)) => {}
+            _ => return Err(silent(run)),
+        }
+        Ok(Some((keeper, lock)))
+    }
+
+    fn new(socket: Arc<UnixStream>, process: Option<Child>, lasting: bool) -> Self {
+        let left = Arc::new(AtomicBool::new(false));
+        let (forget, forgotten) = mpsc::unbounded_channel();
+        let table = Arc::new(Mutex::new(Table {
+            starting: HashMap::new(),
+            running: HashMap::new(),
+            adopted: Vec::new(),
+            failures: Vec::new(),
+            forget,
+            left: Arc::clone(&left),
+            lost: false,
+        }));
+        let (gone_sender, gone) = watch::channel(false);
+        let (pending_sender, pending) = watch::channel(None);
+        let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&table), gone_sender, pending_sender));
+        let writer = tokio::spawn(write(Arc::clone(&socket), forgotten));
+        Self {
+            socket,
+            table,
+            process: Mutex::new(process),
+            tasks: [reader, writer],
+            gone,
+            pending,
+            lasting,
+            left,
+        }
+    }
+
+    /// What former owners started, as far as it was not taken yet.
+    pub(crate) fn adopted(&self) -> Vec<AdoptedContainer> {
+        std::mem::take(&mut lock(&self.table).adopted)
+    }
+
+    /// The starts of former owners that failed, as far as they were not taken yet.
+    pub(crate) fn failures(&self) -> Vec<AdoptedFailure> {
+        std::mem::take(&mut lock(&self.table).failures)
+    }
+
+    /// Waits until no start of a former owner is under way.
+    pub(crate) async fn settled(&self) {
+        let mut pending = self.pending.clone();
+        // A keeper that is gone starts nothing.
+        let _ = pending.wait_for(|pending| pending.is_none_or(|count| count == 0)).await;
+    }
+
+    /// Leaves the keeper and its containers to the next owner, at once.
+    pub(crate) async fn detach(&self) {
+        if !self.lasting {
+            return;
+        }
+        self.left.store(true, Ordering::Release);
+        let _ = self.send(&ToKeeper::Detach, &[]).await;
+        // The keeper closes its end when nobody is its owner any more.
+        let mut gone = self.gone.clone();
+        let _ = tokio::time::timeout(HELLO_PATIENCE, gone.wait_for(|gone| *gone)).await.is_ok();
+    }
+
+    /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
+    /// there is one, the claim on ids if there is one, the group of a recording if the request says so, and the disks.
+    pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
+        let Order { id, deadline, leased, claimed, address, label } = order;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -157,7 +312,7 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, claimed };
+        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, claimed, address, label };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));
@@ -185,7 +340,7 @@ impl Keeper {
         let ended =
             matches!(tokio::time::timeout(SHUTDOWN_PATIENCE, gone.wait_for(|gone| *gone)).await, Ok(Ok(_)));
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut process) = process else { return true };
+        let Some(mut process) = process else { return ended };
         if !ended {
             let _ = process.kill();
         }
@@ -196,15 +351,30 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.reader.abort();
+        if self.lasting {
+            self.left.store(true, Ordering::Release);
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut process) = process {
             // The keeper sees the socket close and needs a moment to clean; somebody must collect
-            // it when it is done.
+            // it when it is done. (That of a lasting run has ended long ago, for a child of its own.)
             let _ =
                 std::thread::Builder::new().name("skiff-keeper-wait".into()).spawn(move || process.wait());
         }
     }
+}
+
+/// A container to start, beside its request.
+pub(crate) struct Order<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) deadline: Duration,
+    pub(crate) leased: bool,
+    pub(crate) claimed: bool,
+    pub(crate) address: std::net::Ipv4Addr,
+    pub(crate) label: Label,
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
@@ -224,84 +394,61 @@ fn not_a_keeper(path: &Path) -> Error {
     .advise("install skiff and skiff-keeper of one version, or give --keeper")
 }
 
-/// The given binary, or the one beside this program, or the one in `PATH`.
-pub(crate) fn find(given: Option<&Path>) -> Result<PathBuf> {
-    let missing = |text: String| {
-        Error::new(ErrorKind::KeeperNotFound, text)
-            .advise("install skiff-keeper beside skiff, or tell where it is with --keeper or SKIFF_KEEPER")
+fn other_protocol(run: &RunDir, protocol: u32, version: &str, pid: i32) -> Error {
+    Error::new(
+        ErrorKind::KeeperNotFound,
+        format!(
+            "the keeper of {} (pid {pid}, version {version}) speaks protocol {protocol}, and skiff \
+             {VERSION} speaks {PROTOCOL}",
+            run.path().display()
+        ),
+    )
+    .advise(format!(
+        "let skiff {version} end its containers, or end them all with `kill {pid}`; then start again"
+    ))
+}
+
+fn silent(run: &RunDir) -> Error {
+    Error::new(
+        ErrorKind::KeeperLost,
+        format!("what listens on {}/keeper.sock does not answer as a keeper", run.path().display()),
+    )
+    .advise("look at the process that holds the lock beside it; end it, then start again")
+}
+
+/// Tokio has no type for seqpacket sockets; only readiness is asked of this one.
+fn watched(socket: OwnedFd) -> Result<Arc<UnixStream>> {
+    UnixStream::from_std(std::os::unix::net::UnixStream::from(socket))
+        .map(Arc::new)
+        .map_err(|e| Error::host("cannot watch the keeper's socket", e))
+}
+
+/// A connection to the keeper of a run; `None` when nobody listens.
+fn connect(run: &RunDir) -> Result<Option<Arc<UnixStream>>> {
+    let failed =
+        |e: io::Error| Error::host(format!("cannot connect to {}/keeper.sock", run.path().display()), e);
+    let dir = match open_dir(run.path()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        dir => dir.map_err(failed)?,
     };
-    let exe = std::env::current_exe().ok();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = candidate(given, exe.as_deref().and_then(Path::parent), std::env::split_paths(&path));
-    match found {
-        Some(path) if path.is_file() => Ok(path),
-        Some(path) => Err(missing(format!("there is no keeper at {}", path.display()))),
-        None => Err(missing(format!("{BINARY} is neither beside this program nor in PATH"))),
+    let socket = new_socket().map_err(failed)?;
+    match rustix::net::connect(&socket, &address(&dir).map_err(failed)?) {
+        Ok(()) => {}
+        // AGAIN: many wait to be accepted.
+        Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN) => return Ok(None),
+        Err(e) => return Err(failed(e.into())),
+    }
+    let own = rustix::process::geteuid().as_raw();
+    match credentials(&socket) {
+        Some((_, uid)) if uid == 0 || uid == own => watched(socket).map(Some),
+        _ => Err(silent(run)),
     }
 }
 
-/// Where the keeper is looked for: the given place, whatever is there; else the directory of the
-/// running program, then the directories of programs.
-pub(crate) fn candidate(
-    given: Option<&Path>,
-    exe_dir: Option<&Path>,
-    dirs: impl Iterator<Item = PathBuf>,
-) -> Option<PathBuf> {
-    if let Some(given) = given {
-        return Some(given.to_owned());
-    }
-    let all = exe_dir.map(Path::to_owned).into_iter().chain(dirs);
-    all.map(|dir| dir.join(BINARY)).find(|path| path.is_file())
-}
-
-/// Executes a sealed copy of the binary, so that no container can ever write to the file on disk
-/// through `/proc/PID/exe` (CVE-2019-5736).
-fn execute(path: &Path, socket: OwnedFd) -> Result<Child> {
-    let failed = |what: &str, e: io::Error| {
-        Error::new(ErrorKind::KeeperNotFound, format!("cannot {what} {}", path.display()))
-            .because(e)
-            .advise("check the file and its permissions, or give another with --keeper")
-    };
-    let copy = sealed_copy(path).map_err(|e| failed("read", e))?;
-    use std::os::fd::AsRawFd;
-    Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()))
-        .arg0(BINARY)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .map_err(|e| failed("execute", e))
-}
-
-fn sealed_copy(path: &Path) -> io::Result<File> {
-    let mut from = File::open(path)?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Hosts with vm.memfd_noexec=1 execute only what asks for it; kernels before 6.3 know no such flag.
-    let created = match rustix::fs::memfd_create(BINARY, flags | MemfdFlags::EXEC) {
-        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(BINARY, flags),
-        other => other,
-    };
-    let mut copy = File::from(created?);
-    io::copy(&mut from, &mut copy)?;
-    copy.rewind()?;
-    seal(&copy)?;
-    Ok(copy)
-}
-
-/// Takes away everybody's right to write. A busy host's kernel was once seen to refuse that (EBUSY),
-/// although nobody else has the file; why is not known, so it is asked again for a moment.
-fn seal(copy: &File) -> io::Result<()> {
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    let mut tries = 0;
-    loop {
-        match rustix::fs::fcntl_add_seals(copy, seals) {
-            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => {
-                tries += 1;
-                std::thread::sleep(SEAL_WAIT);
-            }
-            other => return Ok(other?),
+async fn write(socket: Arc<UnixStream>, mut messages: mpsc::UnboundedReceiver<ToKeeper>) {
+    while let Some(message) = messages.recv().await {
+        if socket.async_io(Interest::WRITABLE, || send(&*socket, &message, &[])).await.is_err() {
+            return;
         }
     }
 }
@@ -311,16 +458,22 @@ async fn next(socket: &UnixStream) -> io::Result<Option<(FromKeeper, Vec<OwnedFd
 }
 
 /// Reads until the keeper is gone.
-async fn read(socket: Arc<UnixStream>, table: Arc<Mutex<Table>>, gone: watch::Sender<bool>) {
+async fn read(
+    socket: Arc<UnixStream>,
+    table: Arc<Mutex<Table>>,
+    gone: watch::Sender<bool>,
+    pending: watch::Sender<Option<u32>>,
+) {
     while let Ok(Some((message, fds))) = next(&socket).await {
-        dispatch(&mut lock(&table), message, fds);
+        dispatch(&mut lock(&table), &pending, message, fds);
     }
     let mut table = lock(&table);
     table.lost = true;
     for (_, starting) in table.starting.drain() {
         let _ = starting.send(Err(lost()));
     }
-    for (_, (pidfd, ended)) in table.running.drain() {
+    let left = table.left.load(Ordering::Acquire);
+    for (_, (_, pidfd, ended)) in table.running.drain().filter(|_| !left) {
         // The kernel does so too, unless the container cleared its parent-death signal.
         let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         let _ = ended.send(Some(Ended::KeeperLost));
@@ -328,36 +481,84 @@ async fn read(socket: Arc<UnixStream>, table: Arc<Mutex<Table>>, gone: watch::Se
     let _ = gone.send(true);
 }
 
-fn dispatch(table: &mut Table, message: FromKeeper, fds: Vec<OwnedFd>) {
+fn dispatch(table: &mut Table, pending: &watch::Sender<Option<u32>>, message: FromKeeper, fds: Vec<OwnedFd>) {
     match message {
-        FromKeeper::Hello { .. } => {}
         FromKeeper::Started { id, pid, steps } => {
             let Ok([pidfd, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else { return };
             let pidfd = Arc::new(pidfd);
             let (sender, ended) = watch::channel(None);
-            let started = Started {
-                pid: pid.unsigned_abs(),
-                process: Process(Arc::clone(&pidfd)),
-                stdout,
-                stderr,
-                steps,
-                ended,
-            };
+            let (process, kept) = table.handles(&id, pid, Some(Arc::clone(&pidfd)));
+            let (pid_shown, kept) = (pid.unsigned_abs(), Arc::new(kept));
+            let started = Started { pid: pid_shown, process, stdout, stderr, steps, ended, kept };
             // Where nobody waits for it any more, dropping it kills it.
             if let Some(waiting) = table.starting.remove(&id) {
                 let _ = waiting.send(Ok(started));
             }
-            table.running.insert(id, (pidfd, sender));
+            table.running.insert(id, (pid, pidfd, sender));
         }
         FromKeeper::Failed { id, failure } => {
             if let Some(waiting) = table.starting.remove(&id) {
                 let _ = waiting.send(Err(failure.into()));
             }
         }
-        FromKeeper::Exited { id, exit, stats } => {
-            if let Some((_, ended)) = table.running.remove(&id) {
-                let _ = ended.send(Some(Ended::Exited(exit, stats)));
+        FromKeeper::Exited { id, pid, exit, stats } => {
+            if table.running.get(&id).is_some_and(|(known, ..)| *known == pid) {
+                if let Some((_, _, ended)) = table.running.remove(&id) {
+                    let _ = ended.send(Some(Ended::Exited(exit, stats)));
+                }
             }
         }
+        FromKeeper::Adopted(instance) => {
+            adopt(table, instance, fds);
+            one_less(pending);
+        }
+        FromKeeper::AdoptedFailure { id, label, failure } => {
+            let (_, kept) = table.handles(&id, 0, None);
+            table.failures.push(AdoptedFailure { id, label, error: failure.into(), _kept: kept });
+            one_less(pending);
+        }
+        FromKeeper::Attached { starting, forgotten } => {
+            if forgotten > 0 {
+                tracing::warn!(forgotten, "more containers ended without an owner than the keeper keeps");
+            }
+            pending.send_replace(Some(starting));
+        }
+        FromKeeper::Hello { .. }
+        | FromKeeper::Refused { .. }
+        | FromKeeper::Listed(_)
+        | FromKeeper::ListEnd => {}
     }
+}
+
+/// Counts the starts of former owners that have come out, once their number is known.
+fn one_less(pending: &watch::Sender<Option<u32>>) {
+    pending.send_if_modified(|pending| match pending {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            true
+        }
+        _ => false,
+    });
+}
+
+fn adopt(table: &mut Table, instance: Instance, fds: Vec<OwnedFd>) {
+    let mut fds = fds.into_iter();
+    let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
+    let (network, pidfd) = (fds.next(), fds.next().map(Arc::new));
+    let (process, kept) = table.handles(&instance.id, instance.pid, pidfd.clone());
+    let exit = instance.ended.map(|(exit, stats)| Ended::Exited(exit, stats));
+    let (sender, ended) = watch::channel(exit);
+    if let (Some(pidfd), None) = (pidfd, exit) {
+        table.running.insert(instance.id.clone(), (instance.pid, pidfd, sender));
+    }
+    let started = Started {
+        pid: instance.pid.unsigned_abs(),
+        process,
+        stdout,
+        stderr,
+        steps: SpawnSteps::default(),
+        ended,
+        kept: Arc::new(kept),
+    };
+    table.adopted.push(AdoptedContainer { started, instance, network });
 }

@@ -5,10 +5,15 @@
 
 mod client;
 mod confine;
+mod launch;
+mod peers;
 mod program;
 pub(crate) mod protocol;
+mod records;
+mod requests;
 mod server;
 mod spawn;
 
-pub(crate) use client::{Ended, Keeper, Process, Started, candidate, find};
+pub(crate) use client::{AdoptedContainer, Ended, Keeper, Kept, Order, Process, Started};
+pub(crate) use launch::{candidate, find};
 pub use program::main;

@@ -12,10 +12,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
-use super::protocol::{FromKeeper, ToKeeper, VERSION, receive, send};
+use super::peers::Peers;
+use super::protocol::{PROTOCOL, Role, ToKeeper, VERSION, receive};
 use super::server::{Server, timespec};
 use crate::rundir::RunDir;
-use crate::sys::close_all_except;
+use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
 use crate::{Error, ErrorKind, Result};
 
 /// How long the daemon may take to say what the keeper is for.
@@ -28,7 +29,7 @@ pub fn main() -> ExitCode {
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let nofile = raise_nofile();
-    match prepare().and_then(|(socket, signals)| keep(&socket, signals, nofile)) {
+    match take_socket().and_then(|socket| keep(socket, nofile)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(io::stderr(), "skiff-keeper: {}", e.chain());
@@ -48,7 +49,7 @@ fn raise_nofile() -> Rlimit {
 }
 
 /// Takes the socket from standard input and leaves all else that was inherited.
-fn prepare() -> Result<(OwnedFd, SignalFd)> {
+fn take_socket() -> Result<OwnedFd> {
     let failed = |what: &'static str| move |e: io::Error| Error::host(what, e);
     close_all_except(&[]).map_err(failed("cannot close inherited descriptors"))?;
     let stdin = io::stdin();
@@ -59,36 +60,59 @@ fn prepare() -> Result<(OwnedFd, SignalFd)> {
     let socket = stdin.as_fd().try_clone_to_owned().map_err(failed("cannot take the socket"))?;
     let null = File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| Error::host("cannot replace standard input", e))?;
+    Ok(socket)
+}
+
+/// Becomes what a keeper is to the kernel: a parent of orphans that no terminal reaches.
+fn settle() -> Result<SignalFd> {
     // A signal for the daemon's terminal is not for the containers.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"skiff-keeper");
     rustix::process::set_child_subreaper(Pid::from_raw(1))
         .map_err(|e| Error::host("cannot become the parent of orphans", e))?;
-    std::env::set_current_dir("/").map_err(failed("cannot enter /"))?;
+    std::env::set_current_dir("/").map_err(|e| Error::host("cannot enter /", e))?;
     let mut mask = SigSet::empty();
     for signal in [NixSignal::SIGCHLD, NixSignal::SIGINT, NixSignal::SIGTERM, NixSignal::SIGHUP] {
         mask.add(signal);
     }
     mask.thread_block().map_err(|e| Error::host("cannot block signals", e))?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(|e| Error::host("cannot make a signalfd", e))?;
-    Ok((socket, signals))
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|e| Error::host("cannot make a signalfd", e))
 }
 
-fn keep(socket: &OwnedFd, signals: SignalFd, nofile: Rlimit) -> Result<()> {
-    let Some((run, lock)) = configured(socket)? else { return Ok(()) };
-    let hello = FromKeeper::Hello { version: VERSION.into() };
-    send(socket, &hello, &[]).map_err(|e| Error::host("cannot answer the daemon", e))?;
-    Server::new(run, lock, nofile).serve(socket, signals)
+fn keep(socket: OwnedFd, nofile: Rlimit) -> Result<()> {
+    let Some(work) = configured(&socket)? else { return Ok(()) };
+    if work.lasting {
+        // Not the daemon's child any more: nobody need wait for a keeper that outlives many.
+        let forked = fork_single_threaded().map_err(|e| Error::host("cannot fork", e))?;
+        if let ForkResult::Parent(_) = forked {
+            exit_now(0);
+        }
+    }
+    let signals = settle()?;
+    let mut peers = Peers::listen(work.run.path(), socket)?;
+    if let Some(owner) = peers.owner() {
+        owner.welcome(Role::Owner, None);
+    }
+    Server::new(work.run, work.lock, nofile, work.lasting, peers).serve(signals)
 }
 
-fn configured(socket: &OwnedFd) -> Result<Option<(RunDir, OwnedFd)>> {
+/// What a keeper is for.
+struct Work {
+    run: RunDir,
+    lock: OwnedFd,
+    lasting: bool,
+}
+
+fn configured(socket: &OwnedFd) -> Result<Option<Work>> {
     wait_readable(socket.as_fd(), CONFIGURE_PATIENCE)?;
     let first = receive::<ToKeeper>(socket).map_err(|e| Error::host("cannot read from the daemon", e))?;
     match first {
         None => Ok(None),
-        Some((ToKeeper::Configure { run, dir, hierarchy }, mut fds)) if fds.len() == 1 => {
-            Ok(fds.pop().map(|lock| (RunDir::adopt(run, dir, hierarchy), lock)))
+        Some((ToKeeper::Configure { protocol: PROTOCOL, run, dir, hierarchy, lasting }, mut fds))
+            if fds.len() == 1 =>
+        {
+            Ok(fds.pop().map(|lock| Work { run: RunDir::adopt(run, dir, hierarchy), lock, lasting }))
         }
         Some(_) => Err(Error::new(ErrorKind::Internal, "the daemon did not configure its keeper first")),
     }

@@ -1,5 +1,4 @@
-//! Messages between daemon and keeper: JSON over a `SOCK_SEQPACKET` socket pair, descriptors
-//! beside them. Start requests are larger than a packet may be and come in a memfd.
+//! Messages to and from the keeper: JSON over `SOCK_SEQPACKET` sockets, descriptors beside them. Start requests are larger than a packet may be and come in a memfd.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -11,16 +10,20 @@ use std::path::PathBuf;
 use rustix::fs::MemfdFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchy;
-use crate::{Error, ErrorKind, Exit, Result, Stats};
+use crate::{Error, ErrorKind, Exit, Stats};
 
-/// Both sides must be of one build.
+/// The version of this build. A daemon starts keepers of its own version only.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What daemon and keeper speak. A daemon that comes to a keeper of another build needs the same
+/// number. It is increased by every change that one side must not miss: a message or field that is
+/// new and may be ignored (`#[serde(default)]`) is none. `Hello` and `Refused` never change.
+pub(crate) const PROTOCOL: u32 = 1;
 
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
@@ -31,30 +34,118 @@ const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.
 const MAX_TEXT: usize = 4096;
 
-/// Daemon to keeper.
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// The daemon: starts containers and is told of their ends. There is one at a time.
+    Owner,
+    /// Somebody who asks, and goes.
+    Client,
+}
+
+/// To the keeper. All but `Configure` and `Hello` come after its own `Hello`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToKeeper {
-    /// The first message; with the lock of the run's directory.
-    Configure { run: String, dir: PathBuf, hierarchy: Hierarchy },
+    /// The first message of the daemon that started the keeper; with the lock of the run's directory.
+    Configure { protocol: u32, run: String, dir: PathBuf, hierarchy: Hierarchy, lasting: bool },
+    /// The first message of everybody else.
+    Hello { protocol: u32, version: String, role: Role },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
     /// one, the claim on its range of ids if it has one, and the group of a recording and the disks,
-    /// as the request names them.
-    Start { id: String, deadline_ms: u64, leased: bool, claimed: bool },
-    /// Kill all containers, clean, and end.
+    /// as the request names them. Of the owner.
+    Start { id: String, deadline_ms: u64, leased: bool, claimed: bool, address: Ipv4Addr, label: Label },
+    /// The owner needs nothing more of a container: its pipes and its end need not be kept. `pid`
+    /// tells it from others of its name; 0 is a start that failed.
+    Forget { id: String, pid: i32 },
+    /// Tell of all containers. Of anybody.
+    List,
+    /// The owner leaves: what runs stays, if the run is a lasting one.
+    Detach,
+    /// Kill all containers, clean, and end. Of the owner.
     Shutdown,
 }
 
-/// Keeper to daemon.
+/// From the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromKeeper {
-    /// The answer to `Configure`.
-    Hello { version: String },
+    /// The answer to `Configure` and `Hello`; to an owner with the lock of the run's directory.
+    Hello { protocol: u32, version: String, pid: i32 },
+    /// The connection is not accepted and ends.
+    Refused { protocol: u32, version: String, pid: i32, failure: Failure },
     /// With pidfd, standard output and standard error.
     Started { id: String, pid: i32, steps: SpawnSteps },
     /// Nothing is left of it.
     Failed { id: String, failure: Failure },
     /// A started container has ended.
-    Exited { id: String, exit: Exit, stats: Stats },
+    Exited { id: String, pid: i32, exit: Exit, stats: Stats },
+    /// What a former owner started; with standard output and standard error, and where it runs its
+    /// network namespace and its pidfd.
+    Adopted(Instance),
+    /// A start of a former owner that failed.
+    AdoptedFailure { id: String, label: Label, failure: Failure },
+    /// All that there was has been told, but this many starts of former owners are under way.
+    /// `forgotten` ends were too many to keep.
+    Attached { starting: u32, forgotten: u64 },
+    /// One container, in answer to `List`.
+    Listed(Instance),
+    /// The end of the answer to `List`.
+    ListEnd,
+}
+
+/// What the keeper knows of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Instance {
+    pub(crate) id: String,
+    pub(crate) pid: i32,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) label: Label,
+    /// Since its command was executed, until its end.
+    pub(crate) ran_ms: u64,
+    pub(crate) ended: Option<(Exit, Stats)>,
+}
+
+/// Bytes by which an owner knows a container again.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Label(pub(crate) Vec<u8>);
+
+impl Label {
+    /// Longest label; with it, every message fits a packet.
+    pub(crate) const MAX: usize = 4096;
+}
+
+impl std::fmt::Debug for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Label {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}", Hex(&self.0)))
+    }
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let bytes = text.as_bytes();
+        let even = bytes.len().is_multiple_of(2) && bytes.len() <= 2 * Self::MAX;
+        let parsed: Option<Vec<u8>> =
+            bytes.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect();
+        parsed
+            .filter(|_| even)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("a label is hexadecimal, and bounded"))
+    }
 }
 
 /// What a start process says at its end, through a pipe.
@@ -116,7 +207,7 @@ pub(crate) struct StartRequest {
 
 impl StartRequest {
     /// Writes it to memory that only its descriptor reaches.
-    pub(crate) fn to_memfd(&self) -> Result<OwnedFd> {
+    pub(crate) fn to_memfd(&self) -> crate::Result<OwnedFd> {
         let written = || -> io::Result<OwnedFd> {
             let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
             let mut file = File::from(fd);
@@ -127,7 +218,7 @@ impl StartRequest {
     }
 
     /// Reads it back.
-    pub(crate) fn from_memfd(fd: OwnedFd) -> Result<Self> {
+    pub(crate) fn from_memfd(fd: OwnedFd) -> crate::Result<Self> {
         let read = || -> io::Result<Self> {
             let mut file = File::from(fd);
             file.rewind()?;
@@ -140,7 +231,7 @@ impl StartRequest {
 }
 
 /// An [`Error`] on its way to another process.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     kind: ErrorKind,
     message: String,
@@ -212,7 +303,17 @@ pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedF
 
 /// Receives one message; `None` when the other side is gone. `WouldBlock` when there is none yet.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MAX_PACKET];
+    // Its size first: the keeper's memory is to stay small.
+    let peek = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
+    let size = match recv(&socket, &mut [0u8; 1], peek) {
+        Ok((_, size)) => size,
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    if size > MAX_PACKET {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; size.max(1)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -243,14 +344,18 @@ mod tests {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("socketpair");
         let file = File::open("/dev/null").expect("open");
-        send(
-            &a,
-            &ToKeeper::Start { id: "x".into(), deadline_ms: 5, leased: false, claimed: false },
-            &[file.as_fd()],
-        )
-        .expect("send");
+        let start = ToKeeper::Start {
+            id: "x".into(),
+            deadline_ms: 5,
+            leased: false,
+            claimed: false,
+            address: Ipv4Addr::LOCALHOST,
+            label: Label(vec![0, 127, 255]),
+        };
+        send(&a, &start, &[file.as_fd()]).expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");
-        assert!(matches!(message, ToKeeper::Start { id, deadline_ms: 5, .. } if id == "x"));
+        let ToKeeper::Start { id, deadline_ms: 5, label, .. } = message else { panic!("{message:?}") };
+        assert_eq!((id.as_str(), label.0.as_slice()), ("x", [0, 127, 255].as_slice()));
         assert_eq!(fds.len(), 1);
         assert_eq!(receive::<ToKeeper>(&b).expect_err("none yet").kind(), io::ErrorKind::WouldBlock);
         drop(a);

@@ -5,12 +5,13 @@
 //!               └──failure, deadline──────────────────▲
 //! ```
 //!
-//! When the daemon's end of the socket closes, the keeper kills all containers, removes what the
-//! run made, and ends.
+//! When the owner's connection closes, the keeper kills all containers, removes what the run made,
+//! and ends. That of a lasting run goes on without an owner as long as there is something to keep:
+//! containers, or ends that no owner has taken. What its peers say is in `requests`.
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signalfd::SignalFd;
@@ -21,7 +22,9 @@ use rustix::process::{
     wait, waitpid,
 };
 
-use super::protocol::{Failure, FromKeeper, Report, ToKeeper, receive, send};
+use super::peers::{Peers, Tale};
+use super::protocol::{Failure, FromKeeper, Instance, Label, Report};
+use super::records::{Ended, FailedStart, Records};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
 use crate::rundir::RunDir;
@@ -45,18 +48,29 @@ pub(super) fn timespec(duration: Duration) -> rustix::event::Timespec {
     }
 }
 
+/// What an owner says of a container to start, beside its request.
+pub(super) struct Order {
+    pub(super) id: String,
+    pub(super) limit: Duration,
+    pub(super) leased: bool,
+    pub(super) claimed: bool,
+    pub(super) address: Ipv4Addr,
+    pub(super) label: Label,
+}
+
 /// A start that has not reported yet.
-struct Starting {
-    id: String,
+pub(super) struct Starting {
+    pub(super) order: Order,
     child: Pid,
     report: OwnedFd,
     bytes: Vec<u8>,
     began: Instant,
     deadline: Instant,
-    limit: Duration,
     timed_out: bool,
     /// The start process has ended; its report must be complete then.
     child_gone: bool,
+    /// Who wanted it has left.
+    pub(super) orphan: bool,
     group: Group,
     held: Held,
 }
@@ -69,90 +83,125 @@ impl Starting {
 }
 
 /// What the keeper holds of a container besides its process.
-struct Held {
-    stdout: (OwnedFd, OwnedFd),
-    stderr: (OwnedFd, OwnedFd),
+pub(super) struct Held {
+    pub(super) stdout: (OwnedFd, OwnedFd),
+    pub(super) stderr: (OwnedFd, OwnedFd),
     /// Keeps the namespace for a daemon that connects anew.
-    _network: OwnedFd,
+    pub(super) network: OwnedFd,
     /// Keeps the image in the store; the start process closes its copy.
     _lease: Option<OwnedFd>,
     /// Keeps others from the ids of its user namespace.
     _claim: Option<OwnedFd>,
 }
 
-struct Running {
-    id: String,
+pub(super) struct Running {
+    pub(super) order: Order,
+    pub(super) pidfd: OwnedFd,
+    pub(super) since: Instant,
+    /// The owner has said that it needs nothing more of it.
+    pub(super) forgotten: bool,
+    pub(super) held: Held,
     group: Group,
-    _held: Held,
+}
+
+impl Running {
+    pub(super) fn instance(&self, pid: Pid) -> Instance {
+        Instance {
+            id: self.order.id.clone(),
+            pid: pid.as_raw_nonzero().get(),
+            address: self.order.address,
+            label: self.order.label.clone(),
+            ran_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ended: None,
+        }
+    }
 }
 
 pub(super) struct Server {
-    run: RunDir,
-    _lock: OwnedFd,
+    pub(super) run: RunDir,
+    pub(super) lock: OwnedFd,
     /// The limit of descriptors that the keeper was started with, and containers have by default.
     nofile: Rlimit,
+    /// Whether it goes on without an owner.
+    pub(super) lasting: bool,
     group: Group,
-    starting: Vec<Starting>,
-    running: HashMap<Pid, Running>,
+    pub(super) peers: Peers,
+    pub(super) starting: Vec<Starting>,
+    pub(super) running: HashMap<Pid, Running>,
+    pub(super) records: Records,
     /// Start processes that have reported and are ending.
     leaving: Vec<Pid>,
     removing: Vec<(Group, Instant)>,
     /// Children that are neither start processes nor known inits, and since when that is known.
     strangers: HashMap<Pid, Instant>,
     next_look: Instant,
-    outbox: VecDeque<(FromKeeper, Vec<OwnedFd>)>,
-    stopping: bool,
+    pub(super) stopping: bool,
 }
 
 impl Server {
-    pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit) -> Self {
+    pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit, lasting: bool, peers: Peers) -> Self {
         Self {
             group: run.group(),
             run,
-            _lock: lock,
+            lock,
             nofile,
+            lasting,
+            peers,
             starting: Vec::new(),
             running: HashMap::new(),
+            records: Records::default(),
             leaving: Vec::new(),
             removing: Vec::new(),
             strangers: HashMap::new(),
             next_look: Instant::now(),
-            outbox: VecDeque::new(),
             stopping: false,
         }
     }
 
-    /// Keeps containers until the daemon is gone or asks for the end; then cleans.
-    pub(super) fn serve(mut self, socket: &OwnedFd, signals: SignalFd) -> Result<()> {
-        self.run(socket, signals);
+    /// Keeps containers until there is nobody to keep them for, or the owner asks for the end; then
+    /// cleans.
+    pub(super) fn serve(mut self, signals: SignalFd) -> Result<()> {
+        self.run(signals);
         self.clean()
     }
 
-    fn run(&mut self, socket: &OwnedFd, signals: SignalFd) {
+    fn run(&mut self, signals: SignalFd) {
         let signals = OwnedFd::from(signals);
         while !self.stopping {
-            self.flush(socket);
-            self.wait(socket, &signals);
+            self.flush();
+            self.wait(&signals);
             drain(&signals);
             self.read_reports();
             self.reap();
             self.expire();
             self.remove();
-            self.take_messages(socket);
+            self.peers.accept();
+            self.take_messages();
+            if self.peers.sweep() {
+                self.owner_left();
+            }
+            self.stopping |= self.is_useless();
         }
-        self.flush(socket);
+        self.flush();
+    }
+
+    /// Nobody who could ask for anything, and nothing to keep.
+    fn is_useless(&mut self) -> bool {
+        self.peers.owner().is_none()
+            && !self.peers.awaits_hello()
+            && self.starting.is_empty()
+            && self.running.is_empty()
+            && self.records.is_empty()
     }
 
     /// Sleeps until there is something to do.
-    fn wait(&self, socket: &OwnedFd, signals: &OwnedFd) {
-        let mut wanted = PollFlags::IN;
-        if !self.outbox.is_empty() {
-            wanted |= PollFlags::OUT;
-        }
-        let mut fds = vec![PollFd::new(socket, wanted), PollFd::new(signals, PollFlags::IN)];
+    fn wait(&self, signals: &OwnedFd) {
+        let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+        self.peers.poll_fds(&mut fds);
         fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
         let now = Instant::now();
-        let mut timeout = self.starting.iter().map(|s| s.deadline.saturating_duration_since(now)).min();
+        let deadlines = self.starting.iter().map(|s| s.deadline).chain(self.peers.next_deadline());
+        let mut timeout = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
         if !self.removing.is_empty() || self.starting.iter().any(|s| s.child_gone) {
             timeout = Some(timeout.map_or(REMOVE_INTERVAL, |t| t.min(REMOVE_INTERVAL)));
         }
@@ -160,79 +209,49 @@ impl Server {
         let _ = poll(&mut fds, timeout.map(timespec).as_ref());
     }
 
-    fn take_messages(&mut self, socket: &OwnedFd) {
-        loop {
-            match receive::<ToKeeper>(socket) {
-                Ok(Some((ToKeeper::Start { id, deadline_ms, leased, claimed }, fds))) => {
-                    self.begin(id, deadline_ms, (leased, claimed), fds);
-                }
-                Ok(Some((ToKeeper::Configure { .. }, _))) => {}
-                Ok(None | Some((ToKeeper::Shutdown, _))) => {
-                    self.stopping = true;
-                    return;
-                }
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    return;
-                }
-                Err(_) => {
-                    // Without a daemon that can be understood there is nobody to keep for.
-                    self.stopping = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn begin(&mut self, id: String, deadline_ms: u64, held: (bool, bool), fds: Vec<OwnedFd>) {
+    pub(super) fn begin(&mut self, order: Order, fds: Vec<OwnedFd>) {
         let began = Instant::now();
-        let group = self.group.child(&id);
+        let group = self.group.child(&order.id);
         // What a former container of that name left is not removed under the new one's feet.
         if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
             let _ = group.kill(NAME_PATIENCE);
             self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
         }
-        match self.fork_start(&id, &group, held, fds) {
+        match self.fork_start(&order, &group, fds) {
             Ok((child, report, held)) => {
-                let limit = Duration::from_millis(deadline_ms);
                 self.starting.push(Starting {
-                    id,
                     child,
                     report,
                     bytes: Vec::new(),
                     began,
-                    deadline: Instant::now() + limit,
-                    limit,
+                    deadline: Instant::now() + order.limit,
                     timed_out: false,
                     child_gone: false,
+                    orphan: false,
                     group,
                     held,
+                    order,
                 });
             }
             Err(e) => {
                 self.retire(group.starter());
                 self.retire(group);
-                self.outbox.push_back((FromKeeper::Failed { id, failure: Failure::from(&e) }, Vec::new()));
+                self.failed(order, false, Failure::from(&e));
             }
         }
     }
 
-    fn fork_start(
-        &self,
-        id: &str,
-        group: &Group,
-        (leased, claimed): (bool, bool),
-        fds: Vec<OwnedFd>,
-    ) -> Result<(Pid, OwnedFd, Held)> {
+    fn fork_start(&self, order: &Order, group: &Group, fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd, Held)> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
         let mut fds = fds.into_iter();
         let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
             return Err(Error::new(
                 ErrorKind::Internal,
-                format!("the start of {id} came without its descriptors"),
+                format!("the start of {} came without its descriptors", order.id),
             ));
         };
-        let lease = if leased { fds.next() } else { None };
-        let claim = if claimed { fds.next() } else { None };
+        let lease = if order.leased { fds.next() } else { None };
+        let claim = if order.claimed { fds.next() } else { None };
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
@@ -241,7 +260,7 @@ impl Server {
         group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
             ForkResult::Parent(child) => {
-                Ok((child, report, Held { stdout, stderr, _network: network, _lease: lease, _claim: claim }))
+                Ok((child, report, Held { stdout, stderr, network, _lease: lease, _claim: claim }))
             }
             ForkResult::Child => {
                 // Lowering it cannot fail.
@@ -301,26 +320,51 @@ impl Server {
             Ok(Report::Failed(failure)) if !starting.timed_out => failure,
             _ if starting.timed_out => Failure::from(&timed_out(&starting)),
             _ => Failure::from(
-                &Error::new(ErrorKind::KeeperLost, format!("the process that started {} died", starting.id))
-                    .advise("start it again"),
+                &Error::new(
+                    ErrorKind::KeeperLost,
+                    format!("the process that started {} died", starting.order.id),
+                )
+                .advise("start it again"),
             ),
         };
         self.retire(starting.group);
-        self.outbox.push_back((FromKeeper::Failed { id: starting.id, failure }, Vec::new()));
+        self.failed(starting.order, starting.orphan, failure);
     }
 
     fn started(&mut self, starting: Starting, pid: Pid, pidfd: OwnedFd, steps: super::protocol::SpawnSteps) {
-        let copies = (starting.held.stdout.0.try_clone(), starting.held.stderr.0.try_clone());
-        let (Ok(stdout), Ok(stderr)) = copies else {
-            let failure =
-                Failure::from(&Error::host("cannot copy the output pipes", rustix::io::Errno::MFILE));
+        let held = &starting.held;
+        let copies = (pidfd.try_clone(), held.stdout.0.try_clone(), held.stderr.0.try_clone());
+        let (Ok(copy), Ok(stdout), Ok(stderr)) = copies else {
+            let error = Error::host("cannot copy the output pipes", rustix::io::Errno::MFILE);
             self.retire(starting.group);
-            self.outbox.push_back((FromKeeper::Failed { id: starting.id, failure }, Vec::new()));
-            return;
+            return self.failed(starting.order, starting.orphan, Failure::from(&error));
         };
-        let message = FromKeeper::Started { id: starting.id.clone(), pid: pid.as_raw_nonzero().get(), steps };
-        self.outbox.push_back((message, vec![pidfd, stdout, stderr]));
-        self.running.insert(pid, Running { id: starting.id, group: starting.group, _held: starting.held });
+        let (order, raw) = (starting.order, pid.as_raw_nonzero().get());
+        if let Some(owner) = self.peers.owner() {
+            if starting.orphan {
+                owner.tales.push_back(Tale::Adopted(order.id.clone(), raw));
+            } else {
+                let message = FromKeeper::Started { id: order.id.clone(), pid: raw, steps };
+                owner.post(message, vec![copy, stdout, stderr]);
+            }
+        }
+        let since = Instant::now();
+        let (held, group) = (starting.held, starting.group);
+        self.running.insert(pid, Running { order, pidfd, since, forgotten: false, held, group });
+    }
+
+    /// Tells the owner of a start that failed, or keeps that for the next one.
+    fn failed(&mut self, order: Order, orphan: bool, failure: Failure) {
+        if !orphan {
+            if let Some(owner) = self.peers.owner() {
+                owner.post(FromKeeper::Failed { id: order.id, failure }, Vec::new());
+            }
+            return;
+        }
+        if let Some(owner) = self.peers.owner() {
+            owner.tales.push_back(Tale::Failed(order.id.clone()));
+        }
+        self.records.failed(FailedStart { id: order.id, label: order.label, failure });
     }
 
     /// Collects ended processes. While a start is under way, only processes that are known are
@@ -388,8 +432,22 @@ impl Server {
             oom_killed: running.group.oom_kills() > 0,
         };
         let stats = running.group.stats();
+        let mut instance = running.instance(pid);
+        let (id, raw) = (instance.id.clone(), instance.pid);
+        instance.ended = Some((exit, stats));
         self.retire(running.group);
-        self.outbox.push_back((FromKeeper::Exited { id: running.id, exit, stats }, Vec::new()));
+        if self.lasting && !running.forgotten {
+            self.records.ended(Ended {
+                instance,
+                stdout: running.held.stdout.0,
+                stderr: running.held.stderr.0,
+            });
+        }
+        // An owner that has not been told of the container yet is told of both at once.
+        let untold = |tale: &Tale| matches!(tale, Tale::Adopted(_, pid) if *pid == raw);
+        if let Some(owner) = self.peers.owner().filter(|owner| !owner.tales.iter().any(untold)) {
+            owner.post(FromKeeper::Exited { id, pid: raw, exit, stats }, Vec::new());
+        }
     }
 
     /// Ends starts whose deadline has passed.
@@ -419,17 +477,6 @@ impl Server {
             // Past its time it is left to the removal of the whole run.
             !matches!(group.try_remove(), Ok(true)) && now < *until
         });
-    }
-
-    fn flush(&mut self, socket: &OwnedFd) {
-        while let Some((message, fds)) = self.outbox.front() {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            match send(socket, message, &borrowed) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                // A daemon that is gone is seen by the next read.
-                _ => self.outbox.pop_front(),
-            };
-        }
     }
 
     /// Kills what still runs and removes everything of the run.
@@ -465,7 +512,11 @@ fn start_process(inputs: Inputs) -> ! {
 fn timed_out(starting: &Starting) -> Error {
     Error::new(
         ErrorKind::StartTimedOut,
-        format!("container {} was not running within {} ms", starting.id, starting.limit.as_millis()),
+        format!(
+            "container {} was not running within {} ms",
+            starting.order.id,
+            starting.order.limit.as_millis()
+        ),
     )
     .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
 }

@@ -82,6 +82,7 @@ pub(crate) async fn open(dir: &Path) -> Arc<Runtime> {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),
+        lasting: None,
     };
     Runtime::open(options).await.expect("a runtime on this host")
 }

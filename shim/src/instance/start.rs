@@ -199,6 +199,7 @@ pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         address: config.platform.new_address(),
         deadline: config.start_deadline(),
         acceleration: if config.acceleration { Acceleration::On } else { Acceleration::Off },
+        ..ContainerSpec::default()
     }
 }
 

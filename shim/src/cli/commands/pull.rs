@@ -57,6 +57,7 @@ async fn prepare(
         state_dir: absolute(&global.state_dir)?,
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
+        lasting: None,
     };
     let runtime = match interrupts.or(Runtime::open(options)).await? {
         Ok(runtime) => runtime,

@@ -42,6 +42,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         state_dir: absolute(&global.state_dir)?,
         run_dir: absolute(&global.run_dir)?,
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
+        lasting: None,
     };
     raise_open_files();
     let interrupts = Interrupts::install()?;
