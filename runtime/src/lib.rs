@@ -16,6 +16,7 @@ mod cgroup;
 mod container;
 pub mod doctor;
 mod error;
+pub mod exec;
 pub mod image;
 #[doc(hidden)]
 pub mod keeper;
@@ -30,5 +31,6 @@ mod sys;
 pub use acceleration::{Acceleration, Recorded};
 pub use container::{Container, Exit, Output, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
+pub use exec::{Exec, ExecSpec};
 pub use runtime::{FailedStart, Runtime, RuntimeOptions};
 pub use spec::{ContainerSpec, Writable};

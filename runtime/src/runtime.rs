@@ -14,7 +14,7 @@ use crate::keeper::{Keeper, Order};
 use crate::network::{Dialer, create_namespace};
 use crate::rootfs::Disks;
 use crate::rundir::{RunDir, make_private};
-use crate::sandbox::Claim;
+use crate::sandbox::{Claim, apparmor};
 use crate::{Container, ContainerSpec, Error, ErrorKind, Result};
 
 /// Where a runtime keeps its things.
@@ -46,6 +46,8 @@ pub struct Runtime {
     run: RunDir,
     dir: PathBuf,
     state_dir: PathBuf,
+    /// AppArmor's, of all containers.
+    profile: Option<String>,
     read_ahead: ReadAhead,
     recordings: Recordings,
     /// Held by the keeper too.
@@ -65,7 +67,7 @@ impl Runtime {
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
-        let (store, disks) = opened.await.map_err(panicked)??;
+        let (store, disks, profile) = opened.await.map_err(panicked)??;
         let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
         // The first start often comes as soon as the keeper is there.
         hasten_joins(&hierarchy);
@@ -79,6 +81,7 @@ impl Runtime {
             run,
             dir,
             state_dir,
+            profile,
             read_ahead: ReadAhead::default(),
             recordings: Recordings::default(),
             _lock: lock,
@@ -151,6 +154,7 @@ impl Runtime {
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
         request.record = group.is_some();
         let claim = if spec.userns { Some(Claim::new()?) } else { None };
+        request.profile.clone_from(&self.profile);
         request.first_id = claim.as_ref().map(|claim| claim.first);
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
@@ -314,7 +318,7 @@ async fn open_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Ope
     }
 }
 
-type Opened = (Arc<Store>, Arc<Disks>);
+type Opened = (Arc<Store>, Arc<Disks>, Option<String>);
 
 /// How long a keeper that is being started may take to listen, and how often it is looked.
 const LIVE_PATIENCE: Duration = Duration::from_secs(10);
@@ -339,7 +343,15 @@ fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<Opened> {
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    Ok((store, Arc::new(Disks::new(disks_dir))))
+    Ok((store, Arc::new(Disks::new(disks_dir)), profile()))
+}
+
+/// A host where it cannot be had is no worse than one without AppArmor.
+fn profile() -> Option<String> {
+    apparmor::prepare().unwrap_or_else(|error| {
+        tracing::warn!(error = error.chain(), "containers run without an AppArmor profile");
+        None
+    })
 }
 
 /// Where the lease stands among the keeper's descriptors, and after it the claim on ids: after the

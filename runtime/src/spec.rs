@@ -149,6 +149,7 @@ impl ContainerSpec {
             env,
             user: self.user.clone().unwrap_or_else(|| image.user.clone()),
             first_id: None,
+            profile: None,
             working_dir: absolute(self.working_dir.as_deref().unwrap_or(&image.working_dir)),
             limits: Limits {
                 memory_bytes: self.memory_bytes,

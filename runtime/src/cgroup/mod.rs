@@ -3,6 +3,7 @@
 //! removing it is here, because a group must be removed also after libcontainer's own process died.
 
 mod hierarchy;
+mod members;
 mod stats;
 
 use std::fs;

@@ -4,6 +4,7 @@
 //! and removes. It needs no root: what cannot be seen without it is said to be unseen. Every check
 //! reads through a [`host::Host`], whose root a test may move elsewhere.
 
+mod apparmor;
 mod cgroup;
 mod host;
 mod keeper;
@@ -84,6 +85,7 @@ fn examine_kernel(host: &Host) -> Vec<Check> {
         cgroup::check(host),
         kernel::namespaces(host),
         kernel::seccomp(host),
+        apparmor::check(host),
         privileges::open_files(host),
     ]
 }

@@ -174,7 +174,7 @@ impl Keeper {
             None,
         )
         .map_err(|e| Error::host("cannot make a socket pair", e))?;
-        let process = execute(&path, theirs)?;
+        let process = execute(&path, &[], theirs)?;
         let configure = ToKeeper::Configure {
             protocol: PROTOCOL,
             run: run.name().to_owned(),

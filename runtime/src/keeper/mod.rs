@@ -15,5 +15,6 @@ mod server;
 mod spawn;
 
 pub(crate) use client::{AdoptedContainer, Ended, Keeper, Kept, Order, Process, Started};
-pub(crate) use launch::{candidate, find};
+pub(crate) use launch::{candidate, execute, find};
 pub use program::main;
+pub(crate) use program::take_socket;

@@ -199,6 +199,8 @@ pub(crate) struct StartRequest {
     pub(crate) user: String,
     /// The host's id of root in a user namespace; `None` is no such namespace.
     pub(crate) first_id: Option<u32>,
+    /// AppArmor's.
+    pub(crate) profile: Option<String>,
     pub(crate) working_dir: String,
     pub(crate) limits: Limits,
     pub(crate) address: Ipv4Addr,
@@ -208,26 +210,30 @@ pub(crate) struct StartRequest {
 impl StartRequest {
     /// Writes it to memory that only its descriptor reaches.
     pub(crate) fn to_memfd(&self) -> crate::Result<OwnedFd> {
-        let written = || -> io::Result<OwnedFd> {
-            let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
-            let mut file = File::from(fd);
-            file.write_all(&serde_json::to_vec(self)?)?;
-            Ok(file.into())
-        };
-        written().map_err(|e| Error::host("cannot write a start request", e))
+        to_memory(self).map_err(|e| Error::host("cannot write a start request", e))
     }
 
     /// Reads it back.
     pub(crate) fn from_memfd(fd: OwnedFd) -> crate::Result<Self> {
-        let read = || -> io::Result<Self> {
-            let mut file = File::from(fd);
-            file.rewind()?;
-            let mut bytes = Vec::new();
-            file.take(MAX_REQUEST).read_to_end(&mut bytes)?;
-            Ok(serde_json::from_slice(&bytes)?)
-        };
-        read().map_err(|e| Error::host("cannot read a start request", e))
+        from_memory(fd).map_err(|e| Error::host("cannot read a start request", e))
     }
+}
+
+/// Writes a request to memory that only its descriptor reaches.
+pub(crate) fn to_memory(request: &impl Serialize) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(&serde_json::to_vec(request)?)?;
+    Ok(file.into())
+}
+
+/// Reads it back.
+pub(crate) fn from_memory<T: DeserializeOwned>(fd: OwnedFd) -> io::Result<T> {
+    let mut file = File::from(fd);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(MAX_REQUEST).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// An [`Error`] on its way to another process.

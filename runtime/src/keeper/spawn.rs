@@ -22,7 +22,7 @@ use crate::rootfs::idmap::map_layers;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
 use crate::sandbox::{
-    CommandExecutor, SpecInput, Swap, User, UserNamespace, Userns, build_spec, resolve_user,
+    CommandExecutor, DEFAULT_PATH, SpecInput, Swap, User, UserNamespace, Userns, build_spec, resolve_user,
 };
 use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result};
@@ -31,7 +31,6 @@ use crate::{Error, ErrorKind, Result};
 const MAX_FAILURE: u64 = 64 << 10;
 /// What is mounted where the image may have put links.
 const MOUNT_POINTS: [&str; 4] = ["/tmp", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a start needs besides its request.
 pub(super) struct Inputs {
@@ -102,6 +101,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         cgroup: inputs.group.spec_path(),
         cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
+        profile: request.profile.as_deref(),
         userns: userns.as_ref().zip(sysfs.as_deref()).map(|(u, sysfs)| Userns { path: u.path(), sysfs }),
     })
     .and_then(|spec| spec.save(bundle.join("config.json")))
@@ -110,7 +110,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 
     let (exec_failed, report) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
-    let executor = CommandExecutor::new(&request.argv, &env, report)?;
+    let executor = CommandExecutor::new("start command", &request.argv, &env, report)?;
     let create = Instant::now();
     let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_executor(executor)

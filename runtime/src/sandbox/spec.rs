@@ -33,6 +33,10 @@ const CAPABILITIES: [Capability; 13] = [
     Capability::SysChroot,
 ];
 
+/// The same as the kernel counts them (`linux/capability.h`): what no process of a container has more
+/// than.
+pub(crate) const CAPABILITY_MASK: u64 = 0xA004_25FB;
+
 /// As Docker masks.
 const MASKED: [&str; 11] = [
     "/proc/acpi",
@@ -78,6 +82,8 @@ pub(crate) struct SpecInput<'a> {
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
     pub(crate) network_namespace: PathBuf,
+    /// Its AppArmor profile, which is loaded.
+    pub(crate) profile: Option<&'a str>,
     /// Where it has a user namespace.
     pub(crate) userns: Option<Userns<'a>>,
 }
@@ -133,6 +139,9 @@ fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
         .no_new_privileges(true)
         .capabilities(capabilities(input.user)?);
     process = process.rlimits(rlimits(input)?);
+    if let Some(profile) = input.profile {
+        process = process.apparmor_profile(profile);
+    }
     process.build()
 }
 
@@ -289,9 +298,19 @@ mod tests {
             cgroup: PathBuf::from("/skiff/run/c"),
             cgroup_v1: None,
             network_namespace: PathBuf::from("/proc/self/fd/3"),
+            profile: None,
             userns: None,
         };
         resources(&input).expect("valid")
+    }
+
+    #[test]
+    fn the_mask_is_the_list() {
+        let bits = CAPABILITIES.iter().map(|capability| {
+            let name = format!("CAP_{}", capability.to_string().trim_start_matches("CAP_"));
+            name.parse::<caps::Capability>().expect("known").bitmask()
+        });
+        assert_eq!(bits.fold(0, |all, bit| all | bit), CAPABILITY_MASK);
     }
 
     #[test]
