@@ -2,16 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
+use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::{Dialer, Forwarder};
 use crate::output::Output;
@@ -324,6 +326,17 @@ impl Container {
         }
         self.process.signal(Signal::KILL);
         self.wait().await
+    }
+
+    /// Runs another process in it, as [`Exec::start`].
+    ///
+    /// # Errors
+    /// As [`Exec::start`].
+    pub async fn exec(&self, spec: ExecSpec, keeper: Option<&Path>) -> Result<Exec> {
+        let init = Pid::from_raw(self.pid.cast_signed());
+        let init = init.ok_or_else(|| Error::new(ErrorKind::Internal, "a container without a process"))?;
+        let target = Target::new(self.id.clone(), init, self.group.clone())?;
+        Exec::start(&target, spec, keeper).await
     }
 
     /// What it uses now, or used until its end.

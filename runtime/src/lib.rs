@@ -16,6 +16,7 @@ mod cgroup;
 mod container;
 pub mod doctor;
 mod error;
+pub mod exec;
 pub mod image;
 #[doc(hidden)]
 pub mod keeper;
@@ -32,6 +33,7 @@ pub use acceleration::{Acceleration, Recorded};
 pub use cgroup::CgroupParent;
 pub use container::{Container, Exit, StartTimings, Stats};
 pub use error::{Error, ErrorKind, Fault, Result};
+pub use exec::{Exec, ExecSpec};
 pub use network::{Cidr, Network, NetworkOptions};
 pub use output::Output;
 pub use runtime::{FailedStart, Runtime, RuntimeOptions};

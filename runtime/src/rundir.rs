@@ -152,6 +152,19 @@ impl RunDir {
         }
     }
 
+    /// The runs below a run directory, alive or dead. None where there is no such directory.
+    pub(crate) fn all(run_dir: &Path, hierarchy: &Hierarchy) -> Result<Vec<Self>> {
+        let entries = match fs::read_dir(run_dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|e| Error::host(format!("cannot read {}", run_dir.display()), e))?,
+        };
+        let runs = entries.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok().filter(|name| is_run_name(name))?;
+            Some(Self::adopt(name, entry.path(), hierarchy.clone()))
+        });
+        Ok(runs.collect())
+    }
+
     /// The run that another process made.
     pub(crate) fn adopt(run: String, dir: PathBuf, hierarchy: Hierarchy) -> Self {
         Self { run, dir, hierarchy }

@@ -16,6 +16,7 @@ use crate::network::{Dialer, Forwarder, Namespaces, Resolver};
 use crate::rootfs::quota::{Area, sweep};
 use crate::rootfs::{Cap, Choice, Disks};
 use crate::rundir::{RunDir, make_private};
+use crate::sandbox::{Claim, apparmor};
 use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result};
 
 /// Where a runtime keeps its things.
@@ -57,6 +58,8 @@ pub struct Runtime {
     run: RunDir,
     dir: PathBuf,
     state_dir: PathBuf,
+    /// AppArmor's, of all containers.
+    profile: Option<String>,
     read_ahead: ReadAhead,
     recordings: Recordings,
     /// Held by the keeper too.
@@ -76,7 +79,7 @@ impl Runtime {
         let (run_dir, state_dir) = (options.run_dir.clone(), options.state_dir.clone());
         let opened = tokio::task::spawn_blocking(move || open_blocking(&state_dir, &run_dir));
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
-        let (store, disks) = opened.await.map_err(panicked)??;
+        let (store, disks, profile) = opened.await.map_err(panicked)??;
         let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
         // The first start often comes as soon as the keeper is there.
         hasten_joins(&hierarchy);
@@ -94,6 +97,7 @@ impl Runtime {
             run,
             dir,
             state_dir,
+            profile,
             read_ahead: ReadAhead::default(),
             recordings: Recordings::default(),
             _lock: lock,
@@ -168,6 +172,9 @@ impl Runtime {
         let list = ListPath::new(&self.state_dir, &image.digest, &request.argv);
         let (recorder, group) = self.accelerate(spec.acceleration, &list, image).unzip();
         request.record = group.is_some();
+        let claim = if spec.userns { Some(Claim::new()?) } else { None };
+        request.profile.clone_from(&self.profile);
+        request.first_id = claim.as_ref().map(|claim| claim.first);
         hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
         let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
@@ -176,10 +183,14 @@ impl Runtime {
         // A thread that waits for a filesystem cannot be killed: it ends when that answers.
         let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
         let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
+        let held = (image.lease.descriptor().is_some(), claim.is_some());
+        if let Some(claim) = claim {
+            fds.insert(HELD_PLACE, claim.lock);
+        }
         let lease = image.lease.descriptor();
         if let Some(lease) = lease {
             let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
-            fds.insert(LEASE_PLACE, copy);
+            fds.insert(HELD_PLACE, copy);
         }
         let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
         let network = Arc::new(network);
@@ -188,7 +199,8 @@ impl Runtime {
         let order = Order {
             id: &spec.id,
             deadline,
-            leased: lease.is_some(),
+            leased: held.0,
+            claimed: held.1,
             address: spec.address(),
             oom: spec.oom,
             label: Label(spec.label.clone()),
@@ -400,18 +412,30 @@ fn refuse_backslash(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<(Arc<Store>, Arc<Disks>)> {
+/// What does not depend on a run: the store, the disks, the AppArmor profile.
+type Ground = (Arc<Store>, Arc<Disks>, Option<String>);
+
+fn open_blocking(state_dir: &Path, run_dir: &Path) -> Result<Ground> {
     refuse_backslash(state_dir)?;
     refuse_backslash(run_dir)?;
     make_private(state_dir)?;
     let store = Store::open(state_dir)?;
     let disks_dir = state_dir.join("disks");
     make_private(&disks_dir)?;
-    Ok((store, Arc::new(Disks::new(disks_dir))))
+    Ok((store, Arc::new(Disks::new(disks_dir)), profile()))
 }
 
-/// Where the lease stands among the keeper's descriptors: after the request and the namespace.
-const LEASE_PLACE: usize = 2;
+/// A host where it cannot be had is no worse than one without AppArmor.
+fn profile() -> Option<String> {
+    apparmor::prepare().unwrap_or_else(|error| {
+        tracing::warn!(error = error.chain(), "containers run without an AppArmor profile");
+        None
+    })
+}
+
+/// Where the lease stands among the keeper's descriptors, and after it the claim on ids: after the
+/// request and the namespace.
+const HELD_PLACE: usize = 2;
 
 type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
 

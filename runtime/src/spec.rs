@@ -77,6 +77,10 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Replaces the image's user: `name|uid[:group|gid]`.
     pub user: Option<String>,
+    /// Runs it in a user namespace: its root, and every other id up to 65535, is one of a range of
+    /// the host's ids that nobody else has. The image's files are mapped, neither copied nor chowned.
+    /// Needs Linux 5.19, and a state directory on a filesystem that maps ids (ext4, XFS, btrfs).
+    pub userns: bool,
     /// Replaces the image's working directory; absolute.
     pub working_dir: Option<String>,
     /// Memory limit in bytes, swap off; at least 6 MiB, or 0 for no limit.
@@ -87,7 +91,8 @@ pub struct ContainerSpec {
     /// 0 for the default, 100. As `cpu.weight` of cgroup version 2; version 1 gets `cpu.shares` of
     /// the same effect.
     pub cpu_weight: u32,
-    /// Limit of processes and threads, 2 to 4,194,304; 0 is no limit.
+    /// Limit of processes and threads by the cgroup, 2 to 4,194,304; 0 is no limit. `RLIMIT_NPROC` says
+    /// the same in a user namespace only: elsewhere it counts the processes of one user on the whole host.
     pub pids: u32,
     /// What happens when its memory runs out.
     pub oom: OomPolicy,
@@ -220,6 +225,8 @@ impl ContainerSpec {
             argv,
             env,
             user: self.user.clone().unwrap_or_else(|| image.user.clone()),
+            first_id: None,
+            profile: None,
             working_dir: absolute(self.working_dir.as_deref().unwrap_or(&image.working_dir)),
             limits: Limits {
                 memory_bytes: self.memory_bytes,

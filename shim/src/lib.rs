@@ -23,6 +23,7 @@ pub use instance::{
 };
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
+pub use skiff_runtime::exec;
 pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
     EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,

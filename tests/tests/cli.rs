@@ -19,6 +19,7 @@ fn doctor_finds_this_host_fit_in_text_and_json() {
         "overlay",
         "namespaces",
         "seccomp",
+        "apparmor",
         "nftables",
         "loop",
         "quota",

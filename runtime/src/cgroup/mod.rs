@@ -7,6 +7,7 @@ mod alarm;
 mod freeze;
 mod hierarchy;
 mod kill;
+mod members;
 mod place;
 mod stats;
 

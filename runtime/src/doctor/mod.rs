@@ -4,6 +4,7 @@
 //! of project quotas make and remove. It needs no root: what cannot be seen without it is said to be unseen. Every check
 //! reads through a [`host::Host`], whose root a test may move elsewhere.
 
+mod apparmor;
 mod cgroup;
 mod host;
 mod keeper;
@@ -90,6 +91,7 @@ fn examine_kernel(host: &Host) -> Vec<Check> {
         cgroup::check(host),
         kernel::namespaces(host),
         kernel::seccomp(host),
+        apparmor::check(host),
         privileges::open_files(host),
     ]
 }

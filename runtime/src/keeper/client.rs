@@ -182,7 +182,7 @@ impl Keeper {
             None,
         )
         .map_err(|e| Error::host("cannot make a socket pair", e))?;
-        let process = execute(&path, theirs)?;
+        let process = execute(&path, &[], theirs)?;
         let configure = ToKeeper::Configure {
             protocol: PROTOCOL,
             run: run.name().to_owned(),
@@ -308,9 +308,9 @@ impl Keeper {
     }
 
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
-    /// there is one, the group of a recording if the request says so, and the disks.
+    /// there is one, the claim on ids if there is one, the group of a recording if the request says so, and the disks.
     pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
-        let Order { id, deadline, leased, address, oom, label } = order;
+        let Order { id, deadline, leased, claimed, address, oom, label } = order;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -326,7 +326,8 @@ impl Keeper {
             table.starting.insert(id.to_owned(), sender);
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let message = ToKeeper::Start { id: id.to_owned(), deadline_ms, leased, address, oom, label };
+        let name = id.to_owned();
+        let message = ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, oom, label };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));
@@ -386,6 +387,7 @@ pub(crate) struct Order<'a> {
     pub(crate) id: &'a str,
     pub(crate) deadline: Duration,
     pub(crate) leased: bool,
+    pub(crate) claimed: bool,
     pub(crate) address: std::net::Ipv4Addr,
     pub(crate) oom: OomPolicy,
     pub(crate) label: Label,

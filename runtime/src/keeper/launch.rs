@@ -49,7 +49,7 @@ pub(crate) fn candidate(
 
 /// Executes a sealed copy of the binary, so that no container can ever write to the file on disk
 /// through `/proc/PID/exe` (CVE-2019-5736).
-pub(super) fn execute(path: &Path, socket: OwnedFd) -> Result<Child> {
+pub(crate) fn execute(path: &Path, arguments: &[&str], socket: OwnedFd) -> Result<Child> {
     let failed = |what: &str, e: io::Error| {
         Error::new(ErrorKind::KeeperNotFound, format!("cannot {what} {}", path.display()))
             .because(e)
@@ -59,6 +59,7 @@ pub(super) fn execute(path: &Path, socket: OwnedFd) -> Result<Child> {
     use std::os::fd::AsRawFd;
     Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()))
         .arg0(BINARY)
+        .args(arguments)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(socket))

@@ -4,6 +4,7 @@
 //! each other over a seqpacket socket; `spawn` is one start, in a process of its own.
 
 mod client;
+mod confine;
 mod launch;
 mod oom;
 mod peers;
@@ -15,5 +16,6 @@ mod server;
 mod spawn;
 
 pub(crate) use client::{AdoptedContainer, Ended, Keeper, Kept, Order, Process, Started};
-pub(crate) use launch::{candidate, find};
+pub(crate) use launch::{candidate, execute, find};
 pub use program::main;
+pub(crate) use program::take_socket;

@@ -22,11 +22,14 @@ use crate::{Error, ErrorKind, Result};
 /// How long the daemon may take to say what the keeper is for.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The program `skiff-keeper`: `--version`, or the keeper of the daemon at standard input.
+/// The program `skiff-keeper`: `--version`, the helper of `skiff exec`, or the keeper of the daemon at standard input.
 pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("--version")) {
         let written = writeln!(io::stdout(), "skiff-keeper {VERSION}");
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if let Some(code) = crate::exec::main() {
+        return code;
     }
     let nofile = raise_nofile();
     match take_socket().and_then(|socket| keep(socket, nofile)) {
@@ -49,7 +52,7 @@ fn raise_nofile() -> Rlimit {
 }
 
 /// Takes the socket from standard input and leaves all else that was inherited.
-fn take_socket() -> Result<OwnedFd> {
+pub(crate) fn take_socket() -> Result<OwnedFd> {
     let failed = |what: &'static str| move |e: io::Error| Error::host(what, e);
     close_all_except(&[]).map_err(failed("cannot close inherited descriptors"))?;
     let stdin = io::stdin();

@@ -29,7 +29,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
 /// Most descriptors beside a packet.
-const MAX_FDS: usize = 6;
+const MAX_FDS: usize = 7;
 /// Largest start request: 2 MiB of arguments and environment is the kernel's own bound.
 const MAX_REQUEST: u64 = 8 << 20;
 /// Longest text of an error that crosses a pipe or socket.
@@ -52,8 +52,17 @@ pub(crate) enum ToKeeper {
     /// The first message of everybody else.
     Hello { protocol: u32, version: String, role: Role },
     /// Start a container; with the request, the network namespace, the lease on its image if it has
-    /// one, and the group of a recording and the disks, as the request names them. Of the owner.
-    Start { id: String, deadline_ms: u64, leased: bool, address: Ipv4Addr, oom: OomPolicy, label: Label },
+    /// one, the claim on its range of ids if it has one, and the group of a recording and the disks,
+    /// as the request names them. Of the owner.
+    Start {
+        id: String,
+        deadline_ms: u64,
+        leased: bool,
+        claimed: bool,
+        address: Ipv4Addr,
+        oom: OomPolicy,
+        label: Label,
+    },
     /// The owner needs nothing more of a container: its pipes and its end need not be kept. `pid`
     /// tells it from others of its name; 0 is a start that failed.
     Forget { id: String, pid: i32 },
@@ -201,6 +210,10 @@ pub(crate) struct StartRequest {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) user: String,
+    /// The host's id of root in a user namespace; `None` is no such namespace.
+    pub(crate) first_id: Option<u32>,
+    /// AppArmor's.
+    pub(crate) profile: Option<String>,
     pub(crate) working_dir: String,
     pub(crate) limits: Limits,
     pub(crate) address: Ipv4Addr,
@@ -210,26 +223,30 @@ pub(crate) struct StartRequest {
 impl StartRequest {
     /// Writes it to memory that only its descriptor reaches.
     pub(crate) fn to_memfd(&self) -> crate::Result<OwnedFd> {
-        let written = || -> io::Result<OwnedFd> {
-            let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
-            let mut file = File::from(fd);
-            file.write_all(&serde_json::to_vec(self)?)?;
-            Ok(file.into())
-        };
-        written().map_err(|e| Error::host("cannot write a start request", e))
+        to_memory(self).map_err(|e| Error::host("cannot write a start request", e))
     }
 
     /// Reads it back.
     pub(crate) fn from_memfd(fd: OwnedFd) -> crate::Result<Self> {
-        let read = || -> io::Result<Self> {
-            let mut file = File::from(fd);
-            file.rewind()?;
-            let mut bytes = Vec::new();
-            file.take(MAX_REQUEST).read_to_end(&mut bytes)?;
-            Ok(serde_json::from_slice(&bytes)?)
-        };
-        read().map_err(|e| Error::host("cannot read a start request", e))
+        from_memory(fd).map_err(|e| Error::host("cannot read a start request", e))
     }
+}
+
+/// Writes a request to memory that only its descriptor reaches.
+pub(crate) fn to_memory(request: &impl Serialize) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("skiff-request", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(&serde_json::to_vec(request)?)?;
+    Ok(file.into())
+}
+
+/// Reads it back.
+pub(crate) fn from_memory<T: DeserializeOwned>(fd: OwnedFd) -> io::Result<T> {
+    let mut file = File::from(fd);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(MAX_REQUEST).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// An [`Error`] on its way to another process.
@@ -350,6 +367,7 @@ mod tests {
             id: "x".into(),
             deadline_ms: 5,
             leased: false,
+            claimed: false,
             address: Ipv4Addr::LOCALHOST,
             oom: OomPolicy::KillProcess,
             label: Label(vec![0, 127, 255]),

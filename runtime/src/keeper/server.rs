@@ -61,6 +61,7 @@ pub(super) struct Order {
     pub(super) id: String,
     pub(super) limit: Duration,
     pub(super) leased: bool,
+    pub(super) claimed: bool,
     pub(super) address: Ipv4Addr,
     pub(super) oom: OomPolicy,
     pub(super) label: Label,
@@ -101,6 +102,8 @@ pub(super) struct Held {
     pub(super) network: OwnedFd,
     /// Keeps the image in the store; the start process closes its copy.
     _lease: Option<OwnedFd>,
+    /// Keeps others from the ids of its user namespace.
+    _claim: Option<OwnedFd>,
 }
 
 pub(super) struct Running {
@@ -309,6 +312,7 @@ impl Server {
             ));
         };
         let lease = if order.leased { fds.next() } else { None };
+        let claim = if order.claimed { fds.next() } else { None };
         let disks: Vec<_> = fds.collect();
         let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
@@ -316,7 +320,9 @@ impl Server {
         group.create()?;
         group.starter().create()?;
         match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
-            ForkResult::Parent(child) => Ok((child, report, Held { stdout, stderr, network, _lease: lease })),
+            ForkResult::Parent(child) => {
+                Ok((child, report, Held { stdout, stderr, network, _lease: lease, _claim: claim }))
+            }
             ForkResult::Child => {
                 // Lowering it cannot fail.
                 let _ = setrlimit(Resource::Nofile, self.nofile);

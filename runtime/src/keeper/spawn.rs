@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -15,12 +15,16 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
+use super::confine;
 use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
+use crate::rootfs::idmap::map_layers;
 use crate::rootfs::mount::{Scratch, Space};
 use crate::rootfs::path::Root;
 use crate::rootfs::quota;
-use crate::sandbox::{CommandExecutor, SpecInput, Swap, User, build_spec, resolve_user};
+use crate::sandbox::{
+    CommandExecutor, DEFAULT_PATH, SpecInput, Swap, User, UserNamespace, Userns, build_spec, resolve_user,
+};
 use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result};
 
@@ -28,7 +32,6 @@ use crate::{Error, ErrorKind, Result};
 const MAX_FAILURE: u64 = 64 << 10;
 /// What is mounted where the image may have put links.
 const MOUNT_POINTS: [&str; 4] = ["/tmp", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a start needs besides its request.
 pub(super) struct Inputs {
@@ -70,13 +73,21 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     }
     inputs.group.starter().join()?;
     let request = StartRequest::from_memfd(inputs.request)?;
-    let scratch = Scratch::enter(&inputs.mount_point)?;
+    confine::leave_groups()?;
+    confine::raise_limits(&request.limits);
+    let userns = request.first_id.map(UserNamespace::new).transpose()?;
+    let mut scratch = Scratch::enter(&inputs.mount_point)?;
     let spaces = Spaces { id: &request.id, disks: inputs.disks.into_iter(), area: inputs.area };
-    let rootfs = mount_rootfs(&scratch, &request, spaces)?;
-    let root = Root::open(&rootfs)?;
-    let user = resolve_user(&request.user, &root)?;
-    drop(root);
-    give_output_to(&user, &inputs.stdout, &inputs.stderr)?;
+    mount_rootfs(&scratch, &request, spaces, userns.as_ref())?;
+    if userns.is_some() {
+        confine::enter_network(&inputs.network)?;
+        scratch = scratch.expose()?;
+    }
+    let sysfs = userns.as_ref().map(|_| scratch.mount_sysfs()).transpose()?;
+    let rootfs = scratch.path("rootfs");
+    let user = resolve_user(&request.user, &Root::open(&rootfs)?)?;
+    userns.as_ref().map_or(Ok(()), |userns| userns.check(&user))?;
+    give_output_to(&user, userns.as_ref(), &inputs.stdout, &inputs.stderr)?;
     let env = complete_env(&request.env, &user);
     let bundle = scratch.path("bundle");
     let groups = inputs.group.v1_dirs();
@@ -95,6 +106,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         cgroup: inputs.group.spec_path(),
         cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
+        profile: request.profile.as_deref(),
+        userns: userns.as_ref().zip(sysfs.as_deref()).map(|(u, sysfs)| Userns { path: u.path(), sysfs }),
     })
     .and_then(|spec| spec.save(bundle.join("config.json")))
     .map_err(|e| Error::new(ErrorKind::Internal, "cannot make the runtime specification").because(e))?;
@@ -102,7 +115,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 
     let (exec_failed, report) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
-    let executor = CommandExecutor::new(&request.argv, &env, report)?;
+    let executor = CommandExecutor::new("start command", &request.argv, &env, report)?;
     let create = Instant::now();
     let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_executor(executor)
@@ -129,9 +142,16 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 }
 
 /// Overlay, `/tmp` and the files of `/etc`, and the working directory made in them.
-fn mount_rootfs(scratch: &Scratch, request: &StartRequest, mut spaces: Spaces<'_>) -> Result<PathBuf> {
+fn mount_rootfs(
+    scratch: &Scratch,
+    request: &StartRequest,
+    mut spaces: Spaces<'_>,
+    userns: Option<&UserNamespace>,
+) -> Result<()> {
+    let mapped = userns.map(|userns| map_layers(userns, &request.layers, &scratch.path("i"))).transpose()?;
+    let layers = mapped.as_ref().unwrap_or(&request.layers);
     let recording = if request.record { spaces.disks.next() } else { None };
-    let rootfs = scratch.mount_overlay(&request.layers, spaces.make(request.writable, "root")?.as_ref())?;
+    let rootfs = scratch.mount_overlay(layers, spaces.make(request.writable, "root")?.as_ref())?;
     if let Some(group) = recording {
         // A start that cannot be recorded is a start. The descriptor ends here.
         let _ = watch_filesystem(group, &rootfs);
@@ -140,14 +160,23 @@ fn mount_rootfs(scratch: &Scratch, request: &StartRequest, mut spaces: Spaces<'_
         Some(space) => scratch.mount_tmp(&space)?,
         None => return Err(Error::new(ErrorKind::Internal, "a start request has no /tmp")),
     };
-    let root = Root::open(&rootfs)?;
+    let mut root = Root::open(&rootfs)?;
+    if let Some(userns) = userns {
+        give(userns.host_id(0), &tmp)?;
+        root = root.owned_by(userns.host_id(0));
+    }
     root.check_runtime_dirs()?;
     root.check_mount_points(&MOUNT_POINTS)?;
     root.bind_dir(&tmp, "/tmp")?;
     // After /tmp: it may be below it.
     root.ensure_dir(&request.working_dir)?;
-    bind_etc(scratch, request, &root)?;
-    Ok(rootfs)
+    bind_etc(scratch, request, &root, userns)
+}
+
+/// What was made for the container becomes its root's.
+fn give(id: u32, path: &Path) -> Result<()> {
+    std::os::unix::fs::lchown(path, Some(id), Some(id))
+        .map_err(|e| Error::host(format!("cannot chown {}", path.display()), e))
 }
 
 fn swap(group: &Group) -> Swap {
@@ -204,9 +233,16 @@ impl Spaces<'_> {
 }
 
 /// A program that runs as another user may open `/dev/stdout` again, as many images do.
-fn give_output_to(user: &User, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<()> {
+fn give_output_to(
+    user: &User,
+    userns: Option<&UserNamespace>,
+    stdout: &OwnedFd,
+    stderr: &OwnedFd,
+) -> Result<()> {
+    let host_id = |id| userns.map_or(id, |userns| userns.host_id(id));
+    let (uid, gid) = (Uid::from_raw(host_id(user.uid)), Gid::from_raw(host_id(user.gid)));
     for pipe in [stdout, stderr] {
-        rustix::fs::fchown(pipe, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
+        rustix::fs::fchown(pipe, Some(uid), Some(gid))
             .map_err(|e| Error::host("cannot give the output pipes to the container's user", e))?;
     }
     Ok(())
@@ -224,7 +260,12 @@ fn complete_env(given: &[(String, String)], user: &User) -> Vec<(String, String)
 }
 
 /// The files of `/etc` that every container runtime provides.
-fn bind_etc(scratch: &Scratch, request: &StartRequest, root: &Root) -> Result<()> {
+fn bind_etc(
+    scratch: &Scratch,
+    request: &StartRequest,
+    root: &Root,
+    userns: Option<&UserNamespace>,
+) -> Result<()> {
     let files = [
         ("resolv.conf", request.resolv_conf.clone()),
         ("hostname", format!("{}\n", request.hostname)),
@@ -233,6 +274,7 @@ fn bind_etc(scratch: &Scratch, request: &StartRequest, root: &Root) -> Result<()
     for (name, text) in files {
         let path = scratch.path("etc").join(name);
         fs::write(&path, text).map_err(|e| Error::host(format!("cannot write {}", path.display()), e))?;
+        userns.map_or(Ok(()), |userns| give(userns.host_id(0), &path))?;
         root.bind_file(&path, "/etc", name)?;
     }
     Ok(())

@@ -5,6 +5,7 @@
 
 mod choice;
 mod disk;
+pub(crate) mod idmap;
 pub(crate) mod mount;
 pub(crate) mod path;
 mod pool;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_bind,
-    mount_change, mount_remount, move_mount,
+    mount_change, mount_move, mount_remount, move_mount,
 };
 
 use super::Cap;
@@ -51,7 +51,7 @@ impl Scratch {
             .map_err(|e| Error::host("cannot make the mounts private", e))?;
         mount_tmpfs(dir, SCRATCH_BYTES, SCRATCH_INODES, 0o700)?;
         let scratch = Self { dir: dir.to_owned() };
-        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "cgroup", "l"] {
+        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "cgroup", "l", "i", "sys"] {
             make_dir(&scratch.path(name))?;
         }
         Ok(scratch)
@@ -60,6 +60,39 @@ impl Scratch {
     /// A path below it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Makes it reachable for the root of a user namespace, who may enter no directory that only the
+    /// host's root may: moves it up to the first such directory on its way, which is hidden by it from
+    /// now on, in this mount namespace.
+    pub(crate) fn expose(self) -> Result<Self> {
+        let failed = |e| Error::host("cannot move the mounts of a start", e);
+        let mut above: Vec<_> = self.dir.ancestors().skip(1).collect();
+        above.reverse();
+        let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 == 0);
+        let dir = match above.into_iter().find(closed) {
+            Some(closed) => {
+                mount_move(&self.dir, closed).map_err(failed)?;
+                closed.to_owned()
+            }
+            None => self.dir.clone(),
+        };
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
+            .map_err(|e| Error::host("cannot open the mounts of a start", e))?;
+        Ok(Self { dir })
+    }
+
+    /// Mounts sysfs as this network namespace shows it. The root of a user namespace may not, where
+    /// the network namespace is not its own.
+    pub(crate) fn mount_sysfs(&self) -> Result<PathBuf> {
+        let target = self.path("sys");
+        let mounted = || -> Result<(), Errno> {
+            let fs = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            let flags = INERT | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
+            attach(fs.as_fd(), &target, flags)
+        };
+        mounted().map_err(|e| Error::host("cannot mount sysfs", e))?;
+        Ok(target)
     }
 
     /// Mounts `space` where `/tmp` will be taken from; mode 1777 as everywhere.

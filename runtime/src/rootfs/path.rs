@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fstat, mkdirat, open, openat2};
 use rustix::io::Errno;
 use rustix::mount::mount_bind;
 
@@ -30,20 +30,35 @@ const RUNTIME_DIRS: [&str; 3] = ["dev", "proc", "sys"];
 const DEV_DIRS: [&str; 2] = ["dev/shm", "dev/mqueue"];
 
 /// An open root filesystem.
-pub(crate) struct Root(OwnedFd);
+pub(crate) struct Root {
+    dir: OwnedFd,
+    /// The host's id of whom what is made in it belongs to; `None` is this process.
+    owner: Option<u32>,
+}
 
 impl Root {
     /// Opens it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map(Self)
+            .map(|dir| Self { dir, owner: None })
             .map_err(|e| Error::host(format!("cannot open the root filesystem {}", path.display()), e))
+    }
+
+    /// What is made in it belongs to this id of the host.
+    pub(crate) fn owned_by(self, id: u32) -> Self {
+        Self { owner: Some(id), ..self }
+    }
+
+    fn give(&self, made: &OwnedFd) -> Result<(), Errno> {
+        let Some(id) = self.owner else { return Ok(()) };
+        let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+        rustix::fs::chownat(made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
     }
 
     fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
-            match openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            match openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 // A rename raced with the walk.
                 Err(Errno::AGAIN) => {}
                 other => return other,
@@ -55,7 +70,7 @@ impl Root {
     pub(crate) fn check_runtime_dirs(&self) -> Result<()> {
         for name in RUNTIME_DIRS {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let found = match rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
+            let found = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
                 Err(Errno::NOENT) => continue,
                 other => other.map_err(|e| Error::host(format!("cannot look at /{name} of the image"), e))?,
             };
@@ -94,7 +109,7 @@ impl Root {
                 return Ok(at);
             }
             // Its parents are no links: they have been followed.
-            match rustix::fs::readlinkat(&self.0, &at, Vec::new()) {
+            match rustix::fs::readlinkat(&self.dir, &at, Vec::new()) {
                 Ok(target) => {
                     links += 1;
                     if links > MAX_LINKS || waiting.len() > MAX_COMPONENTS * MAX_LINKS {
@@ -219,14 +234,19 @@ impl Root {
             Err(e) => return Err(e),
         }
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+        let made = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?;
+        self.give(&made).map(|()| made)
     }
 
     fn step(&self, parent: &OwnedFd, path: &str, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         match self.resolve(Path::new(path), flags) {
             Err(Errno::NOENT) => match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => self.resolve(Path::new(path), flags),
+                Ok(()) => {
+                    let made = self.resolve(Path::new(path), flags)?;
+                    self.give(&made).map(|()| made)
+                }
+                Err(Errno::EXIST) => self.resolve(Path::new(path), flags),
                 Err(e) => Err(e),
             },
             other => other,

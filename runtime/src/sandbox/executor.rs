@@ -25,6 +25,8 @@ pub(crate) struct CommandExecutor {
 }
 
 struct Inner {
+    /// What messages call the command.
+    noun: &'static str,
     argv: Vec<CString>,
     env: Vec<CString>,
     search_path: String,
@@ -37,14 +39,19 @@ impl CommandExecutor {
     ///
     /// # Errors
     /// `InvalidArgument` when an argument or variable holds a NUL byte.
-    pub(crate) fn new(argv: &[String], env: &[(String, String)], report: OwnedFd) -> Result<Self> {
+    pub(crate) fn new(
+        noun: &'static str,
+        argv: &[String],
+        env: &[(String, String)],
+        report: OwnedFd,
+    ) -> Result<Self> {
         let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let argv = argv.iter().map(|a| c_string("argument", a)).collect::<Result<_>>()?;
         let env = env
             .iter()
             .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
             .collect::<Result<_>>()?;
-        Ok(Self { inner: Arc::new(Inner { argv, env, search_path, report }) })
+        Ok(Self { inner: Arc::new(Inner { noun, argv, env, search_path, report }) })
     }
 }
 
@@ -56,9 +63,16 @@ fn c_string(what: &str, text: &str) -> Result<CString> {
     })
 }
 
+impl CommandExecutor {
+    /// Loads the filter and becomes the command; returns only the reason why it could not.
+    pub(crate) fn run(&self) -> Error {
+        self.inner.run()
+    }
+}
+
 impl Executor for CommandExecutor {
     fn exec(&self, _spec: &Spec) -> std::result::Result<(), ExecutorError> {
-        let error = self.inner.run();
+        let error = self.run();
         let failure = serde_json::to_vec(&Failure::from(&error)).unwrap_or_default();
         if let Ok(pipe) = self.inner.report.try_clone() {
             // Nobody else could be told.
@@ -85,7 +99,7 @@ impl Inner {
             return e;
         }
         let Some(command) = self.argv.first() else {
-            return Error::new(ErrorKind::NoCommand, "the start command is empty");
+            return Error::new(ErrorKind::NoCommand, format!("the {} is empty", self.noun));
         };
         let name = command.to_string_lossy().into_owned();
         if name.contains('/') {
@@ -104,7 +118,7 @@ impl Inner {
             Some(path) => self.explain(&path, Errno::EACCES),
             None => Error::new(
                 ErrorKind::CommandNotFound,
-                format!("the start command '{name}' is not in the image's PATH ({})", self.search_path),
+                format!("the {} '{name}' is not in the image's PATH ({})", self.noun, self.search_path),
             )
             .because(std::io::Error::from(Errno::ENOENT))
             .advise("check ENTRYPOINT and CMD of the image, or give its absolute path"),
@@ -121,32 +135,29 @@ impl Inner {
 
     fn explain(&self, path: &str, errno: Errno) -> Error {
         let exists = std::path::Path::new(path).exists();
+        let noun = self.noun;
         let (kind, message, advice) = match errno {
             Errno::ENOENT | Errno::ENOTDIR if exists => (
                 ErrorKind::CommandNotFound,
-                format!("the start command '{path}' is there, its interpreter or loader is not"),
+                format!("the {noun} '{path}' is there, its interpreter or loader is not"),
                 "check the '#!' line, or whether a dynamically linked program's libraries are in the image",
             ),
             Errno::ENOENT | Errno::ENOTDIR => (
                 ErrorKind::CommandNotFound,
-                format!("the start command '{path}' does not exist in the image"),
+                format!("the {noun} '{path}' does not exist in the image"),
                 "check ENTRYPOINT and CMD of the image, or the overrides",
             ),
             Errno::EACCES | Errno::EPERM => (
                 ErrorKind::CommandNotExecutable,
-                format!("the start command '{path}' may not be executed"),
+                format!("the {noun} '{path}' may not be executed"),
                 "it must be a file with execute permission for the image's user: chmod +x it",
             ),
             Errno::ENOEXEC => (
                 ErrorKind::CommandNotExecutable,
-                format!("the start command '{path}' is no program for linux/amd64 and has no '#!' line"),
+                format!("the {noun} '{path}' is no program for linux/amd64 and has no '#!' line"),
                 "build the image with --platform linux/amd64; start scripts with '#!/bin/sh'",
             ),
-            _ => (
-                ErrorKind::CommandNotExecutable,
-                format!("the start command '{path}' cannot be executed"),
-                "",
-            ),
+            _ => (ErrorKind::CommandNotExecutable, format!("the {noun} '{path}' cannot be executed"), ""),
         };
         let error = Error::new(kind, message).because(std::io::Error::from(errno));
         if advice.is_empty() { error } else { error.advise(advice) }

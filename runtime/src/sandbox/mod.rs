@@ -1,11 +1,17 @@
 //! What a container may do: its runtime specification, user, capabilities and seccomp filter, and
 //! the last steps inside it before its command.
 
+pub(crate) mod apparmor;
 mod executor;
 mod seccomp;
 mod spec;
 mod user;
+mod userns;
+
+/// Where commands are looked for in an image that says nothing of it.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(crate) use executor::CommandExecutor;
-pub(crate) use spec::{SpecInput, Swap, build as build_spec};
+pub(crate) use spec::{CAPABILITY_MASK, SpecInput, Swap, Userns, build as build_spec};
 pub(crate) use user::{User, resolve as resolve_user};
+pub(crate) use userns::{Claim, UserNamespace};

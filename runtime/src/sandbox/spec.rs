@@ -7,8 +7,9 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpu, LinuxCpuBuilder, LinuxDeviceCgroup,
     LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder,
-    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use super::User;
@@ -32,6 +33,10 @@ const CAPABILITIES: [Capability; 13] = [
     Capability::Setuid,
     Capability::SysChroot,
 ];
+
+/// The same as the kernel counts them (`linux/capability.h`): what no process of a container has more
+/// than.
+pub(crate) const CAPABILITY_MASK: u64 = 0xA004_25FB;
 
 /// As Docker masks.
 const MASKED: [&str; 11] = [
@@ -80,12 +85,23 @@ pub(crate) struct SpecInput<'a> {
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
     pub(crate) network_namespace: PathBuf,
+    /// Its AppArmor profile, which is loaded.
+    pub(crate) profile: Option<&'a str>,
+    /// Where it has a user namespace.
+    pub(crate) userns: Option<Userns<'a>>,
+}
+
+/// What is different in a user namespace. The network namespace is not its own: the start process
+/// has entered it, and mounted what shows it.
+pub(crate) struct Userns<'a> {
+    pub(crate) path: PathBuf,
+    pub(crate) sysfs: &'a Path,
 }
 
 /// Builds the specification.
 pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
     let linux = LinuxBuilder::default()
-        .namespaces(namespaces(&input.network_namespace)?)
+        .namespaces(namespaces(input)?)
         .cgroups_path(&input.cgroup)
         .resources(resources(input)?)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
@@ -125,17 +141,20 @@ fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
         .cwd(input.working_dir)
         .no_new_privileges(true)
         .capabilities(capabilities(input.user)?);
-    if input.limits.nofile > 0 {
-        let limit = PosixRlimitBuilder::default()
-            .typ(PosixRlimitType::RlimitNofile)
-            .soft(input.limits.nofile)
-            .hard(input.limits.nofile)
-            .build()?;
-        process = process.rlimits(vec![limit]);
-    } else {
-        process = process.rlimits(Vec::new());
+    process = process.rlimits(rlimits(input)?);
+    if let Some(profile) = input.profile {
+        process = process.apparmor_profile(profile);
     }
     process.build()
+}
+
+/// `RLIMIT_NPROC` counts the processes of a user in all containers and on the host, where the ids are
+/// not the container's own: there the cgroup alone limits processes.
+fn rlimits(input: &SpecInput<'_>) -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let pids = if input.userns.is_some() { u64::from(input.limits.pids) } else { 0 };
+    let limits = [(PosixRlimitType::RlimitNofile, input.limits.nofile), (PosixRlimitType::RlimitNproc, pids)];
+    let set = limits.into_iter().filter(|(_, limit)| *limit > 0);
+    set.map(|(typ, limit)| PosixRlimitBuilder::default().typ(typ).soft(limit).hard(limit).build()).collect()
 }
 
 /// Nothing inheritable or ambient (CVE-2022-29162); nothing at all in effect for other users than
@@ -152,9 +171,12 @@ fn capabilities(user: &User) -> Result<oci_spec::runtime::LinuxCapabilities, Oci
         .build()
 }
 
-fn namespaces(network: &Path) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
-    let mut all =
-        vec![LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(network).build()?];
+fn namespaces(input: &SpecInput<'_>) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
+    let (typ, path) = match &input.userns {
+        Some(userns) => (LinuxNamespaceType::User, &userns.path),
+        None => (LinuxNamespaceType::Network, &input.network_namespace),
+    };
+    let mut all = vec![LinuxNamespaceBuilder::default().typ(typ).path(path).build()?];
     for typ in [
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Mount,
@@ -262,7 +284,10 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
         )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        match &input.userns {
+            Some(userns) => bind("/sys", userns.sysfs)?,
+            None => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        },
         cgroup_mount(input.cgroup_v1)?,
     ])
 }
@@ -272,8 +297,12 @@ fn cgroup_mount(v1: Option<&Path>) -> Result<Mount, OciSpecError> {
     let Some(source) = v1 else {
         return mount(CGROUP_DIR, "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
     };
+    bind(CGROUP_DIR, source)
+}
+
+fn bind(destination: &str, source: &Path) -> Result<Mount, OciSpecError> {
     let options: Vec<String> = ["rbind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
-    MountBuilder::default().destination(CGROUP_DIR).typ("bind").source(source).options(options).build()
+    MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
@@ -301,6 +330,8 @@ mod tests {
             cgroup: PathBuf::from("/skiff/run/c"),
             cgroup_v1: v1.then_some(Path::new("/cgroup")),
             network_namespace: PathBuf::from("/proc/self/fd/3"),
+            profile: None,
+            userns: None,
         };
         resources(&input).expect("valid")
     }
@@ -314,6 +345,15 @@ mod tests {
 
     fn file(name: &str, value: &str) -> (String, String) {
         (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn the_mask_is_the_list() {
+        let bits = CAPABILITIES.iter().map(|capability| {
+            let name = format!("CAP_{}", capability.to_string().trim_start_matches("CAP_"));
+            name.parse::<caps::Capability>().expect("known").bitmask()
+        });
+        assert_eq!(bits.fold(0, |all, bit| all | bit), CAPABILITY_MASK);
     }
 
     #[test]

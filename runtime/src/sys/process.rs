@@ -99,3 +99,42 @@ pub(crate) fn close_all_except(keep: &[i32]) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Has every descriptor from 3 on closed by the next successful `execve`.
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    // SAFETY: nothing is closed now: the descriptors stay valid for their owners until the process
+    // image, and its owners with it, is replaced.
+    let result = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives this process the limits of another. Where one may not be raised so far, it is raised as
+/// far as it may.
+pub(crate) fn copy_limits(from: Pid) -> io::Result<()> {
+    // RLIM_NLIMITS of the kernel, which knows no others.
+    for resource in 0..16 {
+        let wanted = limits(from.as_raw_nonzero().get(), resource, None)?;
+        if let Err(e) = limits(0, resource, Some(wanted)) {
+            let own = limits(0, resource, None)?;
+            if e.raw_os_error() != Some(libc::EPERM) {
+                return Err(e);
+            }
+            let hard = wanted.rlim_max.min(own.rlim_max);
+            limits(0, resource, Some(libc::rlimit { rlim_cur: wanted.rlim_cur.min(hard), rlim_max: hard }))?;
+        }
+    }
+    Ok(())
+}
+
+fn limits(
+    pid: i32,
+    resource: libc::__rlimit_resource_t,
+    new: Option<libc::rlimit>,
+) -> io::Result<libc::rlimit> {
+    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let new = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `new` is null or points to a limit, which outlives the call and is only read; `old` is
+    // written.
+    let result = unsafe { libc::prlimit(pid, resource, new, &raw mut old) };
+    if result == 0 { Ok(old) } else { Err(io::Error::last_os_error()) }
+}

@@ -44,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
 fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Run(args) => in_tokio(commands::run::run(&cli.global, args, console)),
+        Command::Exec(args) => in_tokio(commands::exec::exec(&cli.global, args)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),
         Command::Images(args) | Command::Image { command: ImageCommand::Ls(args) } => {
             commands::images::images(&cli.global, args, console)

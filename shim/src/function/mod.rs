@@ -38,6 +38,8 @@ pub struct FunctionConfig {
     pub env: Vec<(String, String)>,
     /// Replaces the image's user: `name|uid[:group|gid]`.
     pub user: Option<String>,
+    /// Runs it in a user namespace: see [`ContainerSpec::userns`](skiff_runtime::ContainerSpec::userns).
+    pub userns: bool,
     /// Replaces the image's working directory; absolute.
     pub working_dir: Option<String>,
     /// The port where its server listens; the platform's (9000) when `None`.
@@ -99,6 +101,7 @@ impl FunctionConfig {
             cmd: None,
             env: Vec::new(),
             user: None,
+            userns: false,
             working_dir: None,
             port: None,
             memory_mib: defaults.memory_mib,

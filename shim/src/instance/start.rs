@@ -204,6 +204,7 @@ pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
         cmd: config.cmd.clone(),
         env,
         user: config.user.clone(),
+        userns: config.userns,
         working_dir: config.working_dir.clone(),
         memory_bytes: u64::from(config.memory_mib) * 1024 * 1024,
         cpu_millis: config.cpu_millis,

@@ -41,6 +41,10 @@ pub(crate) struct FunctionArgs {
     /// Replace the image's user: name or id, and :group if wanted.
     #[arg(long, value_name = "USER[:GROUP]", help_heading = "Function")]
     pub(crate) user: Option<String>,
+    /// Run it in a user namespace: its root and all its users are high ids of the host that nobody
+    /// else has. The image is mapped, not copied or changed.
+    #[arg(long, help_heading = "Function")]
+    pub(crate) userns: bool,
     /// Replace the image's working directory.
     #[arg(long, value_name = "DIR", help_heading = "Function")]
     pub(crate) workdir: Option<String>,
@@ -154,6 +158,7 @@ impl FunctionArgs {
         config.cmd = self.command.clone().map(|words| words.0).or(rest);
         config.env = env::gather(&self.env_file, &self.env, &lookup).map_err(Failure::from)?;
         config.user.clone_from(&self.user);
+        config.userns = self.userns;
         config.working_dir.clone_from(&self.workdir);
         config.port = self.port;
         config.credentials = role_credentials(lookup)?;
@@ -258,6 +263,7 @@ mod tests {
             "--port=8080",
             "--read-only",
             "--accelerate",
+            "--userns",
         ])
         .expect("a function");
         assert_eq!((config.memory_mib, config.cpu_millis, config.pids), (1024, 500, Some(64)));
@@ -270,7 +276,7 @@ mod tests {
         assert_eq!(config.version, "prod");
         assert_eq!(config.env, [("A".to_owned(), "1".to_owned())]);
         assert_eq!((config.user.as_deref(), config.working_dir.as_deref()), (Some("app"), Some("/srv")));
-        assert!(config.read_only && config.acceleration && config.port() == 8080);
+        assert!(config.userns && config.read_only && config.acceleration && config.port() == 8080);
     }
 
     #[test]

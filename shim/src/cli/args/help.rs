@@ -143,6 +143,39 @@ Environment:
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY
       proxies on the way to registries (lower case too); never for this host's loopback.";
 
+pub(super) const EXEC: &str = "\
+Examples:
+  skiff exec fc-1a2b -- ls -l /
+  skiff exec -it fc-1a2b -- sh
+
+`skiff exec --help` tells of exit codes and of what the command may do.";
+
+pub(super) const EXEC_LONG: &str = "\
+Runs a command in a running instance, in its namespaces and cgroup and with the user, groups,
+capabilities, limits, system-call filter and AppArmor profile of its first process, and with the
+environment that it was started with. What it uses counts as the instance's.
+
+-i passes the standard input on; -t gives the command a terminal of the instance's own; -it is for
+shells. Without a terminal, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on. When
+skiff exec ends, however that comes about, the command is killed; what it has left in the background
+ends with the instance.
+
+Examples:
+  What runs there?
+    skiff exec fc-1a2b -- ps
+  A shell as root, in the instance's directory /srv:
+    skiff exec -it --user 0 --workdir /srv fc-1a2b -- sh
+  Copy a file out:
+    skiff exec fc-1a2b -- cat /tmp/report > report
+
+Exit codes:
+  that of the command, or 128 and the number of the signal that ended it;
+  126  the command is there and cannot be executed
+  127  the command is not there
+  2    bad usage: no such instance, more than one, a frozen one, no such user or directory
+  3    the host failed, or the instance ended meanwhile
+  Of 2, 3, 126 and 127, those of Skiff come with an error on the standard error.";
+
 pub(super) const DOCTOR: &str = "\
 Examples:
   sudo skiff doctor

@@ -1,5 +1,6 @@
 //! The arguments as they are written.
 
+mod exec;
 mod function;
 mod help;
 mod images;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+pub(crate) use exec::ExecArgs;
 pub(crate) use function::FunctionArgs;
 use function::platform_parser;
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
@@ -55,6 +57,9 @@ pub(crate) enum Command {
     /// Start a function from an image and serve invocations, or answer one event.
     #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
     Run(Box<RunArgs>),
+    /// Run a command in an instance that runs, as its own processes run.
+    #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
+    Exec(ExecArgs),
     /// Bring an image into the store and exit.
     #[command(after_help = help::PULL, after_long_help = help::PULL_LONG)]
     Pull(Box<PullArgs>),
@@ -216,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_command_tells_of_exit_codes() {
-        for name in ["run", "pull", "images", "rmi", "gc", "image", "doctor"] {
+        for name in ["run", "exec", "pull", "images", "rmi", "gc", "image", "doctor"] {
             let mut command = Cli::command();
             let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
             assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{name}");

@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod documents;
+pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod import;

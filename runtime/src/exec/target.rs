@@ -1,0 +1,150 @@
+//! Finding a container that runs: by its cgroup, which has its name.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{ExecSpec, Request};
+use crate::cgroup::{Group, Hierarchy};
+use crate::rundir::RunDir;
+use crate::{Error, ErrorKind, Result};
+
+/// Names that an error lists.
+const MAX_LISTED: usize = 10;
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Target {
+    id: String,
+    init: Pid,
+    pidfd: OwnedFd,
+    group: Group,
+}
+
+impl Target {
+    /// Finds a container of any run below the run directory, by its whole name or by a beginning that
+    /// only one has.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is none or more than one; the message lists them.
+    pub fn find(run_dir: &Path, name: &str) -> Result<Self> {
+        let hierarchy = Hierarchy::detect()?;
+        let mut all = Vec::new();
+        for run in RunDir::all(run_dir, &hierarchy)? {
+            let group = run.group();
+            all.extend(group.containers().into_iter().map(|id| (group.child(&id), id)));
+        }
+        all.sort_by(|a, b| a.1.cmp(&b.1));
+        let exact: Vec<_> = all.iter().filter(|(_, id)| id == name).collect();
+        let beginning = all.iter().filter(|(_, id)| id.starts_with(name));
+        let found = if exact.is_empty() { beginning.collect() } else { exact };
+        match found.as_slice() {
+            [(group, id)] => Self::in_group(id.clone(), group.clone()),
+            [] => Err(none(run_dir, name, &all)),
+            several => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "'{name}' is the beginning of {} instances: {}",
+                    several.len(),
+                    listed(several.iter().map(|c| &c.1))
+                ),
+            )
+            .advise("give more of its name")),
+        }
+    }
+
+    fn in_group(id: String, group: Group) -> Result<Self> {
+        let init = group.processes().into_iter().find(|pid| is_init(*pid)).ok_or_else(|| ended(&id))?;
+        Self::new(id, init, group)
+    }
+
+    /// The container of this init.
+    pub(crate) fn new(id: String, init: Pid, group: Group) -> Result<Self> {
+        let pidfd = pidfd_open(init, PidfdFlags::empty()).map_err(|e| match e {
+            Errno::SRCH => ended(&id),
+            e => Error::host(format!("cannot open the process of {id}"), e),
+        })?;
+        // Of a process that is still in the group now, and so was when the descriptor was opened.
+        if !group.processes().contains(&init) {
+            return Err(ended(&id));
+        }
+        Ok(Self { id, init, pidfd, group })
+    }
+
+    /// Its whole name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn pidfd(&self) -> Result<OwnedFd> {
+        self.pidfd.try_clone().map_err(|e| Error::host("cannot copy a descriptor", e))
+    }
+
+    /// # Errors
+    /// `InvalidArgument` when no process can run in it.
+    pub(super) fn check(&self) -> Result<()> {
+        if has_ended(&self.pidfd) {
+            return Err(ended(&self.id));
+        }
+        if self.group.is_stopped() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("instance {} is frozen: nothing runs in it between invocations", self.id),
+            )
+            .advise("try again while it serves a request"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn request(&self, spec: ExecSpec) -> Request {
+        Request {
+            argv: spec.argv,
+            env: spec.env,
+            user: spec.user,
+            working_dir: spec.working_dir,
+            terminal: spec.terminal,
+            init: self.init.as_raw_nonzero().get(),
+            join: self.group.join_files(self.init),
+        }
+    }
+}
+
+/// Whether a process has ended.
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether a process is the first of a pid namespace below this one (`NSpid` of
+/// proc_pid_status(5)).
+fn is_init(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let ids: Vec<_> = line.split_whitespace().collect();
+    ids.len() > 1 && ids.last() == Some(&"1")
+}
+
+fn ended(id: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, format!("instance {id} has ended, or is just being started"))
+}
+
+fn none(run_dir: &Path, name: &str, all: &[(Group, String)]) -> Error {
+    let message = format!("no instance named '{}' runs below {}", name.escape_default(), run_dir.display());
+    let advice = if all.is_empty() {
+        "none runs there; give the daemon's --run-dir".to_owned()
+    } else {
+        format!("there are: {}", listed(all.iter().map(|(_, id)| id)))
+    };
+    Error::new(ErrorKind::InvalidArgument, message).advise(advice)
+}
+
+fn listed<'a>(ids: impl ExactSizeIterator<Item = &'a String>) -> String {
+    let more = ids.len().saturating_sub(MAX_LISTED);
+    let shown: Vec<_> = ids.take(MAX_LISTED).map(String::as_str).collect();
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}
