@@ -14,8 +14,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use skiff::{
     CgroupParent, FunctionConfig, Instance, LogLine, LogSink, NetworkOptions, PullOptions, Runtime,
-    RuntimeOptions, Source,
-    platform,
+    RuntimeOptions, Source, platform,
 };
 
 fn path(variable: &str) -> Option<PathBuf> {
