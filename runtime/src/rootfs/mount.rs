@@ -153,22 +153,21 @@ impl Scratch {
         }
     }
 
-    /// For kernels before 6.5, without `lowerdir+`: mount(2) takes a page of options, so the
-    /// layers get short names.
+    /// For kernels before 6.5, without `lowerdir+`: mount(2) takes a page of options, so all
+    /// directories get short names. Their own may also hold what ends an option, `,` or `:`.
     fn mount_overlay_old(&self, layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
         let links = self.path("l");
+        let link = |to: &Path, name: &str| {
+            symlink(to, links.join(name)).map_err(|e| Error::host("cannot link a layer", e))
+        };
         for (index, layer) in layers.iter().enumerate() {
-            symlink(layer, links.join(index.to_string()))
-                .map_err(|e| Error::host("cannot link a layer", e))?;
+            link(layer, &index.to_string())?;
         }
+        link(upper, "upper")?;
+        link(work, "work")?;
         std::env::set_current_dir(&links).map_err(|e| Error::host("cannot enter the links of layers", e))?;
         let lower: Vec<_> = (0..layers.len()).rev().map(|i| i.to_string()).collect();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},volatile",
-            lower.join(":"),
-            upper.display(),
-            work.display()
-        );
+        let options = format!("lowerdir={},upperdir=upper,workdir=work,volatile", lower.join(":"));
         let options = std::ffi::CString::new(options)
             .map_err(|e| Error::new(ErrorKind::Internal, "a layer's path holds NUL").because(e))?;
         mount("overlay", target, "overlay", MountFlags::NODEV, Some(options.as_c_str()))
