@@ -15,9 +15,9 @@ use crate::acceleration::{Recorded, Recording};
 use crate::cgroup::Group;
 use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
-use crate::network::{Dialer, Forwarder};
+use crate::network::{Dialer, Forwarder, Resolver};
 use crate::output::Output;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Network, Result};
 
 /// How a container ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -165,10 +165,15 @@ impl Container {
     /// A container that a former owner of the run started.
     pub(crate) fn adopted(found: AdoptedContainer, run: &Group, dialer: Dialer) -> Result<Self> {
         let AdoptedContainer { started, instance, network } = found;
+        let network = network.map(Arc::new);
+        if let Some(namespace) = network.as_ref().filter(|_| instance.network == Network::Bridge) {
+            forward_names_again(&dialer, namespace, started.ended.clone());
+        }
         Self::new(Parts {
             group: run.child(&instance.id),
             address: instance.address,
-            network: network.map(Arc::new),
+            network,
+            names: None,
             dialer,
             timings: StartTimings::default(),
             started,
@@ -347,6 +352,23 @@ impl Container {
         }
         self.group.stats()
     }
+}
+
+/// Where names were forwarded by the former owner of a container, they are by this one from now on.
+fn forward_names_again(dialer: &Dialer, namespace: &Arc<OwnedFd>, ended: watch::Receiver<Option<Ended>>) {
+    let (dialer, namespace) = (dialer.clone(), Arc::clone(namespace));
+    tokio::spawn(async move {
+        let upstreams = Resolver::of(Network::Bridge).upstreams;
+        if upstreams.is_empty() {
+            return;
+        }
+        match Forwarder::start(&dialer, namespace, &upstreams).await {
+            Ok(names) => names.end_with(over(ended)),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "names are not forwarded for an adopted container");
+            }
+        }
+    });
 }
 
 /// Ready when a container has ended.

@@ -84,7 +84,9 @@ impl Runtime {
         // The first start often comes as soon as the keeper is there.
         hasten_joins(&hierarchy);
         let Opened { keeper, run, lock, area, choice } = open_run(&options, &hierarchy).await?;
-        let namespaces = Namespaces::new(run.name(), run.path(), options.network)?;
+        let (name, place) = (run.name().to_owned(), run.path().to_owned());
+        let namespaces = tokio::task::spawn_blocking(move || namespaces(&name, &place, options.network));
+        let namespaces = namespaces.await.map_err(panicked)??;
         let dir = options.lasting.map_or_else(|| run.path().to_owned(), |name| options.run_dir.join(name));
         Ok(Arc::new(Self {
             store,
@@ -202,6 +204,7 @@ impl Runtime {
             leased: held.0,
             claimed: held.1,
             address: spec.address(),
+            network: spec.network,
             oom: spec.oom,
             label: Label(spec.label.clone()),
         };
@@ -373,6 +376,15 @@ async fn open_run(options: &RuntimeOptions, hierarchy: &Hierarchy) -> Result<Ope
         }
         tokio::time::sleep(LIVE_INTERVAL).await;
     }
+}
+
+/// Of a new run, or of one that lives, whose containers may have a way out.
+fn namespaces(run: &str, dir: &Path, options: NetworkOptions) -> Result<Namespaces> {
+    let namespaces = Namespaces::new(run, dir, options)?;
+    if let Err(error) = namespaces.resume() {
+        tracing::warn!(error = error.chain(), "the way out of adopted containers is not looked after");
+    }
+    Ok(namespaces)
 }
 
 type Found = (RunDir, Option<OwnedFd>, Option<Area>, Choice);

@@ -22,7 +22,7 @@ use super::protocol::{
     FromKeeper, Instance, Label, PROTOCOL, Role, SpawnSteps, ToKeeper, VERSION, receive, send,
 };
 use crate::rundir::RunDir;
-use crate::{Error, ErrorKind, Exit, OomPolicy, Result, Stats};
+use crate::{Error, ErrorKind, Exit, Network, OomPolicy, Result, Stats};
 
 /// How long a keeper may take to say hello, and to tell of what it keeps.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -310,7 +310,7 @@ impl Keeper {
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
     /// there is one, the claim on ids if there is one, the group of a recording if the request says so, and the disks.
     pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
-        let Order { id, deadline, leased, claimed, address, oom, label } = order;
+        let Order { id, deadline, leased, claimed, address, network, oom, label } = order;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -327,7 +327,8 @@ impl Keeper {
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let name = id.to_owned();
-        let message = ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, oom, label };
+        let message =
+            ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, network, oom, label };
         if let Err(e) = self.send(&message, fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));
@@ -389,6 +390,7 @@ pub(crate) struct Order<'a> {
     pub(crate) leased: bool,
     pub(crate) claimed: bool,
     pub(crate) address: std::net::Ipv4Addr,
+    pub(crate) network: Network,
     pub(crate) oom: OomPolicy,
     pub(crate) label: Label,
 }

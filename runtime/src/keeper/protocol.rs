@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Hierarchy;
 use crate::rootfs::Cap;
-use crate::{Error, ErrorKind, Exit, OomPolicy, Stats};
+use crate::{Error, ErrorKind, Exit, Network, OomPolicy, Stats};
 
 /// The version of this build. A daemon starts keepers of its own version only.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -60,6 +60,7 @@ pub(crate) enum ToKeeper {
         leased: bool,
         claimed: bool,
         address: Ipv4Addr,
+        network: Network,
         oom: OomPolicy,
         label: Label,
     },
@@ -107,6 +108,7 @@ pub(crate) struct Instance {
     pub(crate) id: String,
     pub(crate) pid: i32,
     pub(crate) address: Ipv4Addr,
+    pub(crate) network: Network,
     pub(crate) label: Label,
     /// Since its command was executed, until its end.
     pub(crate) ran_ms: u64,
@@ -369,6 +371,7 @@ mod tests {
             leased: false,
             claimed: false,
             address: Ipv4Addr::LOCALHOST,
+            network: Network::None,
             oom: OomPolicy::KillProcess,
             label: Label(vec![0, 127, 255]),
         };

@@ -51,9 +51,12 @@ impl Server {
             (Standing::New(_), ToKeeper::Hello { protocol, version, role }) => {
                 self.greet(index, protocol, &version, role);
             }
-            (Standing::Owner, ToKeeper::Start { id, deadline_ms, leased, claimed, address, oom, label }) => {
+            (
+                Standing::Owner,
+                ToKeeper::Start { id, deadline_ms, leased, claimed, address, network, oom, label },
+            ) => {
                 let limit = Duration::from_millis(deadline_ms);
-                self.start(Order { id, limit, leased, claimed, address, oom, label }, fds);
+                self.start(Order { id, limit, leased, claimed, address, network, oom, label }, fds);
             }
             (Standing::Owner, ToKeeper::Forget { id, pid }) => self.forget(&id, pid),
             (Standing::Owner, ToKeeper::Detach) => peer.close(),

@@ -31,7 +31,7 @@ use crate::cgroup::Group;
 use crate::rootfs::quota::Area;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
-use crate::{Error, ErrorKind, Exit, OomPolicy, Result};
+use crate::{Error, ErrorKind, Exit, Network, OomPolicy, Result};
 
 /// Report bytes kept of one start.
 const MAX_REPORT: usize = 64 << 10;
@@ -63,6 +63,7 @@ pub(super) struct Order {
     pub(super) leased: bool,
     pub(super) claimed: bool,
     pub(super) address: Ipv4Addr,
+    pub(super) network: Network,
     pub(super) oom: OomPolicy,
     pub(super) label: Label,
 }
@@ -122,6 +123,7 @@ impl Running {
             id: self.order.id.clone(),
             pid: pid.as_raw_nonzero().get(),
             address: self.order.address,
+            network: self.order.network,
             label: self.order.label.clone(),
             ran_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             ended: None,

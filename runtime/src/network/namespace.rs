@@ -104,6 +104,14 @@ impl Namespaces {
         Ok(fresh.namespace)
     }
 
+    /// Takes over the way out of containers that a former owner of the run started. Blocks.
+    ///
+    /// # Errors
+    /// `Host`.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.shared.egress.resume()
+    }
+
     /// Lets go of what is ready, and makes no more.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);

@@ -37,6 +37,8 @@ const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// A note in the run's directory that the run has a table.
 const NOTE: &str = "egress";
+/// The addresses of the run's containers, for the next owner of a lasting run.
+const RANGE: &str = "egress-range";
 /// Names and addresses are drawn; another run may have the same. As full as a range may be (and a
 /// name is far from it), one of so many draws is free.
 const DRAWS: usize = 256;
@@ -88,7 +90,10 @@ impl Egress {
         let routes4 = host::routes(&socket, AddressFamily::Inet)?;
         // A host without IPv6 says so in many ways.
         let routes6 = socket.routes(AddressFamily::Inet6).unwrap_or_default();
-        let range4 = host::choose_range(self.range, &routes4)?;
+        let range4 = match self.former_range() {
+            Some(range) => range,
+            None => host::choose_range(self.range, &routes4)?,
+        };
         let _lock = uplink::Lock::take()?;
         let opening =
             uplink::Opening::plan(host::uplinks(&socket, &routes4)?, host::uplinks(&socket, &routes6)?)?;
@@ -98,6 +103,9 @@ impl Egress {
             range4,
             range6: opening.v6.then(host::range6),
         };
+        let kept = self.dir.join(RANGE);
+        std::fs::write(&kept, range4.to_string())
+            .map_err(|e| Error::host(format!("cannot write {}", kept.display()), e))?;
         // First the note, so that whatever comes next is undone.
         let note = self.dir.join(NOTE);
         std::fs::write(&note, opening.note())
@@ -115,6 +123,16 @@ impl Egress {
         let watch = Watch::start(tables)?;
         tracing::debug!(table = rules.table, %range4, v6 = opening.v6, "the way out is made");
         Ok(Plan { rules, watch: Mutex::new(Some(watch)), v6: opening.v6, force_v6: opening.force_v6 })
+    }
+
+    /// Looks after the way out that a former owner of the run has made, if it made one.
+    pub(super) fn resume(&self) -> Result<()> {
+        if self.dir.join(NOTE).exists() { self.plan().map(drop) } else { Ok(()) }
+    }
+
+    /// The range whose addresses containers of this run have already: it is in use by themselves.
+    fn former_range(&self) -> Option<Cidr> {
+        std::fs::read_to_string(self.dir.join(RANGE)).ok()?.parse().ok()
     }
 
     /// From now on the rules may go.
