@@ -32,10 +32,10 @@ fn output_errors_and_codes_are_the_commands() {
     let (served, id) = serve(&sandbox, &["--env", "A=from-start"]);
     let run = |words: &[&str]| sandbox.run(&[&["exec", &id, "--"], words].concat());
     let outcome = run(&["sh", "-c", "echo $A; echo bad >&2; exit 42"]).expect_code(42);
-    assert_eq!((outcome.stdout(), outcome.stderr()), ("from-start\n".into(), "bad\n".into()));
+    assert_eq!((outcome.stdout(), outcome.stderr.clone()), ("from-start\n".into(), "bad\n".into()));
     run(&["sh", "-c", "kill -TERM $$"]).expect_code(143);
-    assert!(run(&["/no/such"]).expect_code(127).stderr().contains("/no/such"));
-    assert!(run(&["/etc/passwd"]).expect_code(126).stderr().contains("/etc/passwd"));
+    assert!(run(&["/no/such"]).expect_code(127).stderr.contains("/no/such"));
+    assert!(run(&["/etc/passwd"]).expect_code(126).stderr.contains("/etc/passwd"));
     let prefix = &id[..id.len() - 2];
     assert_eq!(sandbox.run(&["exec", prefix, "--user", "1000", "--", "id", "-u"]).ok().stdout(), "1000\n");
     assert_eq!(
@@ -47,7 +47,7 @@ fn output_errors_and_codes_are_the_commands() {
     );
     sandbox.run(&["exec", &id, "--user", "nobody-such", "--", "id"]).expect_code(2);
     let missing = sandbox.run(&["exec", "zzz", "--", "id"]).expect_code(2);
-    assert!(missing.stderr().contains("'zzz'") && missing.stderr().contains(&id), "{}", missing.stderr());
+    assert!(missing.stderr.contains("'zzz'") && missing.stderr.contains(&id), "{}", missing.stderr);
     // Without -i the standard input is nobody's; with it, it is passed on to its end.
     let mut command = sandbox.skiff(&["exec", "-i", &id, "--", "cat"]);
     let input = sandbox.write("input", vec![b'y'; 1 << 20]);
@@ -107,7 +107,7 @@ fn a_terminal_is_restored_and_keys_reach_the_command() {
     );
     let mut command = sandbox.command(&PathBuf::from("script"), &["-qec", &line, "/dev/null"]);
     command.env("SKIFF_KEEPER", Sandbox::program("skiff-keeper")).env("SKIFF_RUN_DIR", sandbox.run_dir());
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
     std::thread::sleep(Duration::from_millis(1500));
     std::io::Write::write_all(&mut child.stdin.as_ref().expect("piped"), b"word\n").expect("written");
     let output = child.wait_with_output().expect("ends");
