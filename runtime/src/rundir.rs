@@ -160,7 +160,8 @@ impl RunDir {
         };
         let runs = entries.flatten().filter_map(|entry| {
             let name = entry.file_name().into_string().ok().filter(|name| is_run_name(name))?;
-            Some(Self::adopt(name, entry.path(), hierarchy.clone()))
+            let noted = Self::noted_base(&entry.path(), hierarchy);
+            Some(Self::adopt(name, entry.path(), noted))
         });
         Ok(runs.collect())
     }

@@ -32,7 +32,7 @@ fn output_errors_and_codes_are_the_commands() {
     let (served, id) = serve(&sandbox, &["--env", "A=from-start"]);
     let run = |words: &[&str]| sandbox.run(&[&["exec", &id, "--"], words].concat());
     let outcome = run(&["sh", "-c", "echo $A; echo bad >&2; exit 42"]).expect_code(42);
-    assert_eq!((outcome.stdout(), outcome.stderr.as_str()), ("from-start\n".into(), "bad\n"));
+    assert_eq!((outcome.stdout(), outcome.stderr.clone()), ("from-start\n".into(), "bad\n".into()));
     run(&["sh", "-c", "kill -TERM $$"]).expect_code(143);
     assert!(run(&["/no/such"]).expect_code(127).stderr.contains("/no/such"));
     assert!(run(&["/etc/passwd"]).expect_code(126).stderr.contains("/etc/passwd"));

@@ -9,9 +9,7 @@ use caps::{CapSet, CapsHashSet};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
-use rustix::process::{
-    DumpableBehavior, Pid, Signal, set_dumpable_behavior, set_parent_process_death_signal,
-};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use super::facts::Facts;
 use super::target::has_ended;
@@ -19,7 +17,7 @@ use super::{FromHelper, Request, TerminalSize};
 use crate::keeper::protocol::send;
 use crate::rootfs::path::Root;
 use crate::sandbox::{CommandExecutor, DEFAULT_PATH, User, resolve_user};
-use crate::sys::{close_on_exec, copy_limits, pty};
+use crate::sys::{close_on_exec, pty};
 use crate::{Error, ErrorKind, Result};
 
 const PROC_SUPER_MAGIC: i64 = 0x9FA0;
@@ -94,9 +92,8 @@ fn join(job: &Job) -> Result<()> {
     for file in &job.request.join {
         fs::write(file, "0").map_err(|e| Error::host(format!("cannot join {}", file.display()), e))?;
     }
-    let init = Pid::from_raw(job.request.init);
-    let copied = init.map_or(Err(std::io::ErrorKind::NotFound.into()), copy_limits);
-    copied.map_err(|e| Error::host("cannot take on the limits of the container", e))?;
+    let limits = &job.facts.limits;
+    limits.take_on().map_err(|e| Error::host("cannot take on the limits of the container", e))?;
     if has_ended(&job.init) {
         return Err(Error::new(ErrorKind::InvalidArgument, "the instance has ended"));
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::process::Pid;
 
 use crate::sandbox::CAPABILITY_MASK;
+use crate::sys::Limits;
 use crate::{Error, ErrorKind, Result};
 
 /// Twice what the kernel lets a process start with.
@@ -28,6 +29,7 @@ pub(super) struct Facts {
     pub(super) working_dir: PathBuf,
     /// The host's id of its root, where it has a user namespace of its own.
     pub(super) first_id: Option<u32>,
+    pub(super) limits: Limits,
     /// Its AppArmor profile; `None` where it has none.
     pub(super) profile: Option<String>,
 }
@@ -67,6 +69,7 @@ fn read(pid: Pid) -> io::Result<Facts> {
         env: variables(&text("environ", MAX_ENVIRONMENT)?),
         working_dir: fs::read_link(proc.join("cwd"))?,
         first_id,
+        limits: Limits::parse(&String::from_utf8_lossy(&text("limits", MAX_STATUS)?)).ok_or_else(odd)?,
         profile: profile(
             &text("attr/apparmor/current", 4096).or_else(|_| text("attr/current", 4096)).unwrap_or_default(),
         ),

@@ -108,33 +108,72 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives this process the limits of another. Where one may not be raised so far, it is raised as
-/// far as it may.
-pub(crate) fn copy_limits(from: Pid) -> io::Result<()> {
-    // RLIM_NLIMITS of the kernel, which knows no others.
-    for resource in 0..16 {
-        let wanted = limits(from.as_raw_nonzero().get(), resource, None)?;
-        if let Err(e) = limits(0, resource, Some(wanted)) {
-            let own = limits(0, resource, None)?;
-            if e.raw_os_error() != Some(libc::EPERM) {
-                return Err(e);
-            }
-            let hard = wanted.rlim_max.min(own.rlim_max);
-            limits(0, resource, Some(libc::rlimit { rlim_cur: wanted.rlim_cur.min(hard), rlim_max: hard }))?;
-        }
+/// The limits of a process, by the kernel's numbers of resources.
+pub(crate) struct Limits(Vec<libc::rlimit>);
+
+impl Limits {
+    /// Those in the text of `/proc/PID/limits`: a line for each, in the order of the numbers, with name
+    /// (26 characters), soft and hard limit. (prlimit(2) tells less privileged callers less.)
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let number = |word: &str| match word {
+            "unlimited" => Some(libc::RLIM_INFINITY),
+            word => word.parse().ok(),
+        };
+        let lines = text.lines().skip(1).map(|line| {
+            let mut words = line.get(26..)?.split_whitespace();
+            Some(libc::rlimit { rlim_cur: number(words.next()?)?, rlim_max: number(words.next()?)? })
+        });
+        lines.collect::<Option<Vec<_>>>().filter(|all| all.len() == RESOURCES as usize).map(Self)
     }
-    Ok(())
+
+    /// Takes them on. Where one may not be raised so far, it is raised as far as it may.
+    pub(crate) fn take_on(&self) -> io::Result<()> {
+        for (resource, wanted) in (0..RESOURCES).zip(&self.0) {
+            match limit(resource, Some(*wanted)) {
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                    let hard = wanted.rlim_max.min(limit(resource, None)?.rlim_max);
+                    let soft = wanted.rlim_cur.min(hard);
+                    limit(resource, Some(libc::rlimit { rlim_cur: soft, rlim_max: hard }))?;
+                }
+                other => other.map(|_| ())?,
+            }
+        }
+        Ok(())
+    }
 }
 
-fn limits(
-    pid: i32,
-    resource: libc::__rlimit_resource_t,
-    new: Option<libc::rlimit>,
-) -> io::Result<libc::rlimit> {
+impl std::fmt::Debug for Limits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|limit| (limit.rlim_cur, limit.rlim_max))).finish()
+    }
+}
+
+/// `RLIM_NLIMITS` of the kernel, which knows no others.
+const RESOURCES: libc::__rlimit_resource_t = 16;
+
+/// Sets a limit of this process, if there is a new one, and gives the old one.
+fn limit(resource: libc::__rlimit_resource_t, new: Option<libc::rlimit>) -> io::Result<libc::rlimit> {
     let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let new = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: `new` is null or points to a limit, which outlives the call and is only read; `old` is
     // written.
-    let result = unsafe { libc::prlimit(pid, resource, new, &raw mut old) };
+    let result = unsafe { libc::prlimit(0, resource, new, &raw mut old) };
     if result == 0 { Ok(old) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_in_proc_are_those_that_the_kernel_tells() {
+        let text = std::fs::read_to_string("/proc/self/limits").expect("limits");
+        let read = Limits::parse(&text).expect("understood");
+        for (resource, read) in (0..RESOURCES).zip(&read.0) {
+            let told = limit(resource, None).expect("told");
+            assert_eq!((read.rlim_cur, read.rlim_max), (told.rlim_cur, told.rlim_max), "{resource}");
+        }
+        let cut: String = text.lines().take(9).map(|line| format!("{line}\n")).collect();
+        assert!(Limits::parse("").is_none() && Limits::parse(&cut).is_none());
+    }
 }
