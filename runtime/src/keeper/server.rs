@@ -18,8 +18,8 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, setrlimit,
-    wait, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open,
+    set_parent_process_death_signal, setrlimit, wait, waitpid,
 };
 
 use super::peers::{Peers, Tale};
@@ -553,6 +553,9 @@ impl Server {
 
 /// The child's side of a fork: never returns.
 fn start_process(inputs: Inputs) -> ! {
+    // First of all: until the descriptors are closed, it holds the run's lock and the owner's socket.
+    // (Whether the keeper has died before is looked at later.)
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let mut keep: Vec<i32> = inputs.disks.iter().map(AsRawFd::as_raw_fd).collect();
     for fd in [&inputs.request, &inputs.network, &inputs.stdout, &inputs.stderr, &inputs.report] {
         keep.push(fd.as_raw_fd());
