@@ -12,7 +12,10 @@ mod records;
 mod requests;
 mod server;
 mod spawn;
+mod starts;
+mod table;
 
-pub(crate) use client::{AdoptedContainer, Ended, Keeper, Kept, Order, Process, Started};
+pub(crate) use client::{Keeper, Order};
 pub(crate) use launch::{candidate, find};
 pub use program::main;
+pub(crate) use table::{AdoptedContainer, Ended, Kept, Process, Started};
