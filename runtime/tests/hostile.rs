@@ -166,7 +166,13 @@ async fn a_keeper_killed_in_mid_start_leaves_nothing_for_the_next_run() {
             let start = tokio::spawn(async move { runtime.start(&image, spec).await.map(|c| c.pid()) });
             tokio::time::sleep(Duration::from_micros(micros)).await;
             let forked: Vec<_> = children(keeper).into_iter().map(|(pid, _)| pid).collect();
-            for pid in forked.iter().filter(|_| stopped) {
+            // One that has not executed its first instruction yet has all that its keeper has. Stopped
+            // there and orphaned, only who stopped it can end it; it is not what this is about.
+            let begun = |pid: u32| {
+                let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+                !fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("lock")))
+            };
+            for pid in forked.iter().filter(|pid| stopped && begun(**pid)) {
                 signal(*pid, rustix::process::Signal::STOP);
             }
             kill(keeper);

@@ -1,6 +1,5 @@
 //! The daemon's side of the keeper.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -18,129 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::launch::{execute, find};
 use super::peers::{address, credentials, new_socket, open_dir};
-use super::protocol::{
-    FromKeeper, Instance, Label, PROTOCOL, Role, SpawnSteps, ToKeeper, VERSION, receive, send,
-};
+use super::protocol::{FromKeeper, Label, PROTOCOL, Role, ToKeeper, VERSION, receive, send};
+use super::table::{AdoptedContainer, AdoptedFailure, Ended, Started, Table, dispatch};
 use crate::rundir::RunDir;
-use crate::{Error, ErrorKind, Exit, Network, OomPolicy, Result, Stats};
+use crate::{Error, ErrorKind, Network, OomPolicy, Result};
 
 /// How long a keeper may take to say hello, and to tell of what it keeps.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the daemon waits for the keeper to tell of a start.
 const DEADLINE_GRACE: Duration = Duration::from_secs(15);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How a container ended, and what it used until then.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Ended {
-    /// By itself, or killed.
-    Exited(Exit, Stats),
-    /// With its keeper.
-    KeeperLost,
-}
-
-/// A container's init; killed, and with it all processes of the container, when this is dropped,
-/// unless the run was left before.
-#[derive(Debug)]
-pub(crate) struct Process {
-    pidfd: Option<Arc<OwnedFd>>,
-    left: Arc<AtomicBool>,
-}
-
-impl Process {
-    /// Sends a signal. One that has ended already is fine.
-    pub(crate) fn signal(&self, signal: Signal) {
-        if let Some(pidfd) = &self.pidfd {
-            let _ = rustix::process::pidfd_send_signal(pidfd, signal);
-        }
-    }
-}
-
-impl Process {
-    /// Whether the run was left, so that it goes on without this process.
-    pub(crate) fn is_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if !self.left.load(Ordering::Acquire) {
-            self.signal(Signal::KILL);
-        }
-    }
-}
-
-/// As long as this is there, the keeper of a lasting run keeps the end and the pipes of a container
-/// for the next owner.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    id: String,
-    pid: i32,
-    forget: mpsc::UnboundedSender<ToKeeper>,
-    left: Arc<AtomicBool>,
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if !self.left.load(Ordering::Acquire) {
-            let id = std::mem::take(&mut self.id);
-            // A keeper that is gone has forgotten.
-            let _ = self.forget.send(ToKeeper::Forget { id, pid: self.pid });
-        }
-    }
-}
-
-/// What the keeper tells of a container that runs.
-#[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) pid: u32,
-    pub(crate) process: Process,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
-    pub(crate) steps: SpawnSteps,
-    pub(crate) ended: watch::Receiver<Option<Ended>>,
-    pub(crate) kept: Arc<Kept>,
-}
-
-/// A container that a former owner started.
-#[derive(Debug)]
-pub(crate) struct AdoptedContainer {
-    pub(crate) started: Started,
-    pub(crate) instance: Instance,
-    /// None when it has ended.
-    pub(crate) network: Option<OwnedFd>,
-}
-
-/// A start of a former owner that failed.
-#[derive(Debug)]
-pub(crate) struct AdoptedFailure {
-    pub(crate) id: String,
-    pub(crate) label: Label,
-    pub(crate) error: Error,
-    pub(crate) _kept: Kept,
-}
-
-type Starting = oneshot::Sender<Result<Started>>;
-
-struct Table {
-    starting: HashMap<String, Starting>,
-    running: HashMap<String, (i32, Arc<OwnedFd>, watch::Sender<Option<Ended>>)>,
-    adopted: Vec<AdoptedContainer>,
-    failures: Vec<AdoptedFailure>,
-    forget: mpsc::UnboundedSender<ToKeeper>,
-    left: Arc<AtomicBool>,
-    lost: bool,
-}
-
-impl Table {
-    /// What is given to whoever holds a container.
-    fn handles(&self, id: &str, pid: i32, pidfd: Option<Arc<OwnedFd>>) -> (Process, Kept) {
-        let left = || Arc::clone(&self.left);
-        let kept = Kept { id: id.to_owned(), pid, forget: self.forget.clone(), left: left() };
-        (Process { pidfd, left: left() }, kept)
-    }
-}
 
 /// How many starts of former owners are under way, once that is known.
 type Pending = watch::Receiver<Option<u32>>;
@@ -158,12 +44,6 @@ pub(crate) struct Keeper {
     lasting: bool,
     left: Arc<AtomicBool>,
     last_words: mpsc::UnboundedSender<ToKeeper>,
-}
-
-impl std::fmt::Debug for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} starting, {} running", self.starting.len(), self.running.len())
-    }
 }
 
 impl Keeper {
@@ -247,15 +127,7 @@ impl Keeper {
     fn new(socket: Arc<UnixStream>, process: Option<Child>, lasting: bool) -> Self {
         let left = Arc::new(AtomicBool::new(false));
         let (forget, forgotten) = mpsc::unbounded_channel();
-        let table = Arc::new(Mutex::new(Table {
-            starting: HashMap::new(),
-            running: HashMap::new(),
-            adopted: Vec::new(),
-            failures: Vec::new(),
-            forget: forget.clone(),
-            left: Arc::clone(&left),
-            lost: false,
-        }));
+        let table = Arc::new(Mutex::new(Table::new(forget.clone(), Arc::clone(&left))));
         let (gone_sender, gone) = watch::channel(false);
         let (pending_sender, pending) = watch::channel(None);
         let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&table), gone_sender, pending_sender));
@@ -308,7 +180,8 @@ impl Keeper {
     }
 
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
-    /// there is one, the claim on ids if there is one, the group of a recording if the request says so, and the disks.
+    /// there is one, the claim on ids if there is one, the group of a recording if the request says so,
+    /// and the disks.
     pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
         let Order { id, deadline, leased, claimed, address, network, oom, label } = order;
         let (sender, receiver) = oneshot::channel();
@@ -497,86 +370,4 @@ async fn read(
         let _ = ended.send(Some(Ended::KeeperLost));
     }
     let _ = gone.send(true);
-}
-
-fn dispatch(table: &mut Table, pending: &watch::Sender<Option<u32>>, message: FromKeeper, fds: Vec<OwnedFd>) {
-    match message {
-        FromKeeper::Started { id, pid, steps } => {
-            let Ok([pidfd, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else { return };
-            let pidfd = Arc::new(pidfd);
-            let (sender, ended) = watch::channel(None);
-            let (process, kept) = table.handles(&id, pid, Some(Arc::clone(&pidfd)));
-            let (pid_shown, kept) = (pid.unsigned_abs(), Arc::new(kept));
-            let started = Started { pid: pid_shown, process, stdout, stderr, steps, ended, kept };
-            // Where nobody waits for it any more, dropping it kills it.
-            if let Some(waiting) = table.starting.remove(&id) {
-                let _ = waiting.send(Ok(started));
-            }
-            table.running.insert(id, (pid, pidfd, sender));
-        }
-        FromKeeper::Failed { id, failure } => {
-            if let Some(waiting) = table.starting.remove(&id) {
-                let _ = waiting.send(Err(failure.into()));
-            }
-        }
-        FromKeeper::Exited { id, pid, exit, stats } => {
-            if table.running.get(&id).is_some_and(|(known, ..)| *known == pid) {
-                if let Some((_, _, ended)) = table.running.remove(&id) {
-                    let _ = ended.send(Some(Ended::Exited(exit, stats)));
-                }
-            }
-        }
-        FromKeeper::Adopted(instance) => {
-            adopt(table, instance, fds);
-            one_less(pending);
-        }
-        FromKeeper::AdoptedFailure { id, label, failure } => {
-            let (_, kept) = table.handles(&id, 0, None);
-            table.failures.push(AdoptedFailure { id, label, error: failure.into(), _kept: kept });
-            one_less(pending);
-        }
-        FromKeeper::Attached { starting, forgotten } => {
-            if forgotten > 0 {
-                tracing::warn!(forgotten, "more containers ended without an owner than the keeper keeps");
-            }
-            pending.send_replace(Some(starting));
-        }
-        FromKeeper::Hello { .. }
-        | FromKeeper::Refused { .. }
-        | FromKeeper::Listed(_)
-        | FromKeeper::ListEnd => {}
-    }
-}
-
-/// Counts the starts of former owners that have come out, once their number is known.
-fn one_less(pending: &watch::Sender<Option<u32>>) {
-    pending.send_if_modified(|pending| match pending {
-        Some(count) if *count > 0 => {
-            *count -= 1;
-            true
-        }
-        _ => false,
-    });
-}
-
-fn adopt(table: &mut Table, instance: Instance, fds: Vec<OwnedFd>) {
-    let mut fds = fds.into_iter();
-    let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
-    let (network, pidfd) = (fds.next(), fds.next().map(Arc::new));
-    let (process, kept) = table.handles(&instance.id, instance.pid, pidfd.clone());
-    let exit = instance.ended.map(|(exit, stats)| Ended::Exited(exit, stats));
-    let (sender, ended) = watch::channel(exit);
-    if let (Some(pidfd), None) = (pidfd, exit) {
-        table.running.insert(instance.id.clone(), (instance.pid, pidfd, sender));
-    }
-    let started = Started {
-        pid: instance.pid.unsigned_abs(),
-        process,
-        stdout,
-        stderr,
-        steps: SpawnSteps::default(),
-        ended,
-        kept: Arc::new(kept),
-    };
-    table.adopted.push(AdoptedContainer { started, instance, network });
 }

@@ -14,8 +14,11 @@ mod records;
 mod requests;
 mod server;
 mod spawn;
+mod starts;
+mod table;
 
-pub(crate) use client::{AdoptedContainer, Ended, Keeper, Kept, Order, Process, Started};
+pub(crate) use client::{Keeper, Order};
 pub(crate) use launch::{candidate, execute, find};
 pub use program::main;
 pub(crate) use program::take_socket;
+pub(crate) use table::{AdoptedContainer, Ended, Kept, Process, Started};

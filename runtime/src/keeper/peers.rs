@@ -103,10 +103,15 @@ impl Peer {
 
     /// Whether its next message is wanted now.
     pub(super) fn is_listened_to(&self) -> bool {
-        let busy = self.outbox.len() >= MAX_WAITING || !self.tales.is_empty();
-        // An owner must be able to have all ended, also while it is told of what there is.
-        let may_wait = self.standing != Standing::Owner || self.outbox.len() >= MAX_WAITING;
-        !self.gone && !matches!(self.standing, Standing::Leaving(_)) && !(busy && may_wait)
+        if self.gone || self.outbox.len() >= MAX_WAITING {
+            return false;
+        }
+        match self.standing {
+            Standing::Leaving(_) => false,
+            // It must be able to have all ended, also while it is told of what there is.
+            Standing::Owner => true,
+            Standing::New(_) | Standing::Client => self.tales.is_empty(),
+        }
     }
 
     fn events(&self) -> PollFlags {

@@ -10,7 +10,8 @@ use rustix::process::Pid;
 use super::peers::{Standing, Tale};
 use super::protocol::{FromKeeper, Instance, Label, PROTOCOL, Role, ToKeeper, receive};
 use super::records::{FailedStart, Records};
-use super::server::{Order, Running, Server};
+use super::server::Server;
+use super::starts::{Order, Running};
 use crate::{Error, ErrorKind};
 
 /// Messages read of one peer before it is the next one's turn.
