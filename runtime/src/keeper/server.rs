@@ -192,12 +192,8 @@ impl Server {
     fn begin(&mut self, id: String, deadline_ms: u64, leased: bool, oom: OomPolicy, fds: Vec<OwnedFd>) {
         let began = Instant::now();
         let group = self.group.child(&id);
-        // What a former container of that name left is not removed under the new one's feet.
-        if self.removing.iter().any(|(removed, _)| removed.is(&group)) {
-            // Its group too is made anew: limits, counts and a freeze are its own.
-            let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
-            self.removing.retain(|(removed, _)| !removed.is(&group) && !removed.is(&group.starter()));
-        }
+        self.finish_removing(&group);
+        self.finish_removing(&group.starter());
         match self.fork_start(&id, &group, leased, fds) {
             Ok((child, report, held)) => {
                 let limit = Duration::from_millis(deadline_ms);
@@ -221,6 +217,15 @@ impl Server {
                 self.retire(group);
                 self.outbox.push_back((FromKeeper::Failed { id, failure: Failure::from(&e) }, Vec::new()));
             }
+        }
+    }
+
+    /// What a former container of the name left is not removed under the new one's feet; and its
+    /// group is made anew: limits, counts and a freeze are its own.
+    fn finish_removing(&mut self, group: &Group) {
+        if self.removing.iter().any(|(removed, _)| removed.is(group)) {
+            let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
+            self.removing.retain(|(removed, _)| !removed.is(group));
         }
     }
 
@@ -391,11 +396,8 @@ impl Server {
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
         let stats = running.group.stats();
-        let exit = Exit {
-            code: status.exit_status(),
-            signal: status.terminating_signal(),
-            oom_killed: self.oom.explains(pid, status, stats.oom_kills),
-        };
+        let (code, signal) = (status.exit_status(), status.terminating_signal());
+        let exit = Exit { code, signal, oom_killed: self.oom.explains(pid, signal, stats.oom_kills) };
         self.retire(running.group);
         self.outbox.push_back((FromKeeper::Exited { id: running.id, exit, stats }, Vec::new()));
     }
