@@ -135,10 +135,11 @@ async fn what_is_written_to_a_tmpfs_is_the_containers_memory() {
 #[tokio::test]
 async fn a_fork_bomb_is_held_and_killed() {
     let bench = Bench::new().await;
-    let script = "b() { b & b & }; b; while :; do b; done";
+    // A shell that cannot fork ends, so the init is none.
+    let script = "(b() { b & b & }; b) & exec sleep 1000";
     let bomb = || ContainerSpec { pids: 60, ..shell(script) };
     let container = bench.start(bomb()).await.expect("starts");
-    until(&container, "bomb", |stats| stats.forks_refused > 0 && stats.processes > 30).await;
+    until(&container, "bomb", |stats| stats.forks_refused > 0).await;
     assert!(container.stats().processes <= 60);
     let stopped = tokio::time::timeout(Duration::from_secs(60), container.stop(Duration::ZERO));
     stopped.await.expect("within a minute").expect("stops");
@@ -304,6 +305,7 @@ async fn freezing_beside_a_stop_does_not_keep_it_from_ending() {
 /// --nocapture freeze_takes`.
 #[tokio::test]
 #[ignore = "measures"]
+#[expect(clippy::print_stdout, reason = "what it measures")]
 async fn freeze_takes() {
     const ROUNDS: usize = 500;
     let bench = Bench::new().await;

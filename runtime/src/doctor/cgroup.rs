@@ -46,11 +46,11 @@ fn check_v2(host: &Host, root: &Mount) -> Check {
     };
     let missing = absent(&NEEDED, |want| available.split_whitespace().any(|has| has == want));
     let check = judge("version 2", &missing, root.has("ro"), &available);
-    if check.status == Status::Ok { place(host, check) } else { check }
+    if check.status == Status::Ok { place(host, &check) } else { check }
 }
 
 /// Where the groups of containers go, when this program is started as it is now.
-fn place(host: &Host, check: Check) -> Check {
+fn place(host: &Host, check: &Check) -> Check {
     let own = host.read("/proc/self/cgroup").ok().and_then(|text| own_path(&text, Version::V2));
     let dir = |group: &Path| host.path(MOUNT_POINT).join(group);
     let Some(base) = own.and_then(|own| delegated(&own, &|group| is_marked(&dir(group)))) else {

@@ -226,6 +226,7 @@ impl Server {
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
         let stats = running.group.stats();
+<<<<<<< HEAD
         let exit = Exit {
             code: status.exit_status(),
             signal: status.terminating_signal(),
@@ -234,6 +235,10 @@ impl Server {
         let mut instance = running.instance(pid);
         let (id, raw) = (instance.id.clone(), instance.pid);
         instance.ended = Some((exit, stats));
+=======
+        let (code, signal) = (status.exit_status(), status.terminating_signal());
+        let exit = Exit { code, signal, oom_killed: self.oom.explains(pid, signal, stats.oom_kills) };
+>>>>>>> cgroup
         self.retire(running.group);
         if self.lasting && !running.forgotten {
             self.records.ended(Ended {
