@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    Pid, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, wait, waitpid,
+    Pid, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, set_parent_process_death_signal, wait,
+    waitpid,
 };
 
 use super::oom::OomWatch;
@@ -226,19 +227,11 @@ impl Server {
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
         let stats = running.group.stats();
-<<<<<<< HEAD
-        let exit = Exit {
-            code: status.exit_status(),
-            signal: status.terminating_signal(),
-            oom_killed: self.oom.explains(pid, status, stats.oom_kills),
-        };
+        let (code, signal) = (status.exit_status(), status.terminating_signal());
+        let exit = Exit { code, signal, oom_killed: self.oom.explains(pid, signal, stats.oom_kills) };
         let mut instance = running.instance(pid);
         let (id, raw) = (instance.id.clone(), instance.pid);
         instance.ended = Some((exit, stats));
-=======
-        let (code, signal) = (status.exit_status(), status.terminating_signal());
-        let exit = Exit { code, signal, oom_killed: self.oom.explains(pid, signal, stats.oom_kills) };
->>>>>>> cgroup
         self.retire(running.group);
         if self.lasting && !running.forgotten {
             self.records.ended(Ended {

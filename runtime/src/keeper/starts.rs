@@ -145,7 +145,9 @@ impl Server {
         };
         // What hangs is not waited for each time.
         if since.elapsed() < NAME_PATIENCE {
-            let _ = group.remove(NAME_PATIENCE);
+            for group in [group, &starter] {
+                let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
+            }
         }
         self.removing.retain(|removing| !same(removing) || !matches!(removing.group.try_remove(), Ok(true)));
         if !self.removing.iter().any(same) {
