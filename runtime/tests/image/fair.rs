@@ -121,7 +121,7 @@ async fn a_wait_for_a_zstd_window_ends_with_the_time_of_the_pull() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_goes_on_beside_one_whose_layers_all_stall() {
-    let slow = Slow::start(GZIP, 12, gzip, 100_000).await;
+    let slow = Slow::start(GZIP, 12, gzip, 200_000).await;
     let (options, events) = observed();
     let holder = slow.pull(PullOptions { plain_http: true, ..options });
     slow.until_unpacking(10).await;
