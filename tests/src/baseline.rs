@@ -162,13 +162,14 @@ const IMAGES: [&str; 11] = [
 ];
 
 /// What a state directory is meant to keep: images and what is known of them, what their starts
-/// touched, and an empty formatted disk of each size.
+/// touched, and an empty formatted disk of each cap (bytes and inodes).
 fn is_kept(state: &Path, path: &Path) -> bool {
     let Ok(name) = path.strip_prefix(state) else { return false };
     let image = IMAGES.iter().any(|dir| name.starts_with(dir));
     let name = name.to_string_lossy();
     let disk = name.strip_prefix("disks/ext4-").and_then(|rest| rest.strip_suffix(".img"));
-    image || disk.is_some_and(|size| size.parse::<u64>().is_ok())
+    let numbers = |cap: &str| cap.split('-').all(|number| number.parse::<u64>().is_ok());
+    image || disk.is_some_and(numbers)
 }
 
 /// Everything below a directory, except what is meant to stay and the state directory's own first
@@ -197,7 +198,8 @@ fn temporary(dir: &Path, lines: &mut BTreeSet<String>) {
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let ours = ["skiff", "youki", "libcontainer"].iter().any(|part| name.contains(part));
-        if ours && !name.starts_with("skiff-test") {
+        // What user namespaces' ids are claimed by; empty, and meant to stay.
+        if ours && !name.starts_with("skiff-test") && name != "skiff.ids" {
             lines.insert(format!("file {}", entry.path().display()));
         }
     }
