@@ -39,6 +39,22 @@ pub struct RuntimeOptions {
     pub cgroup: CgroupParent,
 }
 
+impl RuntimeOptions {
+    /// A run that ends with this process, with the keeper that is found beside it, and what else the
+    /// host decides.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            run_dir: run_dir.into(),
+            keeper: None,
+            lasting: None,
+            network: NetworkOptions::default(),
+            cgroup: CgroupParent::default(),
+        }
+    }
+}
+
 /// One run: image store, keeper process, and the containers started through them.
 ///
 /// Dropping it ends the keeper, which kills the containers and cleans up by itself;

@@ -13,8 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use skiff::{
-    CgroupParent, FunctionConfig, Instance, LogLine, LogSink, NetworkOptions, PullOptions, Runtime,
-    RuntimeOptions, Source, platform,
+    FunctionConfig, Instance, LogLine, LogSink, PullOptions, Runtime, RuntimeOptions, Source, platform,
 };
 
 fn path(variable: &str) -> Option<PathBuf> {
@@ -29,15 +28,10 @@ async fn main() -> anyhow::Result<()> {
     let platform = std::env::var("SKIFF_PLATFORM").unwrap_or_else(|_| "fc".to_owned());
     let platform = platform::by_name(&platform).context("SKIFF_PLATFORM must be fc, fc2 or scf")?;
 
-    let runtime = Runtime::open(RuntimeOptions {
-        state_dir: path("SKIFF_STATE_DIR").unwrap_or_else(|| "/var/lib/skiff".into()),
-        run_dir: path("SKIFF_RUN_DIR").unwrap_or_else(|| "/run/skiff".into()),
-        keeper: path("SKIFF_KEEPER"),
-        lasting: None,
-        network: NetworkOptions::default(),
-        cgroup: CgroupParent::Auto,
-    })
-    .await?;
+    let state_dir = path("SKIFF_STATE_DIR").unwrap_or_else(|| "/var/lib/skiff".into());
+    let run_dir = path("SKIFF_RUN_DIR").unwrap_or_else(|| "/run/skiff".into());
+    let options = RuntimeOptions { keeper: path("SKIFF_KEEPER"), ..RuntimeOptions::new(state_dir, run_dir) };
+    let runtime = Runtime::open(options).await?;
     let done = invoke(&runtime, &source, FunctionConfig::new("embedded", platform), event).await;
     runtime.shutdown().await?;
     done

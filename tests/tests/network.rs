@@ -1,5 +1,6 @@
 //! `--network`: what a function reaches and what not, and what is left of it. Everything happens in
 //! network namespaces of the test ([`Topology`]).
+#![allow(clippy::print_stderr, reason = "a skipped part says why")]
 
 use std::process::Command;
 use std::time::Duration;

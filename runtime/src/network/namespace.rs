@@ -227,6 +227,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "says why it skips, and what it measured")]
 mod tests {
     use std::time::{Duration, Instant};
 
