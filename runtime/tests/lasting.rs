@@ -190,10 +190,11 @@ async fn an_end_without_an_owner_is_kept_with_its_last_words() {
         if taken {
             let (exit, out, err) = finish(&container).await;
             assert_eq!((exit.code, out.as_str(), err.as_str()), (Some(9), "last words\n", "of both\n"));
+            let (run, _) = run_of(&runtime);
             drop(container);
             runtime.detach().await;
             // Nothing is kept any more: the keeper ends by itself.
-            gone_by_itself(&runtime).await;
+            gone_by_itself(&runtime, &run).await;
         } else {
             // An owner that dies with it in its hands has not taken it.
             runtime.detach().await;
@@ -202,9 +203,9 @@ async fn an_end_without_an_owner_is_kept_with_its_last_words() {
     }
 }
 
-async fn gone_by_itself(runtime: &Runtime) {
+async fn gone_by_itself(runtime: &Runtime, run: &Path) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while fs::symlink_metadata(runtime.dir()).is_ok() || runtime.dir().exists() {
+    while fs::symlink_metadata(runtime.dir()).is_ok() || run.exists() {
         assert!(tokio::time::Instant::now() < deadline, "a keeper of nothing lives on");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -318,7 +319,7 @@ async fn a_keeper_without_an_owner_ends_when_it_is_asked_to() {
     runtime.detach().await;
     ask();
     wait_until_gone(container.pid()).await;
-    gone_by_itself(&runtime).await;
+    gone_by_itself(&runtime, &run).await;
     assert_gone(&run, &name);
 }
 
