@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -22,6 +23,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_siz
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::Sleep;
 
 use crate::keeper::{Ended, Kept};
 use crate::sys::readable;
@@ -31,6 +33,11 @@ use crate::{Error, Result};
 /// (`pipe(7)`). A container that has written more waits until its owner consumes.
 const MAX_SEEN: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
+/// How long until a pipe that was looked at and is not empty is looked at again. The kernel does not
+/// tell that there is more when a writer fills such a pipe in the middle of a `write` and waits
+/// (`pipe_write` in `fs/pipe.c` wakes readers of a pipe that was empty, others when the write is done).
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// One output stream of a container.
 ///
@@ -48,6 +55,8 @@ pub struct Output {
     /// Ready when the container has ended; none after that.
     ended: Option<End>,
     over: bool,
+    /// When to look again although nothing was told.
+    again: Option<Again>,
     _kept: Arc<Kept>,
 }
 
@@ -79,6 +88,7 @@ impl Output {
             seen: Vec::new(),
             ended: Some(Box::pin(ended)),
             over: false,
+            again: None,
             _kept: Arc::clone(kept),
         })
     }
@@ -136,11 +146,27 @@ impl Output {
             let full = see(self.pipe.get_ref(), self.copy.as_ref(), &mut self.seen)?;
             self.over = ended && !full;
             if self.seen.len() > more_than || full || ended {
+                self.again = None;
                 return Poll::Ready(Ok(()));
             }
-            ready!(readiness)?.clear_ready();
+            match readiness {
+                Poll::Ready(guard) => guard?.clear_ready(),
+                // A pipe that is empty tells of all that is written.
+                Poll::Pending if self.copy.is_none() || self.seen.is_empty() => return Poll::Pending,
+                Poll::Pending => {
+                    let (pause, sleep) = self.again.get_or_insert_with(|| after(FIRST_PAUSE));
+                    ready!(sleep.as_mut().poll(cx));
+                    self.again = Some(after((*pause * 2).min(LAST_PAUSE)));
+                }
+            }
         }
     }
+}
+
+type Again = (Duration, Pin<Box<Sleep>>);
+
+fn after(pause: Duration) -> Again {
+    (pause, Box::pin(tokio::time::sleep(pause)))
 }
 
 type End = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
