@@ -77,8 +77,9 @@ pub struct Stats {
     pub forks_refused: u64,
 }
 
-/// How long freezing may take: it is a matter of microseconds, unless a process waits for a device.
-const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long freezing may take: it is a matter of microseconds, unless a process waits for a device
+/// or gets no CPU on a host that has too much to do.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a container is made of.
 pub(crate) struct Parts {
@@ -276,7 +277,7 @@ impl Container {
     ///
     /// # Errors
     /// `InvalidArgument` when it has ended or is being stopped; `Host` when a process was not frozen
-    /// within a second, because it waits for a device or filesystem that does not answer: all are
+    /// within five seconds, because it waits for a device or filesystem that does not answer: all are
     /// thawed again then.
     pub async fn freeze(&self) -> Result<()> {
         self.check_lives("frozen")?;
