@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long to wait between looks at whether all is frozen: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
 impl Group {
     /// Freezes every process of the group, and waits until all are, for at most `patience`. When
