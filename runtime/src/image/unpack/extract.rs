@@ -9,6 +9,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::beside::{self, Filler};
 use super::broken;
 use super::entries::{Entries, Entry, Kind, invalid};
 use super::implied;
@@ -43,10 +44,13 @@ pub(super) fn extract(
     let beside = recipe.as_mut().and_then(Recipe::take_beside);
     let mut entries = Entries::new(Tap::new(archive, recipe));
     let mut extractor = Extractor::new(root, flow)?;
-    while let Some(entry) = entries.next()? {
-        flow.entry()?;
-        extractor.entry(&entry, &mut entries)?;
-    }
+    beside::with(|files| {
+        while let Some(entry) = entries.next()? {
+            flow.entry()?;
+            extractor.entry(&entry, &mut entries, &files)?;
+        }
+        Ok(())
+    })?;
     // What follows the archive's end belongs to its digest as well.
     std::io::copy(entries.reader(), &mut std::io::sink()).map_err(|e| broken(e, "archive in a layer"))?;
     let replaced = extractor.root.replaced();
@@ -81,7 +85,7 @@ impl<'a> Extractor<'a> {
         })
     }
 
-    fn entry<R: Read>(&mut self, entry: &Entry, entries: &mut Entries<Tap<R>>) -> Result<()> {
+    fn entry<R: Read>(&mut self, entry: &Entry, entries: &mut Entries<Tap<R>>, files: &Filler) -> Result<()> {
         let path = path::clean(&entry.path)?;
         match whiteout::parse(&path)? {
             Whiteout::No => {}
@@ -104,7 +108,7 @@ impl<'a> Extractor<'a> {
         match entry.kind {
             Kind::Directory => self.directory(entry, &place),
             Kind::HardLink => self.hard_link(entry, &place),
-            Kind::Regular => self.regular(entry, &place, entries),
+            Kind::Regular => self.regular(entry, &place, entries, files),
             Kind::Symlink => self.symlink(entry, &place),
             Kind::CharDevice => self.node(entry, &place, FileType::CharacterDevice),
             Kind::BlockDevice => self.node(entry, &place, FileType::BlockDevice),
@@ -189,11 +193,19 @@ impl<'a> Extractor<'a> {
         entry: &Entry,
         place: &Place<'_>,
         entries: &mut Entries<Tap<R>>,
+        files: &Filler,
     ) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (mode, mode_is_right) = self.process.file_mode(entry);
         let fd = self.make("create", place, || rustix::fs::openat(&place.dir.fd, place.name, flags, mode))?;
         let mut file = std::fs::File::from(fd);
+        let is_small = entry.sparse.is_none() && entry.size <= beside::MAX_BYTES;
+        if is_small && self.process.is_complete(entry, place, mode_is_right) {
+            entries.reader().content(place.path, 0, entry.size)?;
+            files.fill(file, entry.size, entry.mtime, place.path, entries.data())?;
+            entries.reader().raw();
+            return Ok(());
+        }
         match &entry.sparse {
             None => self.run(0, entry.size, entries, &mut file, place)?,
             Some(sparse) => self.sparse(sparse, entries, &mut file, place)?,

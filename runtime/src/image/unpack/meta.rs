@@ -103,7 +103,7 @@ impl Process {
         if mode_is_right && !has_access_acl(entry) { Ok(()) } else { chmod(fd, entry, place) }
     }
 
-    /// Whether a new directory needs nothing more than to be there.
+    /// Whether a new directory or file needs nothing more than to be there, and its bytes and time.
     pub(super) fn is_complete(self, entry: &Entry, place: &Place<'_>, mode_is_right: bool) -> bool {
         mode_is_right && entry.xattrs.is_empty() && self.gives_owner(entry, place)
     }

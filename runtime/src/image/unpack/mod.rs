@@ -7,6 +7,7 @@
 //! Nothing is held but a few buffers. The bytes are verified when they have all come, so the caller
 //! must throw the directory away on any error.
 
+mod beside;
 mod compare;
 mod copy;
 mod decompress;
