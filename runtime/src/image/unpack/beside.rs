@@ -148,7 +148,7 @@ mod tests {
             Ok(())
         })
         .expect_err("a file that is open for reading only");
-        assert!(error.to_string().contains("write file-7 while"), "{error}");
+        assert!(error.to_string().contains("write \"file-7\" while"), "{error}");
         assert!(handed < 7 + 2 * BUFFERS, "went on to {handed}");
     }
 
