@@ -233,23 +233,13 @@ async fn a_container_that_has_ended_or_is_frozen_is_told() {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error:?}");
     assert!(error.to_string().contains(container.id()), "{error}");
     let container = sleeper(&bench, |_| {}).await;
-    let run = bench.runtime.dir().file_name().expect("name").to_str().expect("utf-8").to_owned();
-    let (file, stop, go) = freezer(&run, container.id());
-    fs::write(&file, stop).expect("freeze");
+    container.freeze().await.expect("freezes");
     let error = start(&container, script("true")).await.expect_err("frozen");
-    fs::write(&file, go).expect("thaw");
+    container.thaw().expect("thaws");
     assert!(error.to_string().contains("frozen") && error.advice().is_some(), "{error:?}");
     assert_eq!(self::run(&container, script("exit 3")).await.0.code, Some(3));
     drop(container);
     bench.end().await;
-}
-
-fn freezer(run: &str, id: &str) -> (std::path::PathBuf, &'static str, &'static str) {
-    let v1 = Path::new("/sys/fs/cgroup/freezer/skiff").join(run).join(id).join("freezer.state");
-    if v1.exists() {
-        return (v1, "FROZEN", "THAWED");
-    }
-    (Path::new("/sys/fs/cgroup/skiff").join(run).join(id).join("cgroup.freeze"), "1", "0")
 }
 
 #[tokio::test]

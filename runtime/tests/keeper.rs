@@ -136,7 +136,7 @@ async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench, ice
     let before = children(keeper);
     let signal =
         |signal| kill_process(Pid::from_raw(keeper.cast_signed()).expect("a pid"), signal).expect("sent");
-    let spec = ContainerSpec { deadline: Duration::from_secs(2), ..shell("sleep 1000") };
+    let spec = ContainerSpec { deadline: Duration::from_secs(6), ..shell("sleep 1000") };
     let disks = || {
         let fds = fs::read_dir("/proc/self/fd").expect("fds").flatten();
         fds.filter_map(|fd| fs::read_link(fd.path()).ok())
@@ -187,7 +187,13 @@ struct Inventory {
     groups: usize,
 }
 
-fn inventory(keeper: u32, run: &str) -> Inventory {
+/// Mounts that the keeper has below `dir`; others come and go with other tests.
+fn mounts_below(keeper: u32, dir: &Path) -> usize {
+    let mounts = fs::read_to_string(format!("/proc/{keeper}/mountinfo")).expect("mounts");
+    mounts.lines().filter(|line| line.contains(dir.to_str().expect("utf-8"))).count()
+}
+
+fn inventory(keeper: u32, dir: &Path, run: &str) -> Inventory {
     let count = |path: String| fs::read_dir(path).expect("there").count();
     let groups = fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten();
     let groups = groups.filter_map(|h| fs::read_dir(h.path().join("skiff").join(run)).ok());
@@ -196,7 +202,7 @@ fn inventory(keeper: u32, run: &str) -> Inventory {
         keeper_fds: count(format!("/proc/{keeper}/fd")),
         keeper_threads: count(format!("/proc/{keeper}/task")),
         keeper_children: children(keeper),
-        mounts: fs::read_to_string(format!("/proc/{keeper}/mountinfo")).expect("mounts").lines().count(),
+        mounts: mounts_below(keeper, dir),
         groups: groups.map(|dir| dir.flatten().filter(|e| e.path().is_dir()).count()).sum(),
     }
 }
@@ -225,7 +231,7 @@ async fn a_thousand_failed_starts_leave_nothing() {
         fail(number).await;
     }
     until("the first left children", || children(keeper).is_empty()).await;
-    let before = inventory(keeper, &run);
+    let before = inventory(keeper, bench.dir.path(), &run);
     for batch in 0..125 {
         let fails: Vec<_> = (0..8).map(|number| tokio::spawn(fail(batch * 8 + number))).collect();
         for fail in fails {
@@ -233,8 +239,8 @@ async fn a_thousand_failed_starts_leave_nothing() {
         }
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    while inventory(keeper, &run) != before {
-        let now = inventory(keeper, &run);
+    while inventory(keeper, bench.dir.path(), &run) != before {
+        let now = inventory(keeper, bench.dir.path(), &run);
         assert!(tokio::time::Instant::now() < deadline, "before: {before:?}, now: {now:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

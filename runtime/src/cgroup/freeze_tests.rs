@@ -115,9 +115,13 @@ impl Drop for Real {
 #[test]
 fn the_frozen_get_no_cpu_until_they_are_thawed() {
     let mut real = Real::new("freeze");
-    real.run("while :; do :; done");
-    real.run("while :; do :; done");
-    real.wait_for("work", |_| real.ticks() > 2);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let joined = ["a", "b"].map(|name| dir.path().join(name));
+    for file in &joined {
+        real.run(&format!(": > {}; while :; do :; done", file.display()));
+    }
+    // One that joins later would bring the time with it that it has had.
+    real.wait_for("work", |_| joined.iter().all(|file| file.exists()) && real.ticks() > 2);
     real.0.freeze(Duration::from_secs(5)).expect("frozen");
     real.0.freeze(Duration::from_secs(5)).expect("frozen still");
     let before = real.ticks();
@@ -135,6 +139,8 @@ fn the_frozen_are_killed() {
     real.wait_for("a process", |group| !group.processes().is_empty());
     real.0.freeze(Duration::from_secs(5)).expect("frozen");
     // By the group above, as a run is killed.
-    assert_eq!(real.run_group().kill_once(), 1);
+    let seen = real.run_group().kill_once();
+    // Version 2 kills all at once, before they are counted.
+    assert!(seen <= 1, "{seen}");
     real.wait_for("its end", |group| group.processes().is_empty());
 }

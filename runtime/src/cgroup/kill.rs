@@ -20,7 +20,8 @@ const QUICK_ROUNDS: usize = 2;
 
 impl Group {
     /// Sends SIGKILL to every process of the group and of the groups below it; tells how many
-    /// there were. Frozen ones die too.
+    /// were seen: at most those of version 2 that are still dying, as it kills all at once. Frozen ones
+    /// die too.
     pub(crate) fn kill_once(&self) -> usize {
         let mut seen = HashSet::new();
         for dir in self.dirs() {

@@ -216,7 +216,8 @@ pub(crate) fn kill(pid: u32) {
 pub(crate) async fn wait_until_gone(pid: u32) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while Path::new(&format!("/proc/{pid}")).exists() {
-        assert!(tokio::time::Instant::now() < deadline, "process {pid} lives on");
+        let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(tokio::time::Instant::now() < deadline, "process {pid} lives on: {}", stat());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
