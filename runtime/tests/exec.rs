@@ -372,3 +372,23 @@ async fn instances_are_found_by_name_and_beginning() {
     drop(containers);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn every_process_is_under_the_apparmor_profile_where_the_host_has_it() {
+    if !fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|on| on.starts_with('Y')) {
+        eprintln!("skipped: AppArmor is not on");
+        return;
+    }
+    let bench = Bench::new().await;
+    for user in ["0", "1000:1000"] {
+        let container = sleeper(&bench, |spec| spec.user = Some(user.into())).await;
+        let init = fs::read_to_string(format!("/proc/{}/attr/current", container.pid())).expect("a label");
+        assert!(init.starts_with("skiff-default-") && init.contains("(enforce)"), "{user}: {init}");
+        let text = "cat /proc/self/attr/current; echo x > /proc/sys/kernel/hostname";
+        let (_, own, refused) = self::run(&container, script(text)).await;
+        assert_eq!(own.trim_end(), init.trim_end(), "{user}");
+        assert!(!refused.is_empty(), "{user}: a setting of the kernel was written");
+        drop(container);
+    }
+    bench.end().await;
+}

@@ -8,7 +8,7 @@ use std::path::Path;
 use caps::{CapSet, CapsHashSet};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat2};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use super::facts::Facts;
@@ -16,14 +16,11 @@ use super::target::has_ended;
 use super::{FromHelper, Request, TerminalSize};
 use crate::keeper::protocol::send;
 use crate::rootfs::path::Root;
-use crate::sandbox::{CommandExecutor, DEFAULT_PATH, User, resolve_user};
+use crate::sandbox::{CommandExecutor, DEFAULT_PATH, User, apparmor, resolve_user};
 use crate::sys::{close_on_exec, pty};
 use crate::{Error, ErrorKind, Result};
 
-const PROC_SUPER_MAGIC: i64 = 0x9FA0;
 const DEVPTS_SUPER_MAGIC: i64 = 0x1CD1;
-/// Where to ask for an AppArmor profile: since Linux 5.8, and before.
-const PROFILE_FILES: [&str; 2] = ["thread-self/attr/apparmor/exec", "thread-self/attr/exec"];
 
 pub(super) struct Job {
     pub(super) request: Request,
@@ -63,7 +60,7 @@ fn prepare(socket: &OwnedFd, job: &Job, report: OwnedFd) -> Result<CommandExecut
         enter_userns(job)?;
     }
     if let Some(profile) = &facts.profile {
-        set_profile(&proc, profile)?;
+        apparmor::take_on(&proc, profile)?;
     }
     // Nothing that leads to a directory of the host is open from here on (CVE-2024-21626).
     drop(proc);
@@ -74,7 +71,8 @@ fn prepare(socket: &OwnedFd, job: &Job, report: OwnedFd) -> Result<CommandExecut
     // Changing credentials has loosened it.
     tie_to(&job.helper)?;
     close_on_exec().map_err(|e| Error::host("cannot close descriptors", e))?;
-    CommandExecutor::new("command", &request.argv, &environment(request, facts, &user), report)
+    let env = environment(request, facts, &user);
+    CommandExecutor::new("command", &request.argv, &env, None, report)
 }
 
 /// Has this process killed with its helper.
@@ -127,24 +125,6 @@ fn enter_userns(job: &Job) -> Result<()> {
         .and_then(|()| setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)))
         .and_then(|()| setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)))
         .map_err(|e| Error::host("cannot enter the user namespace of the container", e))
-}
-
-/// Asks for a profile from the next `execve` on, in a file that is surely procfs's (CVE-2025-52881).
-fn set_profile(proc: &OwnedFd, profile: &str) -> Result<()> {
-    let mut last = rustix::io::Errno::NOENT;
-    for name in PROFILE_FILES {
-        let asked = openat(proc, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).and_then(|file| {
-            if fstatfs(&file)?.f_type != PROC_SUPER_MAGIC {
-                return Err(rustix::io::Errno::XDEV);
-            }
-            rustix::io::write(&file, format!("exec {profile}").as_bytes())
-        });
-        match asked {
-            Ok(_) => return Ok(()),
-            Err(e) => last = e,
-        }
-    }
-    Err(Error::host(format!("cannot take on the AppArmor profile {profile}"), last))
 }
 
 /// The bounding set first: changing it takes a capability.

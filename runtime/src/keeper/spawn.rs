@@ -106,7 +106,6 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         cgroup: inputs.group.spec_path(),
         cgroup_v1: cgroup_v1.as_deref(),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
-        profile: request.profile.as_deref(),
         userns: userns.as_ref().zip(sysfs.as_deref()).map(|(u, sysfs)| Userns { path: u.path(), sysfs }),
     })
     .and_then(|spec| spec.save(bundle.join("config.json")))
@@ -115,7 +114,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
 
     let (exec_failed, report) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e))?;
-    let executor = CommandExecutor::new("start command", &request.argv, &env, report)?;
+    let executor =
+        CommandExecutor::new("start command", &request.argv, &env, request.profile.as_deref(), report)?;
     let create = Instant::now();
     let mut container = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_executor(executor)

@@ -3,11 +3,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags, fstatfs, openat};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, ErrorKind, Result};
@@ -16,6 +17,9 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// The profiles that are loaded, one in a line; for root.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+/// A thread's own profile: since Linux 5.8, and before.
+const OWN: [&str; 2] = ["thread-self/attr/apparmor/current", "thread-self/attr/current"];
+const PROC_SUPER_MAGIC: i64 = 0x9FA0;
 /// What loads them.
 pub(crate) const PARSER: &str = "apparmor_parser";
 const SYSTEM_DIRS: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
@@ -77,6 +81,30 @@ fn load(name: &str) -> Result<()> {
     }
     let message = format!("{PARSER} does not load the profile: {}", said.trim().escape_debug());
     Err(Error::new(ErrorKind::Host, message).advise(advice))
+}
+
+/// Puts the calling thread under a profile at once. Not from its next `execve` on, as is usual: a
+/// change of profile in an `execve` makes the kernel forget the signal for the parent's death, and the
+/// container would outlive its keeper. `proc` is a procfs, which what is opened in it surely is
+/// (CVE-2025-52881).
+///
+/// # Errors
+/// `Host`.
+pub(crate) fn take_on(proc: &OwnedFd, profile: &str) -> Result<()> {
+    let mut last = rustix::io::Errno::NOENT;
+    for name in OWN {
+        let changed = openat(proc, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).and_then(|file| {
+            if fstatfs(&file)?.f_type != PROC_SUPER_MAGIC {
+                return Err(rustix::io::Errno::XDEV);
+            }
+            rustix::io::write(&file, format!("changeprofile {profile}").as_bytes())
+        });
+        match changed {
+            Ok(_) => return Ok(()),
+            Err(e) => last = e,
+        }
+    }
+    Err(Error::host(format!("cannot take on the AppArmor profile {profile}"), last))
 }
 
 /// The profile in memory, as a file that is read from its beginning.

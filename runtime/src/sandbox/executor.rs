@@ -11,8 +11,10 @@ use std::sync::Arc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use super::apparmor;
 use super::seccomp::FILTER;
 use crate::keeper::protocol::Failure;
 use crate::sys::{load_seccomp_filter, reset_signals};
@@ -30,11 +32,14 @@ struct Inner {
     argv: Vec<CString>,
     env: Vec<CString>,
     search_path: String,
+    /// The AppArmor profile to take on.
+    profile: Option<String>,
     report: OwnedFd,
 }
 
 impl CommandExecutor {
-    /// `env` is the whole environment; `report` is closed by a successful execution and carries a
+    /// `env` is the whole environment; `profile` is one of AppArmor's, which is loaded, unless it has been
+    /// taken on already; `report` is closed by a successful execution and carries a
     /// [`Failure`] else.
     ///
     /// # Errors
@@ -43,6 +48,7 @@ impl CommandExecutor {
         noun: &'static str,
         argv: &[String],
         env: &[(String, String)],
+        profile: Option<&str>,
         report: OwnedFd,
     ) -> Result<Self> {
         let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
@@ -51,7 +57,16 @@ impl CommandExecutor {
             .iter()
             .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
             .collect::<Result<_>>()?;
-        Ok(Self { inner: Arc::new(Inner { noun, argv, env, search_path, report }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                noun,
+                argv,
+                env,
+                search_path,
+                profile: profile.map(str::to_owned),
+                report,
+            }),
+        })
     }
 }
 
@@ -126,6 +141,12 @@ impl Inner {
     }
 
     fn prepare(&self) -> Result<()> {
+        if let Some(profile) = &self.profile {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let proc = rustix::fs::open("/proc", flags, Mode::empty())
+                .map_err(|e| Error::host("cannot open /proc of the container", e))?;
+            apparmor::take_on(&proc, profile)?;
+        }
         // Changing credentials cleared it: a container never outlives its keeper.
         set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(|e| Error::host("cannot tie the container to its keeper", e))?;

@@ -85,8 +85,6 @@ pub(crate) struct SpecInput<'a> {
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
     pub(crate) network_namespace: PathBuf,
-    /// Its AppArmor profile, which is loaded.
-    pub(crate) profile: Option<&'a str>,
     /// Where it has a user namespace.
     pub(crate) userns: Option<Userns<'a>>,
 }
@@ -142,9 +140,6 @@ fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
         .no_new_privileges(true)
         .capabilities(capabilities(input.user)?);
     process = process.rlimits(rlimits(input)?);
-    if let Some(profile) = input.profile {
-        process = process.apparmor_profile(profile);
-    }
     process.build()
 }
 
@@ -330,7 +325,6 @@ mod tests {
             cgroup: PathBuf::from("/skiff/run/c"),
             cgroup_v1: v1.then_some(Path::new("/cgroup")),
             network_namespace: PathBuf::from("/proc/self/fd/3"),
-            profile: None,
             userns: None,
         };
         resources(&input).expect("valid")
