@@ -1,5 +1,6 @@
 //! Other processes in running containers: what they are, what they may do, and what is left of the
 //! host's in them. Needs root, and `busybox` from Debian's package `busybox-static`.
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

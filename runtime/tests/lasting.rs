@@ -269,7 +269,10 @@ async fn no_line_is_lost_over_owners_that_are_killed() {
         let text = fs::read_to_string(dir.path().join("seen").with_extension(extension)).expect("lines");
         let mut last = 0;
         for line in text.lines() {
-            let number: usize = line.strip_prefix(letter).and_then(|n| n.parse().ok()).expect(line);
+            // An owner that was killed in the middle of a write may have left the beginning of a line, which
+            // the next one writes again with all that was not consumed.
+            let number = line.rsplit(letter).next().expect("one part");
+            let number: usize = number.parse().expect(line);
             assert!(number <= last + 1, "{letter}{} to {letter}{number} are lost", last + 1);
             last = last.max(number);
         }

@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::hash::BuildHasher as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::entries::{Entry, Kind};
+use super::implied;
 use super::meta::{self, through_proc};
 use super::path::{self, Place, Root, file_type, show};
 use super::reading;
@@ -36,6 +37,8 @@ pub(super) struct Comparison {
     /// Directories that are not as an entry says, by their inodes. A later entry may name them by
     /// another path through a link, and is what counts.
     doubtful: HashMap<u64, (u64, Difference)>,
+    /// Directories that hide those of lower layers because of an entry, by their inodes.
+    opaque: HashSet<u64>,
 }
 
 impl Comparison {
@@ -46,6 +49,7 @@ impl Comparison {
             keys: RandomState::new(),
             last_parent: None,
             doubtful: HashMap::new(),
+            opaque: HashSet::new(),
         }
     }
 
@@ -103,6 +107,7 @@ impl Comparison {
         let Some(place) = self.root.find(&inside)? else {
             return Ok(None);
         };
+        self.opaque.insert(place.dir.inode);
         let here = Place { dir: place.dir, name: OsStr::new("."), path: dir };
         Ok(not_opaque(&here))
     }
@@ -114,7 +119,10 @@ impl Comparison {
         };
         Ok(match place.stat()? {
             None => Some("its whiteout is missing".to_owned()),
-            Some(stat) if file_type(&stat) == FileType::Directory => not_opaque(&place),
+            Some(stat) if file_type(&stat) == FileType::Directory => {
+                self.opaque.insert(stat.st_ino);
+                not_opaque(&place)
+            }
             Some(_) => None,
         })
     }
@@ -195,7 +203,22 @@ impl Comparison {
         Ok(Some(format!("it is not the same file as {}", show(&entry.link))))
     }
 
-    /// A name that no entry put there.
+    /// What makes a directory hide lower layers without an entry, or is on one that no entry describes.
+    fn foreign_mark(&self, dir: &OwnedFd, inode: u64) -> rustix::io::Result<Option<String>> {
+        let path = format!("/proc/self/fd/{}/.", dir.as_raw_fd());
+        let names = names_of(Path::new(&path))?;
+        let implied = names.iter().any(|name| name == implied::MARK.as_bytes());
+        Ok(names.into_iter().find_map(|name| match name.as_slice() {
+            name if name == OPAQUE_XATTR.as_bytes() => (!self.opaque.contains(&inode))
+                .then(|| "it hides the layers below, and no entry of this layer says so".to_owned()),
+            name if implied && is_own(name) && name != implied::MARK.as_bytes() => {
+                Some(foreign_attribute(name))
+            }
+            _ => None,
+        }))
+    }
+
+    /// A name that no entry put there, or an attribute of a directory.
     pub(super) fn foreign(&mut self) -> Result<Option<Difference>> {
         let mut todo = vec![PathBuf::new()];
         while let Some(dir) = todo.pop() {
@@ -204,6 +227,9 @@ impl Comparison {
             };
             let handle = self.root.resolve(&dir).map_err(failed)?;
             let inode = rustix::fs::fstat(&handle).map_err(failed)?.st_ino;
+            if let Some(what) = self.foreign_mark(&handle, inode).map_err(failed)? {
+                return Ok(Some(Difference { path: dir, what }));
+            }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let listed = rustix::fs::openat(&handle, ".", flags, Mode::empty()).map_err(failed)?;
             for file in Dir::new(listed).map_err(failed)? {
@@ -273,25 +299,53 @@ fn status(entry: &Entry, stat: &Stat) -> Option<String> {
     None
 }
 
-/// Attributes that the entry has and the file has not.
+/// Attributes that the entry has and the file has not, or the other way round.
 fn attributes(entry: &Entry, place: &Place<'_>) -> Option<String> {
-    if entry.xattrs.is_empty() {
-        return None;
-    }
     let path = through_proc(place);
-    let mut found = vec![0u8; limits::MAX_XATTR_BYTES as usize];
-    for (name, value) in meta::kept(entry) {
-        let wanted = reading::of(entry, &name, value);
-        match rustix::fs::lgetxattr(&path, OsStr::from_bytes(&name), &mut found[..]) {
-            Ok(length) if wanted.as_deref() == Some(&found[..length]) => {}
-            Err(Errno::NODATA) if wanted.is_none() => {}
-            // As while unpacking: this filesystem, or this kind of file, has none of these.
-            Err(Errno::OPNOTSUPP) => {}
-            Err(Errno::NODATA | Errno::PERM) if name.starts_with(b"user.") && is_special(entry) => {}
-            _ => return Some(format!("its extended attribute {} is missing or another", show(&name))),
+    if !entry.xattrs.is_empty() {
+        let mut found = vec![0u8; limits::MAX_XATTR_BYTES as usize];
+        for (name, value) in meta::kept(entry) {
+            let wanted = reading::of(entry, &name, value);
+            match rustix::fs::lgetxattr(&path, OsStr::from_bytes(&name), &mut found[..]) {
+                Ok(length) if wanted.as_deref() == Some(&found[..length]) => {}
+                Err(Errno::NODATA) if wanted.is_none() => {}
+                // As while unpacking: this filesystem, or this kind of file, has none of these.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(Errno::NODATA | Errno::PERM) if name.starts_with(b"user.") && is_special(entry) => {}
+                _ => return Some(format!("its extended attribute {} is missing or another", show(&name))),
+            }
         }
     }
-    None
+    // What cannot be listed has been looked at above as far as the entry goes.
+    let names = names_of(&path).unwrap_or_default();
+    let foreign = |name: &Vec<u8>| is_own(name) && !meta::kept(entry).any(|(kept, _)| *kept == **name);
+    names.iter().find(|name| !is_mark(name) && foreign(name)).map(|name| foreign_attribute(name))
+}
+
+fn foreign_attribute(name: &[u8]) -> String {
+    format!("its extended attribute {} is not of this layer", show(name))
+}
+
+/// Whether only an unpacked layer can have put it there: those of the host's security modules are not
+/// kept from archives either.
+fn is_own(name: &[u8]) -> bool {
+    !name.starts_with(b"security.") || name == b"security.capability"
+}
+
+/// What the extractor itself puts on directories, which is looked at with them.
+fn is_mark(name: &[u8]) -> bool {
+    name == OPAQUE_XATTR.as_bytes() || name == implied::MARK.as_bytes()
+}
+
+/// The names of a file's extended attributes.
+fn names_of(path: &Path) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let length = match rustix::fs::llistxattr_query(path) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        length => length?,
+    };
+    let mut names = vec![0; length];
+    let length = rustix::fs::llistxattr(path, &mut names[..])?;
+    Ok(names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
 fn is_special(entry: &Entry) -> bool {

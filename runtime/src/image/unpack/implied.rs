@@ -31,7 +31,7 @@ use crate::{Error, ErrorKind, Result};
 /// The file's name, beside `fs` in the layer's directory.
 pub(crate) const NAME: &str = "implied";
 /// Marks a directory while it is implied.
-const MARK: &str = "trusted.overlay.skiff.implied";
+pub(super) const MARK: &str = "trusted.overlay.skiff.implied";
 /// Lower layers say what it is.
 const INHERITS: &[u8] = b"y";
 /// The layer removed those below, so it is what every new directory is.

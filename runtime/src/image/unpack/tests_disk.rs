@@ -280,7 +280,7 @@ type Damage = (&'static str, &'static str, &'static str);
 
 #[test]
 fn damage_is_named() {
-    let cases: [Damage; 17] = [
+    let cases: [Damage; 22] = [
         ("printf Hello > fs/d/f; touch -d @1000000000 fs/d/f", "", "hash"),
         ("printf hell > fs/d/f", "d/f", "4 bytes, not 5"),
         ("chmod 600 fs/d/f; true", "d/f", "mode is 0600, not 0644"),
@@ -306,6 +306,27 @@ fn damage_is_named() {
         ("mkdir -p fs/implied/new/deep", "implied/new", "not of this layer"),
         ("rm -r fs/implied", "implied/f", "missing"),
         ("chmod 700 fs; true", "", "mode is 0700, not 0711"),
+        (
+            "python3 -c \"import os; os.setxattr('fs/d/f','security.capability',bytes([1,0,0,2])+bytes(16))\"",
+            "d/f",
+            "\"security.capability\" is not of this layer",
+        ),
+        (
+            "python3 -c \"import os; os.setxattr('fs/d','user.b',b'')\"",
+            "d",
+            "\"user.b\" is not of this layer",
+        ),
+        (
+            "python3 -c \"import os; os.setxattr('fs/d/l','trusted.b',b'c',follow_symlinks=False)\"",
+            "d/l",
+            "\"trusted.b\" is not of this layer",
+        ),
+        ("python3 -c \"import os; os.setxattr('fs/d','trusted.overlay.opaque',b'y')\"", "d", "no entry"),
+        (
+            "python3 -c \"import os; os.setxattr('fs/implied','trusted.c',b'c')\"",
+            "implied",
+            "\"trusted.c\" is not of this layer",
+        ),
     ];
     for (damage, path, what) in cases {
         let archive = Tar::default()
