@@ -224,3 +224,48 @@ async fn a_broken_list_is_an_error() {
     }
     assert!(Path::new("/etc").exists());
 }
+
+#[tokio::test]
+async fn a_damaged_one_is_found_and_made_again() {
+    let place = Place::new();
+    let layers = [layer(&[TMP]), layer(&[file("tmp/x"), file("opt/y")])];
+    let source = source(&place, "layout", &layers);
+    let verify = |repair| {
+        let mut options = skiff_runtime::image::VerifyOptions::default();
+        options.repair = repair;
+        place.store.verify(&options).unwrap()
+    };
+    for (damage, what) in [
+        ("chmod 700 tmp", "tmp: its mode"),
+        ("chown 5 tmp", "tmp: its mode, owner"),
+        ("touch tmp", "time"),
+        (
+            "python3 -c \"import os; os.setxattr('tmp','trusted.overlay.opaque',b'y')\"",
+            "trusted.overlay.opaque",
+        ),
+        ("python3 -c \"import os; os.setxattr('.','user.a',b'y')\"", "user.a"),
+        ("mkdir etc; touch -d @0 .", "etc"),
+        ("rmdir tmp", "time"),
+        ("rmdir tmp; ln -s /etc tmp", "time"),
+    ] {
+        let image = place.pull(&source).await.unwrap();
+        let fix = fix(&image).unwrap();
+        assert!(verify(false).is_sound(), "before {damage}");
+        let status = Command::new("sh").args(["-euc", damage]).current_dir(&fix).status().unwrap();
+        assert!(status.success(), "{damage}");
+        // In use: found, and not removed.
+        let found = verify(true).damages;
+        assert_eq!(found.len(), 1, "{damage}: {found:?}");
+        assert!(
+            found[0].part.starts_with("fix-up layer sha256:") && !found[0].removed,
+            "{damage}: {found:?}"
+        );
+        assert!(found[0].what.contains(what) || damage.starts_with("mkdir"), "{damage}: {found:?}");
+        drop(image);
+        assert!(verify(true).damages[0].removed, "{damage}");
+        assert!(!fix.exists() && verify(false).is_sound(), "{damage}");
+        place.nothing_half_made();
+    }
+    let image = place.pull(&source).await.unwrap();
+    assert_eq!(seen(&place, &image, "tmp"), "1777 0 1000");
+}

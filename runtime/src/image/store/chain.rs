@@ -28,9 +28,9 @@ use crate::{Error, Result};
 /// The fix-up layers' directory.
 pub(super) const DIRECTORY: &str = "chains";
 /// The boot that made one, beside its root.
-const BOOT: &str = "boot";
+pub(super) const BOOT: &str = "boot";
 /// Waiting for another process that makes the same.
-const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 
 /// The name of the fix-up layer of some layers, lowest first.
 pub(super) fn chain_id<S: AsRef<str>>(diff_ids: &[S]) -> Digest {
@@ -100,7 +100,7 @@ fn may_need(layers: &[PathBuf]) -> Result<bool> {
     Ok(false)
 }
 
-fn make(ingest: &Ingest, layers: &[PathBuf]) -> Result<()> {
+pub(super) fn make(ingest: &Ingest, layers: &[PathBuf]) -> Result<()> {
     let stack = Stack::open(layers)?;
     let mut fix = Fix { root: ingest.prepare()?, needed: false };
     fix.add(&stack, Path::new(""))?;
@@ -194,7 +194,7 @@ fn failed(path: &Path, error: Errno) -> Error {
     Error::host(format!("open the directory {path:?} of a layer"), error)
 }
 
-fn open_below(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_below(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     loop {

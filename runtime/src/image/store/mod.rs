@@ -17,6 +17,7 @@
 
 mod catalog;
 mod chain;
+mod chain_check;
 mod gc;
 mod ingest;
 mod layer;

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::catalog::unique;
+use super::chain::chain_id;
 use super::lease::Parts;
-use super::{Store, gc, remove};
+use super::{Store, chain, gc, remove};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::unpack::{RECIPE, Rehash, verify_layer};
 use crate::image::{config, limits};
@@ -44,7 +45,7 @@ impl std::fmt::Debug for VerifyOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// `layer sha256:…` or `document sha256:…`.
+    /// `layer sha256:…`, `document sha256:…` or `fix-up layer sha256:…`.
     pub part: String,
     /// What is wrong.
     pub what: String,
@@ -121,6 +122,29 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Of an image whose layers have been looked at. Made from damaged ones it would be as they are.
+    fn fix_up(&mut self, diff_ids: &[String]) -> Result<()> {
+        let is_damaged = |id: &String| {
+            let part = format!("layer {id}");
+            self.report.damages.iter().any(|damage| damage.part == part)
+        };
+        let parsed: Option<Vec<Digest>> = diff_ids.iter().map(|id| id.parse().ok()).collect();
+        let Some(parsed) = parsed
+            .filter(|all| !diff_ids.iter().any(is_damaged) && all.iter().all(|id| self.store.has_layer(id)))
+        else {
+            return Ok(());
+        };
+        let what = match self.store.check_chain(&parsed) {
+            Err(e) if is_damage(&e) => Some(e.chain()),
+            checked => checked?,
+        };
+        let part = format!("fix-up layer {}", chain_id(diff_ids));
+        if let Some(what) = what.filter(|_| self.report.damages.iter().all(|damage| damage.part != part)) {
+            self.report.damages.push(Damage { part, what, removed: false });
+        }
+        Ok(())
+    }
+
     fn tell(&self, part: &str) {
         if let Some(observer) = self.observer {
             observer(part, self.report.documents + self.report.layers, self.all);
@@ -154,6 +178,7 @@ impl Store {
                     look.layer(diff_id)?;
                 }
             }
+            look.fix_up(&parts.diff_ids)?;
         }
         // Those of no image.
         documents.iter().try_for_each(|digest| look.document(digest))?;
@@ -261,20 +286,21 @@ impl Store {
     fn repair(&self, damages: &mut [Damage]) -> Result<()> {
         let alone = self.hold_alone()?;
         let snapshot = self.snapshot(&alone)?;
-        let held: HashSet<&str> = snapshot
-            .held
-            .iter()
-            .flat_map(|parts| parts.diff_ids.iter().chain([&parts.manifest, &parts.config]))
-            .map(String::as_str)
-            .collect();
-        for (folder, prefix) in [("layers", "layer "), ("blobs", "document ")] {
+        let of = |parts: &Parts| {
+            let fix_up = chain_id(&parts.diff_ids).to_string();
+            let own = [parts.manifest.clone(), parts.config.clone(), fix_up];
+            parts.diff_ids.iter().cloned().chain(own).collect::<Vec<_>>()
+        };
+        let held: HashSet<String> = snapshot.held.iter().flat_map(of).collect();
+        let folders = [("layers", "layer "), ("blobs", "document "), (chain::DIRECTORY, "fix-up layer ")];
+        for (folder, prefix) in folders {
             for (name, path) in self.contents(folder)? {
                 let part = format!("{prefix}{name}");
                 let Some(damage) = damages.iter_mut().find(|damage| damage.part == part) else { continue };
                 if held.contains(name.as_str()) {
                     continue;
                 }
-                if folder == "layers" {
+                if folder != "blobs" {
                     self.discard(&path)?;
                 } else {
                     gc::unlink(&path)?;

@@ -51,6 +51,32 @@ impl<'a> DirMeta<'a> {
         Ok(())
     }
 
+    /// What another does not have as this one, if anything: also marks of overlayfs, which neither has.
+    ///
+    /// # Errors
+    /// `Host`.
+    pub(crate) fn difference(&self, other: &OwnedFd) -> Result<Option<String>> {
+        let stat = rustix::fs::fstat(other).map_err(|e| failed("stat", e))?;
+        let of = |stat: &rustix::fs::Stat| {
+            (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec as i64)
+        };
+        if of(&self.stat) != of(&stat) {
+            return Ok(Some("its mode, owner or time is another".to_owned()));
+        }
+        let list = |dir| meta::kept_names(dir).map_err(|e| failed("read the extended attributes of", e));
+        let (wanted, found) = (list(self.dir)?, list(other)?);
+        let value = |dir, name: &Vec<u8>| {
+            let mut value = vec![0u8; limits::MAX_XATTR_BYTES as usize];
+            let length = rustix::fs::fgetxattr(dir, OsStr::from_bytes(name), &mut value[..]).ok()?;
+            Some(value[..length].to_vec())
+        };
+        let differs = |name: &&Vec<u8>| {
+            !(wanted.contains(*name) && found.contains(*name)) || value(self.dir, name) != value(other, name)
+        };
+        let name = wanted.iter().chain(&found).find(differs);
+        Ok(name.map(|name| format!("its extended attribute {} is another", super::path::show(name))))
+    }
+
     /// Gives the time of modification to another.
     ///
     /// # Errors

@@ -172,6 +172,11 @@ fn list(fd: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
     Ok(names)
 }
 
+/// Names, as on the disk, of the attributes that an entry gave, with the marks of overlayfs.
+pub(super) fn kept_names(fd: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    Ok(list(fd)?.split(|b| *b == 0).filter(|name| is_kept(name)).map(<[u8]>::to_vec).collect())
+}
+
 /// Names, as on the disk, of the attributes that an entry gave: no marks of overlayfs or the host.
 pub(super) fn names(fd: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     let is_mark = |name: &[u8]| name.starts_with(OVERLAY_PREFIX) && !name.starts_with(OVERLAY_ESCAPE);
