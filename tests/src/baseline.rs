@@ -92,14 +92,25 @@ fn cgroups(lines: &mut BTreeSet<String>) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     for mount in mounts.lines().filter(|line| line.contains(" - cgroup")) {
         let Some(root) = mount.split(' ').nth(4) else { continue };
-        let parent = Path::new(root).join("skiff");
-        let mut groups = Vec::new();
-        for_each_directory(&parent, &mut |path| groups.push(path.to_owned()));
-        if groups.len() > 1 {
-            groups.retain(|path| *path != parent);
+        for parent in parents(Path::new(root)) {
+            let mut groups = Vec::new();
+            for_each_directory(&parent, &mut |path| groups.push(path.to_owned()));
+            if groups.len() > 1 {
+                groups.retain(|path| *path != parent);
+            }
+            lines.extend(groups.iter().map(|path| format!("cgroup {}", path.display())));
         }
-        lines.extend(groups.iter().map(|path| format!("cgroup {}", path.display())));
     }
+}
+
+/// Where Skiff's groups may be in a hierarchy: at the top, or in the group that systemd has delegated to
+/// the tests, which are in it or in a leaf of it.
+fn parents(root: &Path) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").expect("cgroup");
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    [Path::new(""), Path::new(own), Path::new(own).parent().unwrap_or(Path::new(""))]
+        .map(|group| root.join(group).join("skiff"))
+        .into()
 }
 
 fn for_each_directory(dir: &Path, call: &mut dyn FnMut(&Path)) {
