@@ -28,9 +28,22 @@ async fn pull_in_a_process_of_its_own() {
     store.pull(&source.parse().unwrap(), &plain()).await.unwrap();
 }
 
+/// Not a test of its own either.
+#[test]
+#[ignore = "other tests call it in a process of its own"]
+fn collect_in_a_process_of_its_own() {
+    let Ok(state) = std::env::var(STATE) else { return };
+    let store = Store::open(Path::new(&state)).unwrap();
+    store.collect(&GcOptions::default().with_all()).unwrap();
+}
+
 fn other_process(state: &Path, source: &str) -> Child {
+    process_of("crash::pull_in_a_process_of_its_own", state, source)
+}
+
+fn process_of(test: &str, state: &Path, source: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::pull_in_a_process_of_its_own", "--ignored"])
+        .args(["--exact", test, "--ignored"])
         .env(STATE, state)
         .env(SOURCE, source)
         .stdout(Stdio::null())
@@ -104,6 +117,48 @@ async fn killed_pulls_leave_nothing_that_is_believed() {
         }
     }
     assert!(interrupted > 5, "only {interrupted} pulls were interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_collections_keep_what_is_used_and_are_completed() {
+    const FILES: usize = 150;
+    const BYTES: usize = 2000;
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    let (all, doomed) = (many_files(5, FILES, BYTES), many_files(4, FILES, BYTES));
+    let doomed = layout.image(&doomed, "amd64");
+    // It shares no layer with the other.
+    let source = layout.index(&[("kept", layout.image(&all[4..], "amd64")), ("doomed", doomed)]);
+    let state = place.path("state");
+    let kept = place.pull(&format!("{source}:kept")).await.unwrap();
+    let collect = || process_of("crash::collect_in_a_process_of_its_own", &state, "");
+    drop(place.pull(&format!("{source}:doomed")).await.unwrap());
+    let begin = Instant::now();
+    assert!(collect().wait().unwrap().success());
+    let whole = begin.elapsed();
+    assert_eq!(all_layers_are_whole(&state, FILES, BYTES), 1, "the doomed ones are gone");
+
+    let (mut random, mut interrupted, mut part) = (std::process::id(), 0, 0);
+    for round in 0..30 {
+        drop(place.pull(&format!("{source}:doomed")).await.unwrap());
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let mut child = collect();
+        std::thread::sleep(whole * (random >> 16) / 0xffff);
+        child.kill().unwrap();
+        interrupted += usize::from(!child.wait().unwrap().success());
+        let store = Store::open(&state).unwrap();
+        let left = all_layers_are_whole(&state, FILES, BYTES);
+        part += usize::from((2..5).contains(&left));
+        // An image whose parts have begun to go is no image any more.
+        for image in store.images().unwrap() {
+            assert!(image.complete, "round {round}: {image:?}");
+        }
+        store.collect(&GcOptions::default().with_all()).unwrap();
+        assert_eq!(all_layers_are_whole(&state, FILES, BYTES), 1, "round {round}");
+        place.nothing_half_made();
+    }
+    assert!(interrupted > 5, "only {interrupted} collections were interrupted, {part} in the middle");
+    assert!(kept.layers[0].join("layer4-file0").exists());
 }
 
 /// A disk of its own; unmounted when dropped.

@@ -185,6 +185,41 @@ async fn credentials_from_a_service() {
 }
 
 #[tokio::test]
+async fn credentials_from_a_service_on_a_unix_socket() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let place = Place::new();
+    let (layout, descriptor, ..) = image(&place);
+    let liar = Liar::start().await;
+    let name = liar.serve_image(&layout, &descriptor);
+    let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
+    liar.say("/v2/x/manifests/1", &[basic()]);
+    let socket = place.path("vault.sock");
+    let endpoint = CredentialEndpoint { url: format!("unix:{}", socket.display()), token: None };
+    let credentials = CredentialSources { endpoint: Some(endpoint), ..Default::default() };
+    let options = PullOptions { credentials, ..plain() };
+    let error = place.error(&name, &options).await;
+    assert_eq!(error.kind(), ErrorKind::InvalidCredentials, "{error:?}");
+    assert!(error.to_string().contains("vault.sock cannot be reached"), "{error:?}");
+
+    liar.say("/v2/x/manifests/1", &[basic(), good]);
+    let service = tokio::net::UnixListener::bind(&socket).unwrap();
+    let answered = tokio::spawn(async move {
+        let (mut stream, _) = service.accept().await.unwrap();
+        let mut asked = vec![0; 4096];
+        let length = stream.read(&mut asked).await.unwrap();
+        let json = r#"{"username":"user","password":"s3cret"}"#;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", json.len());
+        stream.write_all(format!("{head}{json}").as_bytes()).await.unwrap();
+        String::from_utf8(asked[..length].to_vec()).unwrap()
+    });
+    place.pull_with(&name, &options).await.unwrap();
+    let asked = answered.await.unwrap();
+    let registry = liar.address.replace(':', "%3A");
+    assert!(asked.starts_with(&format!("GET /?registry={registry}&repository=x ")), "{asked}");
+    assert!(liar.requests("/manifests/").last().unwrap().contains("Basic dXNlcjpzM2NyZXQ="));
+}
+
+#[tokio::test]
 async fn a_challenge_after_a_redirect_is_not_answered() {
     let place = Place::new();
     let (layout, descriptor, layer, _) = image(&place);
