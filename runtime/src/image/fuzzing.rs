@@ -34,6 +34,8 @@ pub fn layer(packed: &[u8], dir: &Path) {
     let root = OwnedFd::from(std::fs::File::open(&fs).expect("just made"));
     let recipe =
         Recipe::new(std::fs::File::create(dir.join(unpack::RECIPE)).expect("the directory is empty"));
+    let list_here = OwnedFd::from(std::fs::File::open(dir).expect("it is there"));
+    let recipe = recipe.map(|recipe| recipe.with_implied(list_here));
     let expected = Expected {
         digest: None,
         size: packed.len() as u64,
@@ -41,8 +43,9 @@ pub fn layer(packed: &[u8], dir: &Path) {
         packing: Packing::ByMagic,
     };
     let made = unpack::unpack(packed, &expected, &Budget::new(limits), root, recipe.ok());
+    let lists = usize::from(dir.join(unpack::IMPLIED).exists());
     let beside = std::fs::read_dir(dir).expect("it is there").count();
-    assert_eq!(beside, 2, "something is beside the layer");
+    assert_eq!(beside, 2 + lists, "something is beside the layer");
     // What is compressed has another DiffID than the bytes here.
     if made.is_ok() {
         assert_eq!(verify(dir, &expected.diff_id.to_string()), "", "what was unpacked is not sound");

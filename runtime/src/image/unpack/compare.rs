@@ -1,16 +1,19 @@
 //! One entry of an archive and the file that it became.
 
+mod marks;
+
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::hash::BuildHasher as _;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use self::marks::Marks;
 use super::entries::{Entry, Kind};
 use super::implied;
 use super::meta::{self, through_proc};
@@ -30,27 +33,34 @@ const MAX_DOUBTFUL: usize = 10_000;
 /// The comparison of a layer's entries with its files.
 pub(super) struct Comparison {
     root: Root,
-    /// Every name that an entry put somewhere, as a hash of its directory's inode and itself.
-    names: HashSet<u64>,
+    /// Every name that an entry is about, as a hash of its directory's inode and itself; `false` where
+    /// there is only a whiteout for it.
+    names: HashMap<u64, bool>,
     keys: RandomState,
     last_parent: Option<PathBuf>,
     /// Directories that are not as an entry says, by their inodes. A later entry may name them by
     /// another path through a link, and is what counts.
     doubtful: HashMap<u64, (u64, Difference)>,
-    /// Directories that hide those of lower layers because of an entry, by their inodes.
-    opaque: HashSet<u64>,
+    marks: Marks,
 }
 
 impl Comparison {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
             root: Root::new(root),
-            names: HashSet::new(),
+            names: HashMap::new(),
             keys: RandomState::new(),
             last_parent: None,
             doubtful: HashMap::new(),
-            opaque: HashSet::new(),
+            marks: Marks::default(),
         }
+    }
+
+    /// Notes what the layer's list of implied directories has.
+    pub(super) fn listed(&mut self, path: &Path) -> Result<()> {
+        let inode = self.inode(path)?;
+        self.marks.list(path, inode);
+        Ok(())
     }
 
     /// What is wrong with the `number`th entry. `data` is how many bytes of data it has, and `from`
@@ -82,19 +92,22 @@ impl Comparison {
         self.keys.hash_one((dir, name))
     }
 
-    /// Notes that an entry put this path there, with the directories on the way.
-    fn seen(&mut self, path: &Path) -> Result<()> {
-        let parent = path.parent().unwrap_or(Path::new(""));
+    /// Notes that an entry is about this path, and whether it put something there, as it did with the
+    /// directories on the way.
+    fn seen(&mut self, path: &Path, mut put: bool) -> Result<()> {
+        let (whole, parent) = (path, path.parent().unwrap_or(Path::new("")));
         let known = self.last_parent.as_deref().is_some_and(|last| last.as_os_str() == parent.as_os_str());
         let mut at = Some(path);
         while let Some(path) = at.filter(|path| !path.as_os_str().is_empty()) {
             if let Some(place) = self.root.find(path)? {
                 let name = self.name(place.dir.inode, place.name);
-                self.names.insert(name);
+                let noted = self.names.entry(name).or_default();
+                *noted |= put && (path == whole || is_directory(&place)?);
             }
             if known {
                 return Ok(());
             }
+            put = true;
             at = path.parent();
         }
         self.last_parent = Some(parent.to_owned());
@@ -102,27 +115,28 @@ impl Comparison {
     }
 
     fn opaque(&mut self, dir: &Path) -> Result<Option<String>> {
-        self.seen(dir)?;
+        self.seen(dir, true)?;
         let inside = dir.join("x");
         let Some(place) = self.root.find(&inside)? else {
             return Ok(None);
         };
-        self.opaque.insert(place.dir.inode);
+        self.marks.opaque.insert(place.dir.inode);
         let here = Place { dir: place.dir, name: OsStr::new("."), path: dir };
         Ok(not_opaque(&here))
     }
 
     fn whiteout(&mut self, path: &Path) -> Result<Option<String>> {
-        self.seen(path)?;
+        self.seen(path, false)?;
         let Some(place) = self.root.find(path)? else {
             return Ok(None);
         };
         Ok(match place.stat()? {
             None => Some("its whiteout is missing".to_owned()),
             Some(stat) if file_type(&stat) == FileType::Directory => {
-                self.opaque.insert(stat.st_ino);
+                self.marks.opaque.insert(stat.st_ino);
                 not_opaque(&place)
             }
+            // Another entry may have put something there; [`Comparison::foreign`] knows of all.
             Some(_) => None,
         })
     }
@@ -131,7 +145,7 @@ impl Comparison {
         if path.as_os_str().is_empty() {
             return self.root_directory(entry);
         }
-        self.seen(path)?;
+        self.seen(path, true)?;
         let Some(place) = self.root.find(path)? else {
             return Ok(Some("it is missing".to_owned()));
         };
@@ -160,6 +174,7 @@ impl Comparison {
         let Some(inode) = self.inode(&path)? else {
             return Ok(what.map(|what| Difference { path, what }));
         };
+        self.marks.described.insert(inode);
         let Some(what) = what else {
             self.doubtful.remove(&inode);
             return Ok(None);
@@ -203,22 +218,7 @@ impl Comparison {
         Ok(Some(format!("it is not the same file as {}", show(&entry.link))))
     }
 
-    /// What makes a directory hide lower layers without an entry, or is on one that no entry describes.
-    fn foreign_mark(&self, dir: &OwnedFd, inode: u64) -> rustix::io::Result<Option<String>> {
-        let path = format!("/proc/self/fd/{}/.", dir.as_raw_fd());
-        let names = names_of(Path::new(&path))?;
-        let implied = names.iter().any(|name| name == implied::MARK.as_bytes());
-        Ok(names.into_iter().find_map(|name| match name.as_slice() {
-            name if name == OPAQUE_XATTR.as_bytes() => (!self.opaque.contains(&inode))
-                .then(|| "it hides the layers below, and no entry of this layer says so".to_owned()),
-            name if implied && is_own(name) && name != implied::MARK.as_bytes() => {
-                Some(foreign_attribute(name))
-            }
-            _ => None,
-        }))
-    }
-
-    /// A name that no entry put there, or an attribute of a directory.
+    /// A name that no entry put there, or a directory that is not what it should be without an entry.
     pub(super) fn foreign(&mut self) -> Result<Option<Difference>> {
         let mut todo = vec![PathBuf::new()];
         while let Some(dir) = todo.pop() {
@@ -226,10 +226,7 @@ impl Comparison {
                 Error::host(format!("read the directory {} of a layer", show(dir.as_os_str().as_bytes())), e)
             };
             let handle = self.root.resolve(&dir).map_err(failed)?;
-            let inode = rustix::fs::fstat(&handle).map_err(failed)?.st_ino;
-            if let Some(what) = self.foreign_mark(&handle, inode).map_err(failed)? {
-                return Ok(Some(Difference { path: dir, what }));
-            }
+            let stat = rustix::fs::fstat(&handle).map_err(failed)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let listed = rustix::fs::openat(&handle, ".", flags, Mode::empty()).map_err(failed)?;
             for file in Dir::new(listed).map_err(failed)? {
@@ -239,16 +236,34 @@ impl Comparison {
                     continue;
                 }
                 let path = dir.join(name);
-                if !self.names.contains(&self.name(inode, name)) {
-                    return Ok(Some(Difference { path, what: "it is not of this layer".to_owned() }));
-                }
-                if file.file_type() == FileType::Directory {
-                    todo.push(path);
-                }
+                let what = match self.names.get(&self.name(stat.st_ino, name)) {
+                    None => "it is not of this layer",
+                    Some(false) if !is_whiteout(&handle, name).map_err(failed)? => "it should be a whiteout",
+                    Some(_) => {
+                        if file.file_type() == FileType::Directory {
+                            todo.push(path);
+                        }
+                        continue;
+                    }
+                };
+                return Ok(Some(Difference { path, what: what.to_owned() }));
+            }
+            if let Some(what) = self.marks.look(&dir, &handle, &stat).map_err(failed)? {
+                return Ok(Some(Difference { path: dir, what }));
             }
         }
-        Ok(None)
+        Ok(self.marks.missing())
     }
+}
+
+fn is_directory(place: &Place<'_>) -> Result<bool> {
+    Ok(place.stat()?.is_some_and(|stat| file_type(&stat) == FileType::Directory))
+}
+
+/// Whether overlayfs takes it for a whiteout.
+fn is_whiteout(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(file_type(&stat) == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
 fn not_opaque(place: &Place<'_>) -> Option<String> {

@@ -33,11 +33,11 @@ pub(crate) const NAME: &str = "implied";
 /// Marks a directory while it is implied.
 pub(super) const MARK: &str = "trusted.overlay.skiff.implied";
 /// Lower layers say what it is.
-const INHERITS: &[u8] = b"y";
+pub(super) const INHERITS: &[u8] = b"y";
 /// The layer removed those below, so it is what every new directory is.
-const ANEW: &[u8] = b"n";
+pub(super) const ANEW: &[u8] = b"n";
 /// The time of a directory that nothing describes: the same in every run.
-const TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+pub(super) const TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What a layer has implied so far.
 #[derive(Default)]

@@ -28,7 +28,7 @@ use crate::{Error, Result};
 /// (`openat2` says EAGAIN then, openat2(2)).
 const RESOLVE_TRIES: u32 = 1000;
 /// Directories that no entry describes.
-const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
+pub(super) const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Open parents that are kept. With ten layers at once they are well below the usual 1024
 /// descriptors of a process.
 const MAX_PARENTS: usize = 16;

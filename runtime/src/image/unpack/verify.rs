@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::compare::Comparison;
 use super::entries::Entries;
 use super::rebuild::{Content, Rebuilt};
-use super::{broken, path, recipe};
+use super::{broken, implied, path, recipe};
 use crate::image::digest::{Algorithm, Digest, Hasher};
 use crate::{Error, ErrorKind, Result};
 
@@ -85,6 +85,7 @@ pub(crate) fn verify_layer(layer_dir: &Path, diff_id: &Digest) -> Result<LayerRe
 
 struct Layer {
     dir: OwnedFd,
+    path: PathBuf,
     shown: String,
 }
 
@@ -115,7 +116,7 @@ impl Layer {
         let shown = path.display().to_string();
         let dir = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|e| Error::host(format!("open the layer {shown}"), e))?;
-        Ok(Self { dir, shown })
+        Ok(Self { dir, path: path.to_owned(), shown })
     }
 
     fn file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
@@ -169,6 +170,7 @@ impl Layer {
     fn compare(&self, directories: &Directories) -> Result<Option<Difference>> {
         let mut entries = Entries::new(self.rebuilt(Content::Zeros)?);
         let mut comparison = Comparison::new(self.file("fs", OFlags::DIRECTORY)?);
+        implied::read(&self.path, |path| comparison.listed(path))?;
         let mut count = 0;
         while let Some(entry) = entries.next().map_err(|e| self.broken(e))? {
             count += 1;
