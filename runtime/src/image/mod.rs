@@ -41,9 +41,10 @@ pub use credentials::{
     TemporaryCredentials,
 };
 pub use limits::{Attestations, Limits};
+pub use registry::proxies::Proxies;
+pub use registry::transport::ClientCertificate;
 #[doc(hidden)]
 pub use registry::transport::Times;
-pub use registry::transport::{ClientCertificate, Proxies};
 pub use source::{Reference, Source};
 use store::Lease;
 pub(crate) use store::probe::overlay as probe_overlay;

@@ -75,7 +75,7 @@ async fn a_proxy_is_used_but_for_loopback() {
     let proxies = Proxies {
         http: Some(format!("http://me:pr0xy@{address}")),
         https: Some(format!("{address}")),
-        no_proxy: Some("direct.invalid".into()),
+        no_proxy: Some("direct.invalid,by-port.invalid:443".into()),
     };
     let options = PullOptions { proxies: Some(proxies), ..PullOptions::default() };
     let error = place.error("registry.invalid/a/b:1", &options).await;
@@ -87,11 +87,14 @@ async fn a_proxy_is_used_but_for_loopback() {
     assert!(asked.lock().unwrap()[1].contains("bWU6cHIweHk="), "{asked:?}");
     assert!(!format!("{options:?}").contains("pr0xy"), "{options:?}");
     place.error("direct.invalid/a/b:1", &options).await;
+    place.error("by-port.invalid/a/b:1", &options).await;
     let (layout, descriptor, ..) = image(&place);
     let liar = Liar::start().await;
     let name = liar.serve_image(&layout, &descriptor);
     place.pull_with(&name, &http).await.expect("a registry of this host needs no proxy");
     assert_eq!(asked.lock().unwrap().len(), 2);
+    place.error("by-port.invalid:5000/a/b:1", &options).await;
+    assert!(asked.lock().unwrap()[2].starts_with("CONNECT by-port.invalid:5000 "), "{asked:?}");
     task.abort();
 }
 

@@ -11,7 +11,8 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use super::document::{self, MAX_BYTES};
 use super::file::open_regular;
 use super::{CredentialRequest, Credentials, Lease, invalid};
-use crate::image::registry::transport::{self, Proxies, Times, Tls};
+use crate::image::registry::proxies::Proxies;
+use crate::image::registry::transport::{self, Times, Tls};
 use crate::{Error, Result};
 
 /// A service that gives credentials: `GET URL?registry=HOST&repository=NAME`, answered with the JSON

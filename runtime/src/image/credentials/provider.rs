@@ -8,7 +8,8 @@ use tokio::sync::Mutex;
 
 use super::{CredentialRequest, CredentialSources, Credentials, Lease, docker, file, from_pair, helper};
 use crate::Result;
-use crate::image::registry::transport::{Proxies, Times};
+use crate::image::registry::proxies::Proxies;
+use crate::image::registry::transport::Times;
 
 /// One registry's credentials.
 pub(crate) struct Provider {

@@ -14,7 +14,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::auth::Auth;
 use super::host::Host;
-use super::transport::{self, ClientCertificate, Proxies, Tls};
+use super::proxies::Proxies;
+use super::transport::{self, ClientCertificate, Tls};
 use crate::image::PullOptions;
 use crate::image::credentials::Provider;
 use crate::image::source::Reference;

@@ -23,6 +23,7 @@ pub(crate) mod challenge;
 mod header;
 mod host;
 pub(crate) mod hosts;
+pub(crate) mod proxies;
 pub(crate) mod realm;
 mod retry;
 pub(crate) mod token;
