@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use self::open::{Opened, namespaces, open_blocking, open_run, require_root};
 use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recordings, Subject, rootfs_of};
-use crate::cgroup::{CgroupParent, Group, Hierarchy};
+use crate::cgroup::{CgroupParent, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
@@ -100,8 +100,6 @@ impl Runtime {
         let state_dir = std::path::absolute(&options.state_dir).unwrap_or_else(|_| options.state_dir.clone());
         let (store, disks, profile) = opened.await.map_err(panicked)??;
         let dialer = Dialer::start().map_err(|e| Error::host("cannot start the dialling thread", e))?;
-        // The first start often comes as soon as the keeper is there.
-        hasten_joins(&hierarchy);
         let Opened { keeper, run, lock, area, choice } = open_run(&options, &hierarchy).await?;
         let (name, place) = (run.name().to_owned(), run.path().to_owned());
         let namespaces = tokio::task::spawn_blocking(move || namespaces(&name, &place, options.network));
@@ -196,7 +194,6 @@ impl Runtime {
         let claim = if spec.userns { Some(Claim::new()?) } else { None };
         request.profile.clone_from(&self.profile);
         request.first_id = claim.as_ref().map(|claim| claim.first);
-        hasten_joins(self.run.hierarchy());
         let deadline = spec.deadline();
         let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
         let prepared =
@@ -296,12 +293,6 @@ impl Runtime {
         });
         removed.await.map_err(panicked)?
     }
-}
-
-/// Not waited for: what it hastens comes some milliseconds later, in another process.
-fn hasten_joins(hierarchy: &Hierarchy) {
-    let hierarchy = hierarchy.clone();
-    drop(tokio::task::spawn_blocking(move || Group::hasten_joins(&hierarchy)));
 }
 
 fn not_prepared(deadline: Duration) -> Error {

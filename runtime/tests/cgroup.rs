@@ -2,7 +2,7 @@
 //! root, and `busybox` from Debian's package `busybox-static`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -176,6 +176,37 @@ async fn the_weight_is_in_the_group() {
     }
     let error = bench.start(weight(10_001)).await.expect_err("too much");
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    bench.end().await;
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "why it is skipped")]
+async fn devices_are_those_of_dev_where_the_kernel_has_a_list() {
+    if !Path::new("/sys/fs/cgroup/devices").is_dir() {
+        eprintln!("skipped: cgroup version 2 has no list of devices");
+        return;
+    }
+    let bench = Bench::new().await;
+    let container = bench.start(shell("sleep 1000")).await.expect("starts");
+    let mut list: Vec<_> =
+        file(&container, ("devices", "devices.list"), "").lines().map(str::to_owned).collect();
+    list.sort();
+    let devices = ["136:* rw", "1:3 rwm", "1:5 rwm", "1:7 rwm", "1:8 rwm", "1:9 rwm", "5:0 rwm", "5:2 rw"];
+    assert_eq!(list, devices.map(|device| format!("c {device}")));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_processes_is_exact_when_the_start_has_ended() {
+    let bench = Bench::new().await;
+    let container = bench.start(ContainerSpec { pids: 17, ..shell("sleep 1000") }).await.expect("starts");
+    let limit = || file(&container, ("pids", "pids.max"), "pids.max");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while limit() != "17" {
+        assert!(tokio::time::Instant::now() < deadline, "it is {}", limit());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    until(&container, "end of the start", |stats| stats.processes == 1).await;
     bench.end().await;
 }
 

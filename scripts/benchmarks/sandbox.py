@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import select
 import shutil
 import statistics
@@ -21,6 +22,12 @@ YOUKI = os.environ.get("YOUKI", str(TARGET / "bench-tools/bin/youki"))
 SAMPLES_OF_WARM_UP = 3
 # Seconds that one command may take; one that hangs ends the benchmark.
 PATIENCE = 30
+
+
+def cpu_of_children():
+    """Seconds of user and system time of all children that have been waited for, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def quantile(values, share):
@@ -93,13 +100,14 @@ class Peer:
                 with lock:
                     took.append(sample)
 
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_of_children()
         threads = [threading.Thread(target=caller) for _ in range(parallel)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         if failed:
             raise Failed(f"{self.name}: {failed[0]}")
-        return {"exit": took, "elapsed": time.perf_counter() - began}
+        used = cpu_of_children() - cpu
+        return {"exit": took, "elapsed": time.perf_counter() - began, "cpu": used}
 
 
 class Youki(Peer):
@@ -139,7 +147,7 @@ class Skiff:
             sys.exit(f"skiff: {done.stderr}")
         found = json.loads(done.stdout)
         columns = {key[:-3]: [sample[key] / 1e3 for sample in found["samples"]] for key in found["samples"][0]}
-        return {**columns, "elapsed": found["elapsed_us"] / 1e6}
+        return {**columns, "elapsed": found["elapsed_us"] / 1e6, "cpu": found["cpu_us"] / 1e6}
 
 
 def root_filesystem(work):
@@ -156,19 +164,25 @@ def rounds(tools, count, runs, parallel):
     all_samples = {tool.name: {} for tool in tools}
     for _ in range(count):
         for tool in tools:
-            for key, values in tool.measure(runs, parallel, 0).items():
+            found = tool.measure(runs, parallel, 0)
+            # Of each round, so that one with much else to do is told from the others.
+            found["cpu"] = [found["cpu"] / len(found["exit"]) * 1e3]
+            for key, values in found.items():
                 if key != "elapsed":
                     all_samples[tool.name].setdefault(key, []).extend(values)
     return all_samples
 
 
 def table(title, samples):
-    print(f"\n| {title} | median | 99th percentile | times Skiff's median |\n|---|---|---|---|")
-    ours = statistics.median(samples["skiff"]["exit"])
+    print(f"\n| {title} | median | 99th percentile | times Skiff's median | CPU time | times Skiff's |")
+    print("|---|---|---|---|---|---|")
+    ours = {key: statistics.median(samples["skiff"][key]) for key in ["exit", "cpu"]}
     for name, columns in samples.items():
-        median = statistics.median(columns["exit"])
-        print(f"| {name} | {median:.1f} ms | {quantile(columns['exit'], 0.99):.1f} ms | {median / ours:.1f} |")
-    steps = samples["skiff"]
+        median, cpu = statistics.median(columns["exit"]), statistics.median(columns["cpu"])
+        columns = [f"{median:.1f} ms", f"{quantile(columns['exit'], 0.99):.1f} ms", f"{median / ours['exit']:.1f}"]
+        columns += [f"{cpu:.1f} ms", f"{cpu / ours['cpu']:.1f}"]
+        print(f"| {name} | {' | '.join(columns)} |")
+    steps = {key: values for key, values in samples["skiff"].items() if key != "cpu"}
     print("\nSkiff's steps, medians: " + ", ".join(f"{key} {statistics.median(values):.2f} ms" for key, values in steps.items()))
     print(f"Skiff's start to the command's execution: median {statistics.median(steps['exec']):.1f} ms, 99th percentile {quantile(steps['exec'], 0.99):.1f} ms")
 

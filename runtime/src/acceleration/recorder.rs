@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use super::list::{Entry, List, MAX_BYTES, MAX_ENTRIES, MAX_PATH_BYTES, Range, is_plain};
 use super::pages::Pages;
 use super::tree::{Found, Tree};
+use crate::rootfs::mount::ROOTFS;
 use crate::sys::{PAGE_SIZE, new_watch, readable};
 use crate::{Error, Result};
 
@@ -28,7 +29,8 @@ const UNTOUCHED_HEAD: u64 = PAGE_SIZE;
 pub(crate) struct Recorder {
     /// `None` when no more is to be recorded.
     group: Option<Fanotify>,
-    /// Where the start process sees the root filesystem, until that is the container's root.
+    /// Where the start process sees the root filesystem, until its own root is there and then the
+    /// container's.
     mounted_at: PathBuf,
     order: Vec<String>,
     known: HashSet<String>,
@@ -116,7 +118,8 @@ impl Recorder {
             return None;
         }
         let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-        let inside = path.strip_prefix(&self.mounted_at).or_else(|_| path.strip_prefix("/")).ok()?;
+        let path = path.strip_prefix(&self.mounted_at).or_else(|_| path.strip_prefix("/")).ok()?;
+        let inside = path.strip_prefix(ROOTFS).unwrap_or(path);
         inside.to_str().map(str::to_owned)
     }
 
@@ -166,7 +169,7 @@ fn cut(ranges: Vec<Range>, size: u64, budget: &mut u64) -> Vec<Range> {
 
 /// Where the start process has the overlay, below the mount point of the run.
 pub(crate) fn rootfs_of(mount_point: &Path) -> PathBuf {
-    mount_point.join("rootfs")
+    mount_point.join(ROOTFS)
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Group {
 }
 
 /// Writes without making the file: on a filesystem that is no cgroup it would be made.
-fn write_existing(path: &std::path::Path, value: &str) -> io::Result<()> {
+pub(super) fn write_existing(path: &std::path::Path, value: &str) -> io::Result<()> {
     use std::io::Write;
     fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }

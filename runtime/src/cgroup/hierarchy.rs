@@ -7,6 +7,10 @@ use crate::{Error, ErrorKind, Result};
 
 /// The controllers that a container's limits need.
 pub(crate) const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+/// The controllers of version 1 that containers have groups of. `cpuset` is here for those who look at
+/// how many processors they have, as the JVM does. A group of any other hierarchy would limit nothing,
+/// and every one costs each start.
+const USED: [&str; 7] = ["memory", "cpu", "pids", "cpuacct", "cpuset", "freezer", "devices"];
 
 /// How the host's controllers are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -54,10 +58,10 @@ impl Hierarchy {
             let Some((mount_point, fs_type, options)) = parse_line(line) else { continue };
             match fs_type {
                 "cgroup" => {
-                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "none"))
-                    {
-                        let name = option.strip_prefix("name=").unwrap_or(option);
-                        v1.entry(name.to_owned()).or_insert_with(|| mount_point.clone());
+                    for option in options.split(',') {
+                        if USED.contains(&option) {
+                            v1.entry(option.to_owned()).or_insert_with(|| mount_point.clone());
+                        }
                     }
                 }
                 "cgroup2" if v2.is_none() => v2 = Some(mount_point),
@@ -122,8 +126,13 @@ impl Hierarchy {
         seen.into_iter()
     }
 
+    /// Each controller of version 1 with the root of its hierarchy.
+    pub(super) fn controllers(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.mounts.iter().map(|(name, root)| (name.as_str(), root.as_path()))
+    }
+
     /// Only the hierarchy with this controller.
-    #[must_use]
+    #[cfg(test)]
     pub(super) fn only(&self, controller: &str) -> Self {
         let mounts = self.mounts.iter().filter(|(name, _)| name.is_empty() || *name == controller);
         Self { mounts: mounts.map(|(n, p)| (n.clone(), p.clone())).collect(), ..self.clone() }
@@ -179,7 +188,7 @@ mod tests {
         let found = Hierarchy::parse(HYBRID, &|_| String::new()).check().expect("usable");
         assert_eq!(found.version(), Version::V1);
         assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup/memory")));
-        assert_eq!(found.roots().count(), 4);
+        assert_eq!(found.roots().count(), 3, "nothing is done in the one without a controller");
     }
 
     #[test]

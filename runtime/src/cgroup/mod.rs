@@ -1,12 +1,12 @@
 //! Control groups, version 1 and 2: one group per container at `BASE/skiff/RUN/CONTAINER` of every
-//! hierarchy. libcontainer joins the group and writes the limits; making, freezing, reading, killing
-//! and removing it is here, because a group must be removed also after libcontainer's own process
-//! died.
+//! hierarchy that is used. libcontainer is shown none and does nothing with them: its process is in the
+//! group already when it is called, and the group's limits are set.
 
 mod alarm;
 mod freeze;
 mod hierarchy;
 mod kill;
+mod limits;
 mod members;
 mod place;
 mod stats;
@@ -43,16 +43,6 @@ impl Group {
         Self { hierarchy: self.hierarchy.clone(), path: self.path.join(container) }
     }
 
-    /// The group of the process that starts this container, in the one hierarchy that is enough to
-    /// find and kill it and all that it forks. It is beside the container's own group, because
-    /// libcontainer kills all in that one when a start fails, before it has told why. No container
-    /// is named so: `@` is not allowed in names.
-    pub(crate) fn starter(&self) -> Self {
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push("@");
-        Self { hierarchy: self.hierarchy.only("pids"), path: self.path.with_file_name(name) }
-    }
-
     /// Whether both are the same group.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.path == other.path
@@ -73,9 +63,13 @@ impl Group {
         Path::new("/").join(&self.path)
     }
 
-    /// Its directory in each version 1 hierarchy; none on version 2.
-    pub(crate) fn v1_dirs(&self) -> Vec<PathBuf> {
-        if self.hierarchy.version() == Version::V2 { Vec::new() } else { self.dirs().collect() }
+    /// Each controller of version 1 with the group's directory; controllers that are mounted together
+    /// have the same one. None on version 2.
+    pub(crate) fn v1_dirs(&self) -> Vec<(&str, PathBuf)> {
+        if self.is_unified() {
+            return Vec::new();
+        }
+        self.hierarchy.controllers().map(|(name, root)| (name, root.join(&self.path))).collect()
     }
 
     fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
@@ -114,30 +108,9 @@ impl Group {
         Ok(())
     }
 
-    /// Moves this process into the group, in the hierarchy of a [`Group::starter`] (libcontainer
-    /// joins the container's group).
-    pub(crate) fn join(&self) -> Result<()> {
-        let Some(root) = self.hierarchy.root_of("pids") else {
-            return Err(Error::new(crate::ErrorKind::NoCgroup, "the cgroup controller pids is missing"));
-        };
-        // On version 1 a thread that moves itself takes no global lock; a whole process waits for
-        // an RCU grace period, milliseconds. The caller has one thread, so both are the same.
-        let name = if self.hierarchy.version() == Version::V1 { "tasks" } else { "cgroup.procs" };
-        let file = root.join(&self.path).join(name);
-        fs::write(&file, "0")
-            .map_err(|e| Error::host(format!("cannot join the cgroup {}", file.display()), e))
-    }
-
-    /// Makes the next joins of cgroups on this host quick, for some milliseconds. Blocks for about
-    /// as long: call it beside other work, when a start begins.
-    ///
-    /// libcontainer moves its process by `cgroup.procs`, for which the kernel takes a global lock
-    /// that waits for an RCU grace period, 10 ms, unless the lock was held shortly before. This
-    /// process moves into the group that it is in, which changes nothing and has waited already.
-    pub(crate) fn hasten_joins(hierarchy: &Hierarchy) {
-        let Some(file) = own_group(hierarchy) else { return };
-        // Where it cannot be written, starts only take longer.
-        let _ = fs::write(file.join("cgroup.procs"), "0");
+    /// The directory of a group of version 2, into which a process can be forked; none on version 1.
+    pub(crate) fn v2_dir(&self) -> Option<PathBuf> {
+        self.is_unified().then(|| self.dirs().next()).flatten()
     }
 
     /// The processes of the group and of the groups below it, as they are now.
@@ -153,12 +126,6 @@ impl Group {
 /// Whether a list of controllers has those that limits need.
 fn has_needed(list: &str) -> bool {
     NEEDED.iter().all(|needed| list.split_whitespace().any(|c| c == *needed))
-}
-
-/// The directory of this process's own group, in the hierarchy with the pids controller.
-fn own_group(hierarchy: &Hierarchy) -> Option<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    Some(hierarchy.root_of("pids")?.join(own_path(&text, hierarchy.version())?))
 }
 
 /// `mkdir -p`, where another run may remove an empty parent at the same moment.
@@ -196,17 +163,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hastening_changes_no_group() {
-        let hierarchy = Hierarchy::detect().expect("this host has cgroups");
-        let read = || fs::read_to_string("/proc/self/cgroup").expect("cgroup");
-        let before = read();
-        let own = own_group(&hierarchy).expect("this process is in a group");
-        assert!(own.join("cgroup.procs").exists(), "{}", own.display());
-        Group::hasten_joins(&hierarchy);
-        assert_eq!(read(), before);
-    }
-
-    #[test]
     fn groups_above_pass_the_controllers_on_in_version_2() {
         let root = tempfile::tempdir().expect("tempdir");
         let run = Group::of_run(Hierarchy::unified_at(root.path()), "run");
@@ -218,10 +174,7 @@ mod tests {
         }
         let own = root.path().join("skiff/run/c/cgroup.subtree_control");
         assert!(!own.exists(), "a group with processes may not pass controllers on");
-        let starter = container.starter();
-        starter.create().expect("created");
-        assert!(root.path().join("skiff/run/c@").is_dir());
-        assert!(starter.is(&run.child("c").starter()) && !starter.is(&container));
+        assert!(container.is(&run.child("c")) && !container.is(&run));
     }
 
     #[test]

@@ -43,15 +43,6 @@ impl Group {
         self.keyed("memory", file, "oom_kill")
     }
 
-    /// Whether swap use can be limited, so that a memory limit is one.
-    pub(crate) fn has_swap_limit(&self) -> bool {
-        let file = match self.hierarchy.version() {
-            Version::V1 => "memory.memsw.limit_in_bytes",
-            Version::V2 => "memory.swap.max",
-        };
-        self.file("memory", file).is_some_and(|path| path.exists())
-    }
-
     pub(super) fn file(&self, controller: &str, name: &str) -> Option<PathBuf> {
         Some(self.hierarchy.root_of(controller)?.join(&self.path).join(name))
     }

@@ -162,7 +162,12 @@ impl<'de> Deserialize<'de> for Label {
 /// What a start process says at its end, through a pipe.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    Started { pid: i32, steps: SpawnSteps },
+    /// `pids` is the limit of processes to be set when the start process has left the group; 0 is none.
+    Started {
+        pid: i32,
+        pids: u32,
+        steps: SpawnSteps,
+    },
     Failed(Failure),
 }
 

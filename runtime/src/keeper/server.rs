@@ -66,6 +66,8 @@ pub(super) struct Server {
     /// Whether it goes on without an owner.
     pub(super) lasting: bool,
     pub(super) group: Group,
+    /// Whether groups of containers can be made in that.
+    pub(super) prepared: bool,
     /// Where directories with quotas are, if this run has them.
     pub(super) area: Option<Area>,
     pub(super) peers: Peers,
@@ -86,6 +88,7 @@ impl Server {
     pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit, lasting: bool, peers: Peers) -> Self {
         Self {
             group: run.group(),
+            prepared: false,
             area: Area::hold(&run.writable_link()),
             run,
             lock,
@@ -173,8 +176,15 @@ impl Server {
         for starting in self.starting.iter_mut().filter(|s| !s.child_gone) {
             starting.child_gone = matches!(waitpid(Some(starting.child), WaitOptions::NOHANG), Ok(Some(_)));
         }
-        let lives = |pid: &Pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None));
-        self.leaving.retain(lives);
+        let mut left = Vec::new();
+        self.leaving.retain(|pid| {
+            let lives = matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None));
+            if !lives {
+                left.push(*pid);
+            }
+            lives
+        });
+        left.into_iter().for_each(|starter| self.starter_left(starter));
         let known: Vec<Pid> = self.running.keys().copied().collect();
         for pid in known {
             if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
@@ -192,10 +202,19 @@ impl Server {
                 Ok(Some((pid, status))) => {
                     // Its number may be given to another child from now on.
                     self.leaving.retain(|leaving| *leaving != pid);
+                    self.starter_left(pid);
                     self.ended(pid, status);
                 }
                 _ => break,
             }
+        }
+    }
+
+    /// A start process has left the group of its container, if it is that of one that runs.
+    fn starter_left(&mut self, pid: Pid) {
+        let its = |running: &&mut Running| running.starter.is_some_and(|(starter, _)| starter == pid);
+        if let Some(running) = self.running.values_mut().find(its) {
+            running.starter_left();
         }
     }
 

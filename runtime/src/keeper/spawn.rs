@@ -19,11 +19,11 @@ use super::confine;
 use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
 use crate::rootfs::idmap::map_layers;
-use crate::rootfs::mount::{Scratch, Space};
+use crate::rootfs::mount::{ROOTFS, Scratch, Space};
 use crate::rootfs::path::Root;
 use crate::rootfs::quota;
 use crate::sandbox::{
-    CommandExecutor, DEFAULT_PATH, SpecInput, Swap, User, UserNamespace, Userns, build_spec, resolve_user,
+    CommandExecutor, DEFAULT_PATH, SpecInput, User, UserNamespace, Userns, build_spec, resolve_user,
 };
 use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result};
@@ -38,6 +38,8 @@ pub(super) struct Inputs {
     /// The process that forked this one.
     pub(super) keeper: Pid,
     pub(super) group: Group,
+    /// Whether this process is in the group already.
+    pub(super) joined: bool,
     /// An empty directory of the host to mount on.
     pub(super) mount_point: PathBuf,
     pub(super) request: OwnedFd,
@@ -54,7 +56,7 @@ pub(super) struct Inputs {
 pub(super) fn run(inputs: Inputs) {
     let report = inputs.report.try_clone();
     let result = match start(inputs) {
-        Ok((pid, steps)) => Report::Started { pid, steps },
+        Ok(started) => started,
         Err(e) => Report::Failed(Failure::from(&e)),
     };
     if let (Ok(report), Ok(bytes)) = (report, serde_json::to_vec(&result)) {
@@ -63,7 +65,7 @@ pub(super) fn run(inputs: Inputs) {
     }
 }
 
-fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
+fn start(inputs: Inputs) -> Result<Report> {
     set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| Error::host("cannot tie a start to its keeper", e))?;
     let began = Instant::now();
@@ -71,29 +73,37 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
     if getppid() != Some(inputs.keeper) {
         return Err(Error::new(ErrorKind::KeeperLost, "the keeper died"));
     }
-    inputs.group.starter().join()?;
+    if !inputs.joined {
+        inputs.group.join_first()?;
+    }
     let request = StartRequest::from_memfd(inputs.request)?;
     confine::leave_groups()?;
     confine::raise_limits(&request.limits);
     let userns = request.first_id.map(UserNamespace::new).transpose()?;
-    let mut scratch = Scratch::enter(&inputs.mount_point)?;
+    let scratch = Scratch::enter(&inputs.mount_point)?;
     let spaces = Spaces { id: &request.id, disks: inputs.disks.into_iter(), area: inputs.area };
     mount_rootfs(&scratch, &request, spaces, userns.as_ref())?;
     if userns.is_some() {
         confine::enter_network(&inputs.network)?;
-        scratch = scratch.expose()?;
+        scratch.mount_sysfs()?;
     }
-    let sysfs = userns.as_ref().map(|_| scratch.mount_sysfs()).transpose()?;
-    let rootfs = scratch.path("rootfs");
-    let user = resolve_user(&request.user, &Root::open(&rootfs)?)?;
+    let user = resolve_user(&request.user, &Root::open(&scratch.path(ROOTFS))?)?;
     userns.as_ref().map_or(Ok(()), |userns| userns.check(&user))?;
     give_output_to(&user, userns.as_ref(), &inputs.stdout, &inputs.stderr)?;
+    let null = open_null()?;
+    let groups = inputs.group.v1_dirs();
+    if !groups.is_empty() {
+        scratch.mount_cgroups_v1(&groups)?;
+    }
+    // After the disks are mounted: no group lets them be used.
+    inputs.group.limit(&request.limits)?;
+    inputs.group.join_rest()?;
+    let scratch = scratch.become_root(userns.is_some())?;
     let env = complete_env(&request.env, &user);
     let bundle = scratch.path("bundle");
-    let groups = inputs.group.v1_dirs();
-    let cgroup_v1 = if groups.is_empty() { None } else { Some(scratch.mount_cgroups_v1(&groups)?) };
+    let (cgroup_v1, sysfs) = (scratch.path("cgroup"), scratch.path("sysfs"));
     build_spec(&SpecInput {
-        rootfs: &rootfs,
+        rootfs: &scratch.path(ROOTFS),
         read_only: request.read_only,
         hostname: &request.hostname,
         argv: &request.argv,
@@ -101,12 +111,10 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         working_dir: &request.working_dir,
         user: &user,
         limits: request.limits,
-        swap: swap(&inputs.group),
-        oom_group: inputs.group.can_kill_whole(),
         cgroup: inputs.group.spec_path(),
-        cgroup_v1: cgroup_v1.as_deref(),
+        cgroup_v1: (!groups.is_empty()).then_some(cgroup_v1.as_path()),
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
-        userns: userns.as_ref().zip(sysfs.as_deref()).map(|(u, sysfs)| Userns { path: u.path(), sysfs }),
+        userns: userns.as_ref().map(|userns| Userns { path: userns.path(), sysfs: &sysfs }),
     })
     .and_then(|spec| spec.save(bundle.join("config.json")))
     .map_err(|e| Error::new(ErrorKind::Internal, "cannot make the runtime specification").because(e))?;
@@ -121,7 +129,7 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         .with_executor(executor)
         .with_root_path(scratch.path("state"))
         .map_err(create_error)?
-        .with_stdin(open_null()?)
+        .with_stdin(null)
         .with_stdout(inputs.stdout)
         .with_stderr(inputs.stderr)
         .as_init(&bundle)
@@ -138,7 +146,8 @@ fn start(inputs: Inputs) -> Result<(i32, SpawnSteps)> {
         .ok_or_else(|| Error::new(ErrorKind::Internal, "libcontainer made a container without a process"))?;
     container.start().map_err(create_error)?;
     wait_for_exec(exec_failed)?;
-    Ok((pid, SpawnSteps { mounts_us, create_us, exec_us: micros(exec) }))
+    let steps = SpawnSteps { mounts_us, create_us, exec_us: micros(exec) };
+    Ok(Report::Started { pid, pids: request.limits.pids, steps })
 }
 
 /// Overlay, `/tmp` and the files of `/etc`, and the working directory made in them.
@@ -177,14 +186,6 @@ fn mount_rootfs(
 fn give(id: u32, path: &Path) -> Result<()> {
     std::os::unix::fs::lchown(path, Some(id), Some(id))
         .map_err(|e| Error::host(format!("cannot chown {}", path.display()), e))
-}
-
-fn swap(group: &Group) -> Swap {
-    match (group.has_swap_limit(), group.is_unified()) {
-        (false, _) => Swap::Unlimited,
-        (true, false) => Swap::WithMemory,
-        (true, true) => Swap::Separate,
-    }
 }
 
 fn micros(since: Instant) -> u64 {

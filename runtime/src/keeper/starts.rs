@@ -1,9 +1,11 @@
 //! Starts, from the owner's order to a container that runs, a failure, or the deadline.
 
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, kill_process, pidfd_open, set_parent_process_death_signal, setrlimit,
@@ -15,7 +17,7 @@ use super::records::FailedStart;
 use super::server::{Removing, Server, interval};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
-use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
+use crate::sys::{ForkResult, close_all_except, exit_now, fork_into_group, fork_single_threaded};
 use crate::{Error, ErrorKind, Network, OomPolicy, Result};
 
 /// Report bytes kept of one start.
@@ -59,13 +61,6 @@ pub(super) struct Starting {
     held: Held,
 }
 
-impl Starting {
-    fn kill_once(&self) {
-        self.group.starter().kill_once();
-        self.group.kill_once();
-    }
-}
-
 /// What the keeper holds of a container besides its process.
 pub(super) struct Held {
     pub(super) stdout: (OwnedFd, OwnedFd),
@@ -86,9 +81,19 @@ pub(super) struct Running {
     pub(super) forgotten: bool,
     pub(super) held: Held,
     pub(super) group: Group,
+    /// The start process while it is still in the group, and the limit of processes for after that.
+    pub(super) starter: Option<(Pid, u32)>,
 }
 
 impl Running {
+    /// The start process has been waited for.
+    pub(super) fn starter_left(&mut self) {
+        if let Some((_, pids)) = self.starter.take().filter(|(_, pids)| *pids > 0) {
+            // If the group is gone, so is the container.
+            let _ = self.group.limit_processes(pids);
+        }
+    }
+
     pub(super) fn instance(&self, pid: Pid) -> Instance {
         Instance {
             id: self.order.id.clone(),
@@ -107,7 +112,7 @@ impl Server {
         let began = Instant::now();
         let group = self.group.child(&order.id);
         // What a former container of that name left is not removed under the new one's feet.
-        if let Err(error) = self.free_name(&group) {
+        if let Err(error) = self.prepare().and_then(|()| self.free_name(&group)) {
             return self.failed(order, false, Failure::from(&error));
         }
         self.discard(&group);
@@ -129,25 +134,30 @@ impl Server {
                 });
             }
             Err(e) => {
-                self.retire(group.starter());
                 self.retire(group);
                 self.failed(order, false, Failure::from(&e));
             }
         }
     }
 
+    /// Makes the group of the run ready for those of its containers, once.
+    fn prepare(&mut self) -> Result<()> {
+        if !self.prepared {
+            self.group.prepare()?;
+            self.prepared = true;
+        }
+        Ok(())
+    }
+
     /// Makes sure that nothing is left of a former container of that name.
     fn free_name(&mut self, group: &Group) -> Result<()> {
-        let starter = group.starter();
-        let same = |removing: &Removing| removing.group.is(group) || removing.group.is(&starter);
+        let same = |removing: &Removing| removing.group.is(group);
         let Some(since) = self.removing.iter().filter(|r| same(r)).map(|r| r.since).min() else {
             return Ok(());
         };
         // What hangs is not waited for each time.
         if since.elapsed() < NAME_PATIENCE {
-            for group in [group, &starter] {
-                let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
-            }
+            let _ = group.kill(NAME_PATIENCE).and(group.remove(NAME_PATIENCE));
         }
         self.removing.retain(|removing| !same(removing) || !matches!(removing.group.try_remove(), Ok(true)));
         if !self.removing.iter().any(same) {
@@ -173,8 +183,8 @@ impl Server {
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
         let keeper = rustix::process::getpid();
         group.create()?;
-        group.starter().create()?;
-        match fork_single_threaded().map_err(|e| Error::host("cannot fork", e))? {
+        let (forked, joined) = fork_in(group).map_err(|e| Error::host("cannot fork", e))?;
+        match forked {
             ForkResult::Parent(child) => {
                 Ok((child, report, Held { stdout, stderr, network, _lease: lease, _claim: claim }))
             }
@@ -184,6 +194,7 @@ impl Server {
                 let inputs = Inputs {
                     keeper,
                     group: group.clone(),
+                    joined,
                     mount_point: self.run.mount_point(),
                     request,
                     network,
@@ -209,7 +220,7 @@ impl Server {
             }
             if starting.child_gone {
                 // It died before it could report; an init that it left behind holds the pipe.
-                starting.kill_once();
+                starting.group.kill_once();
             }
             index += 1;
         }
@@ -223,11 +234,10 @@ impl Server {
             let _ = kill_process(starting.child, Signal::KILL);
             self.leaving.push(starting.child);
         }
-        self.retire(starting.group.starter());
         let failure = match report {
-            Ok(Report::Started { pid, steps }) if starting.timed_out.is_none() => {
+            Ok(Report::Started { pid, pids, steps }) if starting.timed_out.is_none() => {
                 match Pid::from_raw(pid).map(|p| (p, pidfd_open(p, PidfdFlags::empty()))) {
-                    Some((pid, Ok(pidfd))) => return self.started(starting, pid, pidfd, steps),
+                    Some((pid, Ok(pidfd))) => return self.started(starting, (pid, pidfd), pids, steps),
                     _ => Failure::from(&Error::new(
                         ErrorKind::Internal,
                         "a started container cannot be watched",
@@ -236,6 +246,7 @@ impl Server {
             }
             Ok(Report::Failed(failure)) if starting.timed_out.is_none() => failure,
             _ if starting.timed_out.is_some() => Failure::from(&timed_out(&starting.order)),
+            _ if starting.group.oom_kills() > 0 => Failure::from(&out_of_memory(&starting.order)),
             _ => Failure::from(
                 &Error::new(
                     ErrorKind::KeeperLost,
@@ -250,7 +261,8 @@ impl Server {
         }
     }
 
-    fn started(&mut self, starting: Starting, pid: Pid, pidfd: OwnedFd, steps: SpawnSteps) {
+    fn started(&mut self, starting: Starting, init: (Pid, OwnedFd), pids: u32, steps: SpawnSteps) {
+        let (pid, pidfd) = init;
         let held = &starting.held;
         let copies = (pidfd.try_clone(), held.stdout.0.try_clone(), held.stderr.0.try_clone());
         let (Ok(copy), Ok(stdout), Ok(stderr)) = copies else {
@@ -268,9 +280,13 @@ impl Server {
             }
         }
         let since = Instant::now();
-        let (held, group) = (starting.held, starting.group);
+        let (held, group, starter) = (starting.held, starting.group, Some((starting.child, pids)));
         self.oom.watch(pid, group.clone(), order.oom);
-        self.running.insert(pid, Running { order, pidfd, since, forgotten: false, held, group });
+        let mut running = Running { order, pidfd, since, forgotten: false, held, group, starter };
+        if starting.child_gone {
+            running.starter_left();
+        }
+        self.running.insert(pid, running);
     }
 
     /// Tells the owner of a start that failed, or keeps that for the next one.
@@ -296,7 +312,7 @@ impl Server {
             // Looked at again soon, in case a process was just being forked.
             starting.deadline = now + interval(since, now).max(Duration::from_millis(10));
             let _ = kill_process(starting.child, Signal::KILL);
-            starting.kill_once();
+            starting.group.kill_once();
             if now - since >= DEATH_PATIENCE && !starting.told {
                 starting.told = true;
                 late.push((starting.order.clone(), starting.orphan));
@@ -308,6 +324,17 @@ impl Server {
             self.failed(order, orphan, Failure::from(&error));
         }
     }
+}
+
+/// Forks a start process, on version 2 into its container's group; tells whether it is there.
+fn fork_in(group: &Group) -> io::Result<(ForkResult, bool)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = group.v2_dir().and_then(|dir| rustix::fs::open(dir, flags, Mode::empty()).ok());
+    if let Some(forked) = dir.and_then(|dir| fork_into_group(dir.as_fd()).ok()) {
+        return Ok((forked, true));
+    }
+    // Version 1, or a kernel that cannot: it joins by itself.
+    fork_single_threaded().map(|forked| (forked, false))
 }
 
 /// The child's side of a fork: never returns.
@@ -335,6 +362,14 @@ fn timed_out(order: &Order) -> Error {
         format!("container {} was not running within {} ms", order.id, order.limit.as_millis()),
     )
     .advise("the host is overloaded, or a filesystem hangs; see `skiff doctor`")
+}
+
+fn out_of_memory(order: &Order) -> Error {
+    Error::new(
+        ErrorKind::LimitExceeded,
+        format!("the memory of container {} ran out before its command was executed", order.id),
+    )
+    .advise("give it more memory")
 }
 
 /// Reads what is there; true at the end (or past the bound).

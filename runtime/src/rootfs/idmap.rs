@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, statfs};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use super::mount::make_dir;
 use crate::sys::set_idmap;
 use crate::{Error, Result};
 
-/// Mounts each layer below `dir` as `userns` maps it, and gives the places.
+/// Makes `dir`, mounts each layer below it as `userns` maps it, and gives the places.
 ///
 /// # Errors
 /// `Host`, naming the filesystem, where it cannot map ids.
 pub(crate) fn map_layers(userns: impl AsFd, layers: &[PathBuf], dir: &Path) -> Result<Vec<PathBuf>> {
+    make_dir(dir)?;
     let mapped = layers.iter().enumerate();
     mapped.map(|(number, layer)| map_layer(&userns, layer, dir.join(number.to_string()))).collect()
 }
@@ -28,7 +30,7 @@ fn map_layer(userns: impl AsFd, layer: &Path, target: PathBuf) -> Result<PathBuf
             "have the state directory on ext4, XFS or btrfs (Linux 5.19 or newer), or run without --userns",
         )
     })?;
-    std::fs::create_dir(&target).map_err(|e| Error::host(format!("cannot make {}", target.display()), e))?;
+    make_dir(&target)?;
     // Attached, as overlayfs before Linux 6.15 takes no layer that is not.
     move_mount(tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)?;
     Ok(target)

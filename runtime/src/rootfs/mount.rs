@@ -11,8 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_bind,
-    mount_change, mount_move, mount_remount, move_mount,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_bind, mount_bind_recursive, mount_change, mount_remount, move_mount, unmount,
 };
 
 use super::Cap;
@@ -25,6 +25,12 @@ const SCRATCH_INODES: u64 = 512;
 const MOUNT_POINTS_BYTES: u64 = 1 << 20;
 /// For what is not the root filesystem itself: binds of it have these flags too.
 const INERT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID);
+
+/// Where the root filesystem is, below the scratch directory and in the namespace that is left of it.
+pub(crate) const ROOTFS: &str = "skiff-rootfs";
+/// `sys/fs/cgroup` stays empty: libcontainer finds no cgroups there, and leaves them to Skiff.
+const DIRECTORIES: [&str; 10] =
+    ["bundle", "state", "etc", "upper", "tmp", ROOTFS, "proc", "sys", "sys/fs", "sys/fs/cgroup"];
 
 /// What holds the bytes of a mount that can be written.
 #[derive(Debug)]
@@ -51,7 +57,7 @@ impl Scratch {
             .map_err(|e| Error::host("cannot make the mounts private", e))?;
         mount_tmpfs(dir, SCRATCH_BYTES, SCRATCH_INODES, 0o700)?;
         let scratch = Self { dir: dir.to_owned() };
-        for name in ["bundle", "state", "etc", "upper", "tmp", "rootfs", "cgroup", "l", "i", "sys"] {
+        for name in DIRECTORIES {
             make_dir(&scratch.path(name))?;
         }
         Ok(scratch)
@@ -62,37 +68,41 @@ impl Scratch {
         self.dir.join(name)
     }
 
-    /// Makes it reachable for the root of a user namespace, who may enter no directory that only the
-    /// host's root may: moves it up to the first such directory on its way, which is hidden by it from
-    /// now on, in this mount namespace.
-    pub(crate) fn expose(self) -> Result<Self> {
-        let failed = |e| Error::host("cannot move the mounts of a start", e);
-        let mut above: Vec<_> = self.dir.ancestors().skip(1).collect();
-        above.reverse();
-        let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 == 0);
-        let dir = match above.into_iter().find(closed) {
-            Some(closed) => {
-                mount_move(&self.dir, closed).map_err(failed)?;
-                closed.to_owned()
-            }
-            None => self.dir.clone(),
-        };
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
+    /// Leaves everything of the host but its `/proc`: the scratch directory becomes the root. What is
+    /// copied, listed and detached from here on is a handful of mounts, however many the host has. The
+    /// root of a user namespace, who could not pass through the directories of a run, has no need to.
+    /// `devices`: with the host's `/dev`, to bind single devices from.
+    pub(crate) fn become_root(self, devices: bool) -> Result<Self> {
+        let failed = |e| Error::host("cannot leave the host's mounts", e);
+        let mut kept = vec![("/proc", self.path("proc"))];
+        if devices {
+            make_dir(&self.path("dev"))?;
+            kept.push(("/dev", self.path("dev")));
+        }
+        for (host, here) in kept {
+            mount_bind_recursive(host, here).map_err(failed)?;
+        }
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711))
             .map_err(|e| Error::host("cannot open the mounts of a start", e))?;
-        Ok(Self { dir })
+        rustix::process::chdir(&self.dir).map_err(failed)?;
+        // The old root comes to lie upon the new one (pivot_root(2)).
+        rustix::process::pivot_root(".", ".").map_err(failed)?;
+        unmount(".", UnmountFlags::DETACH).map_err(failed)?;
+        rustix::process::chdir("/").map_err(failed)?;
+        Ok(Self { dir: "/".into() })
     }
 
     /// Mounts sysfs as this network namespace shows it. The root of a user namespace may not, where
     /// the network namespace is not its own.
-    pub(crate) fn mount_sysfs(&self) -> Result<PathBuf> {
-        let target = self.path("sys");
+    pub(crate) fn mount_sysfs(&self) -> Result<()> {
+        let target = self.path("sysfs");
+        make_dir(&target)?;
         let mounted = || -> Result<(), Errno> {
             let fs = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
             let flags = INERT | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
             attach(fs.as_fd(), &target, flags)
         };
-        mounted().map_err(|e| Error::host("cannot mount sysfs", e))?;
-        Ok(target)
+        mounted().map_err(|e| Error::host("cannot mount sysfs", e))
     }
 
     /// Mounts `space` where `/tmp` will be taken from; mode 1777 as everywhere.
@@ -105,27 +115,35 @@ impl Scratch {
         Ok(target)
     }
 
-    /// Puts version 1 groups (`/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` and so on) together as a
-    /// container sees them, all read-only: libcontainer mounts them writable whatever the options
-    /// say (CVE-2022-0492), and each of its mounts costs as much as all of these.
-    pub(crate) fn mount_cgroups_v1(&self, groups: &[PathBuf]) -> Result<PathBuf> {
+    /// Puts version 1 groups (`memory` at `/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` and so on) together
+    /// as a container sees them, all read-only: libcontainer mounts them writable whatever the options
+    /// say (CVE-2022-0492), and each of its mounts costs as much as all of these. Controllers are links
+    /// to the mounts: libcontainer would know one of its name for a hierarchy to make groups in.
+    pub(crate) fn mount_cgroups_v1(&self, groups: &[(&str, PathBuf)]) -> Result<()> {
         let failed = |e| Error::host("cannot put the cgroup mounts together", e);
         let dir = self.path("cgroup");
+        make_dir(&dir)?;
         mount_tmpfs(&dir, 4096, 64, 0o755)?;
         let read_only = MountFlags::BIND
             | MountFlags::RDONLY
             | MountFlags::NOSUID
             | MountFlags::NODEV
             | MountFlags::NOEXEC;
-        for group in groups {
-            let Some(name) = group.ancestors().nth(3).and_then(Path::file_name) else { continue };
-            let target = dir.join(name);
-            make_dir(&target)?;
-            mount_bind(group, &target).map_err(failed)?;
-            mount_remount(&target, read_only, c"").map_err(failed)?;
+        let mut mounted: Vec<&Path> = Vec::new();
+        for (controller, group) in groups {
+            let known = mounted.iter().position(|other| other == group);
+            let number = known.unwrap_or(mounted.len());
+            let name = format!("v1-{number}");
+            if known.is_none() {
+                let target = dir.join(&name);
+                make_dir(&target)?;
+                mount_bind(group, &target).map_err(failed)?;
+                mount_remount(&target, read_only, c"").map_err(failed)?;
+                mounted.push(group);
+            }
+            symlink(name, dir.join(controller)).map_err(|e| Error::host("cannot link a cgroup", e))?;
         }
-        mount_remount(&dir, read_only, c"").map_err(failed)?;
-        Ok(dir)
+        mount_remount(&dir, read_only, c"").map_err(failed)
     }
 
     /// Mounts the overlay of `layers` (lowest first). Without `space` only mount points can be
@@ -143,7 +161,7 @@ impl Scratch {
         if let Some(top) = layers.last() {
             copy_ownership(top, &upper)?;
         }
-        let target = self.path("rootfs");
+        let target = self.path(ROOTFS);
         match mount_overlay_new(layers, &upper, &work, &target) {
             Ok(()) => Ok(target),
             Err(e) if falls_back(&e) => {
@@ -157,6 +175,7 @@ impl Scratch {
     /// directories get short names. Their own may also hold what ends an option, `,` or `:`.
     fn mount_overlay_old(&self, layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
         let links = self.path("l");
+        make_dir(&links)?;
         let link = |to: &Path, name: &str| {
             symlink(to, links.join(name)).map_err(|e| Error::host("cannot link a layer", e))
         };
@@ -241,7 +260,7 @@ fn mount_tmpfs(target: &Path, bytes: u64, inodes: u64, mode: u32) -> Result<()> 
     mounted().map_err(|e| Error::host(format!("cannot mount a tmpfs on {}", target.display()), e))
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+pub(super) fn make_dir(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .mode(0o755)
         .create(path)

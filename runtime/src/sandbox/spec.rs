@@ -1,19 +1,16 @@
 //! The runtime specification (OCI runtime-spec 1.x) of a container.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpu, LinuxCpuBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit,
-    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
+    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder,
+    Spec, SpecBuilder, UserBuilder,
 };
 
 use super::User;
-use crate::OomPolicy;
 use crate::keeper::protocol::Limits;
 
 /// Docker's default capabilities without `CAP_MKNOD`: cgroup v2 device rules are not enforced here,
@@ -55,18 +52,6 @@ const MASKED: [&str; 11] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
-const CPU_PERIOD_US: u64 = 100_000;
-
-/// How the host limits swap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Swap {
-    /// Not at all.
-    Unlimited,
-    /// Together with memory (cgroup version 1).
-    WithMemory,
-    /// By itself (version 2).
-    Separate,
-}
 
 /// What a specification is made of.
 pub(crate) struct SpecInput<'a> {
@@ -78,9 +63,6 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) working_dir: &'a str,
     pub(crate) user: &'a User,
     pub(crate) limits: Limits,
-    pub(crate) swap: Swap,
-    /// Whether the kernel can kill the whole group for want of memory.
-    pub(crate) oom_group: bool,
     pub(crate) cgroup: PathBuf,
     /// The container's version 1 groups, put together; `None` on version 2.
     pub(crate) cgroup_v1: Option<&'a Path>,
@@ -96,16 +78,16 @@ pub(crate) struct Userns<'a> {
     pub(crate) sysfs: &'a Path,
 }
 
-/// Builds the specification.
+/// Builds the specification. It has no resources: Skiff sets the limits of the group itself.
 pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(input)?)
         .cgroups_path(&input.cgroup)
-        .resources(resources(input)?)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
         .readonly_paths(READ_ONLY.map(str::to_owned).to_vec())
         .rootfs_propagation("private")
         .build()?;
+    linux.set_resources(None);
     SpecBuilder::default()
         .version("1.0.2")
         .root(RootBuilder::default().path(input.rootfs).readonly(input.read_only).build()?)
@@ -184,89 +166,6 @@ fn namespaces(input: &SpecInput<'_>) -> Result<Vec<oci_spec::runtime::LinuxNames
     Ok(all)
 }
 
-fn resources(input: &SpecInput<'_>) -> Result<LinuxResources, OciSpecError> {
-    let limits = input.limits;
-    let mut resources = LinuxResourcesBuilder::default().devices(devices()?);
-    let mut files = HashMap::new();
-    if limits.oom == OomPolicy::KillContainer && input.oom_group {
-        files.insert("memory.oom.group".to_owned(), "1".to_owned());
-    }
-    if limits.memory_bytes > 0 {
-        let bytes = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
-        let mut memory = LinuxMemoryBuilder::default().limit(bytes);
-        match input.swap {
-            Swap::Unlimited => {}
-            Swap::WithMemory => memory = memory.swap(bytes),
-            // libcontainer takes "as much as memory" for "nothing to write" here.
-            Swap::Separate => drop(files.insert("memory.swap.max".to_owned(), "0".to_owned())),
-        }
-        resources = resources.memory(memory.build()?);
-    }
-    resources = resources.cpu(cpu(input, &mut files)?);
-    if limits.pids > 0 {
-        resources = resources.pids(LinuxPidsBuilder::default().limit(i64::from(limits.pids)).build()?);
-    }
-    if !files.is_empty() {
-        resources = resources.unified(files);
-    }
-    resources.build()
-}
-
-/// Quota and weight. The specification has a weight of version 1 only, and how it is turned into one
-/// of version 2 differs between runtimes; so that is written to its own file there.
-fn cpu(input: &SpecInput<'_>, files: &mut HashMap<String, String>) -> Result<LinuxCpu, OciSpecError> {
-    let limits = input.limits;
-    let mut cpu = LinuxCpuBuilder::default();
-    if limits.cpu_millis > 0 {
-        let quota = i64::from(limits.cpu_millis) * CPU_PERIOD_US.cast_signed() / 1000;
-        cpu = cpu.period(CPU_PERIOD_US).quota(quota);
-    }
-    if limits.cpu_weight > 0 {
-        if input.cgroup_v1.is_some() {
-            cpu = cpu.shares(shares(limits.cpu_weight));
-        } else {
-            files.insert("cpu.weight".to_owned(), limits.cpu_weight.to_string());
-        }
-    }
-    cpu.build()
-}
-
-/// The shares of version 1 with the effect of a weight of version 2: the kernel counts a weight of
-/// 100 as 1024 shares (`cpu_weight_write_u64`), and so does systemd.
-fn shares(weight: u32) -> u64 {
-    const MIN_SHARES: u64 = 2;
-    ((u64::from(weight) * 1024 + 50) / 100).max(MIN_SHARES)
-}
-
-/// Deny all, then what `/dev` of any container has (enforced on cgroup v1).
-fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let rule = |allow: bool, typ, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
-        if let Some(major) = major {
-            rule = rule.major(major);
-        }
-        if let Some(minor) = minor {
-            rule = rule.minor(minor);
-        }
-        rule.build()
-    };
-    let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")?];
-    // null, zero, full, tty, random, urandom, ptmx, pts
-    for (major, minor) in [
-        (1, Some(3)),
-        (1, Some(5)),
-        (1, Some(7)),
-        (5, Some(0)),
-        (1, Some(8)),
-        (1, Some(9)),
-        (5, Some(2)),
-        (136, None),
-    ] {
-        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rw")?);
-    }
-    Ok(rules)
-}
-
 fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
     Ok(vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
@@ -287,10 +186,11 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
     ])
 }
 
-/// Version 2 is mounted by libcontainer, version 1 was put together before.
+/// Version 2 is mounted in the container's cgroup namespace; not as type `cgroup`, for which libcontainer
+/// looks at what the host has, and is shown nothing. Version 1 was put together before.
 fn cgroup_mount(v1: Option<&Path>) -> Result<Mount, OciSpecError> {
     let Some(source) = v1 else {
-        return mount(CGROUP_DIR, "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
+        return mount(CGROUP_DIR, "cgroup2", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
     };
     bind(CGROUP_DIR, source)
 }
@@ -309,38 +209,6 @@ fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result
 mod tests {
     use super::*;
 
-    fn resources_with(limits: Limits, swap: Swap, v1: bool) -> LinuxResources {
-        let user = User { uid: 0, gid: 0, groups: Vec::new(), home: "/".into() };
-        let input = SpecInput {
-            rootfs: Path::new("/rootfs"),
-            read_only: false,
-            hostname: "h",
-            argv: &[],
-            env: &[],
-            working_dir: "/",
-            user: &user,
-            limits,
-            swap,
-            oom_group: !v1,
-            cgroup: PathBuf::from("/skiff/run/c"),
-            cgroup_v1: v1.then_some(Path::new("/cgroup")),
-            network_namespace: PathBuf::from("/proc/self/fd/3"),
-            userns: None,
-        };
-        resources(&input).expect("valid")
-    }
-
-    fn unified(limits: Limits, swap: Swap) -> Vec<(String, String)> {
-        let files = resources_with(limits, swap, false).unified().clone().unwrap_or_default();
-        let mut files: Vec<_> = files.into_iter().collect();
-        files.sort();
-        files
-    }
-
-    fn file(name: &str, value: &str) -> (String, String) {
-        (name.to_owned(), value.to_owned())
-    }
-
     #[test]
     fn the_mask_is_the_list() {
         let bits = CAPABILITIES.iter().map(|capability| {
@@ -348,39 +216,5 @@ mod tests {
             name.parse::<caps::Capability>().expect("known").bitmask()
         });
         assert_eq!(bits.fold(0, |all, bit| all | bit), CAPABILITY_MASK);
-    }
-
-    #[test]
-    fn swap_is_off_wherever_it_can_be_limited() {
-        let limits = Limits { memory_bytes: 1 << 20, oom: OomPolicy::KillProcess, ..Limits::default() };
-        let swap_of = |swap, v1| resources_with(limits, swap, v1).memory().as_ref().and_then(|m| m.swap());
-        assert_eq!(swap_of(Swap::Unlimited, true), None);
-        assert_eq!(swap_of(Swap::WithMemory, true), Some(1 << 20));
-        assert_eq!(swap_of(Swap::Separate, false), None);
-        assert_eq!(unified(limits, Swap::Separate), [file("memory.swap.max", "0")]);
-    }
-
-    #[test]
-    fn the_kernel_kills_the_whole_group_unless_told() {
-        assert_eq!(unified(Limits::default(), Swap::Separate), [file("memory.oom.group", "1")]);
-        let one = Limits { oom: OomPolicy::KillProcess, ..Limits::default() };
-        assert_eq!(unified(one, Swap::Separate), []);
-        assert_eq!(resources_with(Limits::default(), Swap::WithMemory, true).unified(), &None);
-    }
-
-    #[test]
-    fn a_weight_is_the_same_in_both_versions() {
-        let of = |cpu_weight, v1| {
-            let limits = Limits { cpu_weight, oom: OomPolicy::KillProcess, ..Limits::default() };
-            resources_with(limits, Swap::Unlimited, v1)
-        };
-        for (weight, shares) in [(1, 10), (100, 1024), (150, 1536), (10_000, 102_400)] {
-            assert_eq!(of(weight, true).cpu().as_ref().and_then(|c| c.shares()), Some(shares));
-            let v2 = of(weight, false);
-            assert_eq!(v2.cpu().as_ref().and_then(|c| c.shares()), None);
-            let files = v2.unified().clone().expect("a file");
-            assert_eq!(files, HashMap::from([("cpu.weight".into(), weight.to_string())]));
-        }
-        assert_eq!(of(0, true).cpu().as_ref().and_then(|c| c.shares()), None);
     }
 }

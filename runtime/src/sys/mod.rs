@@ -15,8 +15,8 @@ pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
 pub(crate) use mount::set_idmap;
 pub(crate) use pages::{PAGE_SIZE, resident_pages};
 pub(crate) use process::{
-    ForkResult, Limits, close_all_except, close_on_exec, exit_now, fork_single_threaded, load_seccomp_filter,
-    reset_signals,
+    ForkResult, Limits, close_all_except, close_on_exec, exit_now, fork_into_group, fork_single_threaded,
+    load_seccomp_filter, reset_signals,
 };
 pub(crate) use quota::{
     ProjectQuota, QuotaTarget, project_of, project_quota, set_project, set_project_limits,

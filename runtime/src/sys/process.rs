@@ -1,6 +1,7 @@
 //! Processes: fork, signals, seccomp.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
@@ -29,6 +30,36 @@ pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
         nix::unistd::ForkResult::Parent { child } => Pid::from_raw(child.as_raw())
             .map(ForkResult::Parent)
             .ok_or_else(|| io::Error::other("fork returned pid 0")),
+    }
+}
+
+/// Forks this process, which must have one thread, into a cgroup of version 2, by a descriptor of its
+/// directory. Moving it there afterwards would wait for an RCU grace period, milliseconds.
+///
+/// # Errors
+/// As `clone3(2)` (`ENOSYS` before Linux 5.3, `EINVAL` before 5.7) and [`fork_single_threaded`].
+pub(crate) fn fork_into_group(group: BorrowedFd<'_>) -> io::Result<ForkResult> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000; // linux/sched.h; more than a C int holds
+    if thread_count()? != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: a structure of integers.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
+    // SAFETY: without CLONE_VM and with no stack of its own the child goes on here on a copy of
+    // everything, as after fork(2). With one thread, no lock can be held by another. What fork(2) does
+    // besides is to call handlers, of which this crate sets none, and to note the thread's new number
+    // for robust mutexes and raise(3), which it does not use.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(ForkResult::Child),
+        pid => i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(ForkResult::Parent)
+            .ok_or_else(|| io::Error::other("clone3 returned no pid")),
     }
 }
 
