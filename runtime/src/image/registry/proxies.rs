@@ -69,8 +69,8 @@ impl Direct {
         let mut ports: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             match with_port(entry) {
-                Some((host, port)) => ports.entry(port).or_default().push(host),
-                None => hosts.push(unbracketed(entry)),
+                Some((host, port)) => ports.entry(port).or_default().push(plain(host)),
+                None => hosts.push(plain(entry)),
             }
         }
         // The matcher says which requests go by a proxy: by any, so that the rest is known.
@@ -95,11 +95,13 @@ fn with_port(entry: &str) -> Option<(&str, u16)> {
     if host.is_empty() || (host.contains(':') && !host.ends_with(']')) {
         return None;
     }
-    Some((unbracketed(host), port.parse().ok()?))
+    Some((host, port.parse().ok()?))
 }
 
-fn unbracketed(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+/// As the matcher takes it: an address without brackets, a domain without the star before its dot.
+fn plain(host: &str) -> &str {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    address.or_else(|| host.strip_prefix('*').filter(|rest| rest.starts_with('.'))).unwrap_or(host)
 }
 
 impl fmt::Debug for Proxies {
