@@ -17,9 +17,9 @@ pub mod platform;
 pub mod proxy;
 
 pub use error::{Error, ErrorKind, ExitCode, Result};
-pub use function::{Credentials, FunctionConfig, Secret};
+pub use function::{Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, Secret};
 pub use instance::{
-    EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, Rehearsal, State, Timeline,
+    EventOutcome, EventResult, Instance, Job, LogLine, LogSink, LogStream, Rehearsal, State, Timeline,
 };
 pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;

@@ -18,7 +18,7 @@ use crate::proxy::body;
 /// Invokes the instance; every failure is an outcome.
 pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes) -> EventOutcome {
     let path = shared.config.platform.event_path();
-    let mut invocation = Invocation::begin(shared, InvocationKind::Event, path, None);
+    let mut invocation = Invocation::begin(shared, InvocationKind::Event, path, None, None).await;
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
     match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
         Ok((status, headers, answer)) => answered(&mut invocation, status, &headers, answer),
@@ -33,8 +33,7 @@ async fn exchange(
     let shared = &invocation.shared;
     let limits = shared.config.platform.limits();
     if event.len() > limits.event_bytes {
-        let text = format!("payload size exceeds maximum allowed size ({} bytes)", limits.event_bytes);
-        return Err(InvocationFailure::RequestTooLarge(text));
+        return Err(InvocationFailure::body_too_large(limits.event_bytes));
     }
     let response = match shared.pool.send(request(invocation, event)).await {
         Ok(response) => response,
@@ -83,7 +82,8 @@ fn answered(
     body: Bytes,
 ) -> EventOutcome {
     let platform = invocation.shared.config.platform;
-    let verdict = platform.event_verdict(&invocation.context(), status, headers);
+    let mut verdict = platform.event_verdict(&invocation.context(), status, headers);
+    platform.finish_event(&invocation.context(), &invocation.report(), &mut verdict.headers);
     let duration = invocation.elapsed();
     invocation.succeed(Some(&body), verdict.error.as_deref());
     EventOutcome {
@@ -98,7 +98,9 @@ fn answered(
 
 fn failed(invocation: &mut Invocation, failure: &InvocationFailure) -> EventOutcome {
     let duration = invocation.elapsed();
-    let answer = invocation.fail(failure);
+    let mut answer = invocation.fail(failure);
+    let platform = invocation.shared.config.platform;
+    platform.finish_event(&invocation.context(), &invocation.report(), &mut answer.headers);
     let of_function = matches!(
         failure,
         InvocationFailure::ProcessExited(_)

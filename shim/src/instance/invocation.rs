@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::Timeline;
+use super::activity::Active;
 use super::shared::Shared;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
@@ -18,18 +20,22 @@ pub(crate) struct Invocation {
     kind: InvocationKind,
     path: String,
     client: Option<SocketAddr>,
+    origin: Option<HeaderValue>,
     started: Instant,
     cold_start: Option<Timeline>,
     ended: bool,
+    /// Keeps the instance from being frozen.
+    _active: Active,
 }
 
 impl Invocation {
-    /// Begins one, and writes the platform's first log lines.
-    pub(crate) fn begin(
+    /// Begins one, writes the platform's first log lines, and thaws the instance if need be.
+    pub(crate) async fn begin(
         shared: &Arc<Shared>,
         kind: InvocationKind,
         path: &str,
         client: Option<SocketAddr>,
+        origin: Option<HeaderValue>,
     ) -> Self {
         let invocation = Self {
             shared: Arc::clone(shared),
@@ -37,12 +43,15 @@ impl Invocation {
             kind,
             path: path.to_owned(),
             client,
+            origin,
             started: Instant::now(),
             cold_start: shared.cold_start().copied(),
             ended: false,
+            _active: shared.activity.begin(),
         };
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
         shared.logs.platform(lines);
+        shared.activity.wake(&*shared.guest).await;
         invocation
     }
 
@@ -54,6 +63,7 @@ impl Invocation {
             kind: self.kind,
             path: &self.path,
             client: self.client,
+            origin: self.origin.as_ref(),
         }
     }
 
@@ -78,13 +88,16 @@ impl Invocation {
     pub(crate) fn fail(&mut self, failure: &InvocationFailure) -> PlatformAnswer {
         let report = self.report();
         let platform = self.shared.config.platform;
+        if platform.recycles(&self.shared.config, failure) {
+            self.shared.condemn();
+        }
         let answer = platform.invocation_failure(&self.context(), failure, &report);
         self.log_end(&InvocationReport { error: Some(&answer.message), failure: Some(&answer), ..report });
         self.ended = true;
         answer
     }
 
-    fn report(&self) -> InvocationReport<'_> {
+    pub(crate) fn report(&self) -> InvocationReport<'_> {
         InvocationReport {
             duration: self.started.elapsed(),
             memory_peak_bytes: self.shared.memory_peak_bytes(),

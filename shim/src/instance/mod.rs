@@ -9,9 +9,15 @@
 //!    Failed                   Ended ◀─────────────────┘
 //! ```
 
+mod activity;
+mod callbacks;
 mod event;
 pub(crate) mod guest;
+mod health;
 pub(crate) mod invocation;
+mod job;
+#[cfg(test)]
+mod life_tests;
 mod logs;
 mod readiness;
 mod rehearsal;
@@ -25,10 +31,12 @@ mod timeline;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+pub use job::Job;
 pub use logs::{LogLine, LogSink, LogStream};
 pub use rehearsal::Rehearsal;
 use shared::Shared;
@@ -36,6 +44,7 @@ use skiff_runtime::{Exit, Runtime, Stats};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
+use crate::function::Callback;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -99,7 +108,8 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// One running container of a function. Dropping it kills the container.
 pub struct Instance {
     pub(crate) shared: Arc<Shared>,
-    driver: JoinHandle<()>,
+    /// Its watchers, ended when it is dropped.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Instance {
@@ -160,6 +170,15 @@ impl Instance {
         *self.shared.state.borrow()
     }
 
+    /// Whether it may get invocations: it is ready, its health checks succeed, and it has had no failure
+    /// after which its platform replaces an instance.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.state() == State::Ready
+            && self.shared.healthy.load(Ordering::Relaxed)
+            && !self.shared.condemned.load(Ordering::SeqCst)
+    }
+
     /// How long each step of its start took, the pull of its image included.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
@@ -185,13 +204,21 @@ impl Instance {
         Box::pin(event::invoke(&self.shared, event)).await
     }
 
-    /// Stops it (SIGTERM, the function's grace, kill) and waits until its output has been passed
+    /// Stops it (the PreStop callback, SIGTERM, the function's grace, kill) and waits until its output has been passed
     /// on, for 2 s at most. May be called again; every call returns when it has ended.
     ///
     /// # Errors
     /// `Runtime(KeeperLost)`.
     pub async fn stop(&self) -> Result<State> {
+        let ready = self.state() == State::Ready;
         self.shared.enter(State::Stopping);
+        // It is kept awake until it has ended.
+        let _active = self.shared.activity.begin();
+        self.shared.activity.wake(&*self.shared.guest).await;
+        if ready {
+            // What it answers, and whether it answers, changes nothing.
+            let _ = callbacks::call(&self.shared, Callback::PreStop).await;
+        }
         let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
         self.shared.enter(State::Ended(*stopped.as_ref().unwrap_or(&guest::KILLED)));
         self.shared.logs.drained(LAST_LINES).await;
@@ -212,7 +239,7 @@ impl fmt::Debug for Instance {
 /// Invocations that still run hold the container: it is killed under them.
 impl Drop for Instance {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         if matches!(self.state(), State::Ended(_)) {
             return;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::activity::Activity;
 use super::guest::{Guest, KILLED};
 use super::logs::Logs;
 use super::{State, Timeline};
@@ -26,6 +27,11 @@ pub(crate) struct Shared {
     pub(super) timeline: Timeline,
     /// No invocation has come yet.
     pub(super) cold: AtomicBool,
+    pub(crate) activity: Arc<Activity>,
+    /// As its health checks say.
+    pub(super) healthy: AtomicBool,
+    /// A failure after which its platform gives it no more invocations.
+    pub(super) condemned: AtomicBool,
 }
 
 impl Shared {
@@ -41,17 +47,25 @@ impl Shared {
 
     /// Why a request got no answer: the container's end explains a broken connection.
     pub(crate) async fn explain(&self, error: SendError) -> InvocationFailure {
-        let reason = match error {
+        match error {
             SendError::Invalid(error) => return InvocationFailure::BadResponse(error.to_string()),
             SendError::Client => return InvocationFailure::Canceled,
-            SendError::Broken(error) => error.to_string(),
-            SendError::Connect(error) => error.to_string(),
-        };
+            SendError::TooLarge(limit) => return InvocationFailure::body_too_large(limit),
+            SendError::Broken(_) | SendError::Connect(_) => {}
+        }
+        let reason = error.text();
         match tokio::time::timeout(EXIT_NEWS, self.guest.wait()).await {
             Ok(Ok(exit)) if exit.oom_killed => InvocationFailure::OutOfMemory,
             Ok(exit) => InvocationFailure::ProcessExited(exit.ok()),
             Err(_) => InvocationFailure::ConnectionBroken(reason),
         }
+    }
+
+    /// Notes that its platform gives it no more invocations.
+    pub(super) fn condemn(&self) {
+        self.condemned.store(true, Ordering::SeqCst);
+        // Whoever waits for a change of state looks again.
+        self.state.send_modify(|_| ());
     }
 
     /// Enters a state unless it has ended already.
