@@ -143,6 +143,25 @@ impl Served {
         only(Process::children_of(self.keeper().pid), "container")
     }
 
+    /// Whether the container is frozen.
+    ///
+    /// # Panics
+    /// When its cgroup does not tell.
+    #[track_caller]
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let groups = self.init().cgroups();
+        let path =
+            |line: &str| line.rsplit(':').next().unwrap_or_default().trim_start_matches('/').to_owned();
+        if let Some(group) = groups.lines().find(|line| line.contains(":freezer:")).map(path) {
+            let state = std::fs::read_to_string(format!("/sys/fs/cgroup/freezer/{group}/freezer.state"));
+            return state.expect("the state of the freezer").trim() == "FROZEN";
+        }
+        let group = groups.lines().find(|line| line.starts_with("0::")).map(path).unwrap_or_default();
+        let events = std::fs::read_to_string(format!("/sys/fs/cgroup/{group}/cgroup.events"));
+        events.expect("the events of the cgroup").contains("frozen 1")
+    }
+
     /// Sends a signal to `skiff`.
     pub fn signal(&self, signal: Signal) {
         process::send(self.pid(), signal);

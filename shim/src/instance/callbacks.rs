@@ -69,7 +69,12 @@ async fn send(
 pub(super) async fn status_of(shared: &Shared, request: Request<body::Body>) -> Result<StatusCode, String> {
     let response = match shared.pool.send(request).await {
         Ok(response) => response,
-        Err(error) => return Err(error.text()),
+        Err(error) => {
+            let text = error.text();
+            // Leaves the news of a container's end the time to come: who waits for that too sees it first.
+            shared.explain(error).await;
+            return Err(text);
+        }
     };
     let (parts, answer) = response.into_parts();
     Limited::new(answer, MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
