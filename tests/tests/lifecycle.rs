@@ -268,6 +268,64 @@ fn a_function_that_runs_is_checked() {
     assert!(checked.is_some(), "{:?}", calls(&served));
 }
 
+// --- Events and records --------------------------------------------------------------------------
+
+/// The lines of one stream of the log, each of which is JSON.
+fn told(outcome: &Outcome, stream: &str) -> Vec<Value> {
+    let events = outcome.json_events();
+    let lines = events.iter().filter(|event| event["event"] == "log" && event["stream"] == stream);
+    lines.map(|event| serde_json::from_str(event["line"].as_str().expect("a line")).expect("JSON")).collect()
+}
+
+#[test]
+fn the_life_and_the_request_are_told_to_programs() {
+    let sandbox = Sandbox::new();
+    let options = ["--initializer-timeout", "5s", "--name", "resize", "--output", "json"];
+    let outcome = sandbox.event(&images::oci("function"), &options).ok();
+    let events = told(&outcome, "events");
+    let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    let expected = [
+        "fc:Instance:Creating",
+        "fc:Instance:PullImageSuccess",
+        "fc:Instance:RuntimeInitializationSuccess",
+        "fc:Instance:InitializationSuccess",
+        "fc:Instance:CreateSuccess",
+        "fc:Instance:DestroySuccess",
+    ];
+    assert_eq!(kinds, expected);
+    let created = events[4]["message"].as_str().expect("a message");
+    assert!(
+        created.starts_with("Successfully created instance c-") && created.contains(" of function resize ")
+    );
+    let records = told(&outcome, "requests");
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(records[0]["requestId"], outcome.json()["request_id"]);
+    assert_eq!((&records[0]["functionName"], &records[0]["isColdStart"]), (&json!("resize"), &json!(true)));
+}
+
+#[test]
+fn a_failed_start_is_told_to_programs() {
+    let sandbox = Sandbox::new();
+    let options = ["--start-timeout", "1s", "--output", "json"];
+    let outcome = sandbox.event(&images::oci("hangs"), &options).expect_code(3);
+    let events = told(&outcome, "events");
+    let kinds: Vec<_> = events.iter().map(|event| (&event["type"], &event["level"])).collect();
+    let warning = json!("Warning");
+    let failed = [json!("fc:Instance:RuntimeInitializationFailed"), json!("fc:Instance:CreateFailed")];
+    assert_eq!(kinds[2..], [(&failed[0], &warning), (&failed[1], &warning)]);
+    let missing = sandbox.event(&images::oci("no-such-entrypoint"), &["--output", "json"]).expect_code(3);
+    let last = told(&missing, "events").pop().expect("events");
+    assert_eq!(last["type"], "fc:Instance:CreateFailed");
+}
+
+#[test]
+fn people_are_not_shown_what_is_for_programs() {
+    let outcome = Sandbox::new().event(&images::oci("function"), &[]).ok();
+    for text in ["fc:Instance", "InvokeFunction"] {
+        assert!(!outcome.stderr.contains(text), "{}", outcome.stderr);
+    }
+}
+
 // --- A client that goes away ---------------------------------------------------------------------
 
 #[test]

@@ -77,7 +77,7 @@ impl Job {
             Ok(container) => container,
             Err(error) => return Err(failed_start(&launch, error)),
         };
-        let logs = Logs::new(Arc::clone(&id), config.platform.limits().log_line_bytes, sink);
+        let logs = launch.logs(sink);
         if let Some((stdout, stderr)) = container.take_output() {
             logs.follow(LogStream::Stdout, stdout);
             logs.follow(LogStream::Stderr, stderr);
@@ -201,7 +201,11 @@ impl fmt::Debug for Job {
 }
 
 fn platform_end(job: &Job, report: &InvocationReport<'_>) {
-    job.logs.platform(job.config.platform.log_end(&job.context(), report));
+    let platform = job.config.platform;
+    job.logs.platform(platform.log_end(&job.context(), report));
+    if let Some(record) = platform.request_record(&job.context(), report) {
+        job.logs.request(record);
+    }
 }
 
 fn not_a_job() -> Error {

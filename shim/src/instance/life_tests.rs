@@ -8,11 +8,11 @@ use http::Response;
 use http_body_util::Full;
 use tokio::time::{sleep, timeout};
 
-use super::State;
 use super::testing::TestGuest;
 use super::tests::{Lines, answer, bring_up, config, server};
+use super::{InvokeOptions, State};
 use crate::function::HealthCheck;
-use crate::platform::{InvocationKind, fc, fc2};
+use crate::platform::{InstanceEvent, InvocationKind, fc, fc2};
 use crate::{Error, ErrorKind, FunctionConfig};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -199,5 +199,71 @@ async fn a_time_out_condemns_an_instance_that_works_on_one_request() {
         assert!(instance.is_usable());
         instance.invoke_event("{}".into()).await;
         assert_eq!(instance.is_usable(), usable, "concurrency {concurrency}");
+    }
+}
+
+// --- What is told of it --------------------------------------------------------------------------
+
+fn events(lines: &Lines) -> Vec<String> {
+    let lines = lines.lock().expect("lock");
+    let events = lines.iter().filter_map(|line| serde_json::from_str::<InstanceEvent>(line).ok());
+    events.map(|event| event.kind.trim_start_matches("fc:Instance:").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_life_has_its_events_in_their_order_and_each_once() {
+    let (guest, _) = recording(|_| 200).await;
+    let config = config(fc(), |config| config.callbacks.initializer = Some(SECOND));
+    let (instance, lines) = bring_up(&guest, config).await.expect("up");
+    instance.stop().await.expect("stopped");
+    instance.stop().await.expect("stopped again");
+    let expected =
+        ["RuntimeInitializationSuccess", "InitializationSuccess", "CreateSuccess", "DestroySuccess"];
+    assert_eq!(events(&lines), expected);
+}
+
+#[tokio::test]
+async fn an_end_by_itself_is_an_event_too() {
+    let (guest, _) = recording(|_| 200).await;
+    let (instance, lines) = bring_up(&guest, config(fc(), |_| ())).await.expect("up");
+    guest.end(skiff_runtime::Exit { code: Some(0), signal: None, oom_killed: false });
+    instance.wait().await;
+    until("the event", || events(&lines).last().is_some_and(|kind| kind == "DestroySuccess")).await;
+}
+
+#[tokio::test]
+async fn every_request_has_a_record() {
+    let (guest, _) = recording(|_| 200).await;
+    let (instance, lines) = bring_up(&guest, config(fc(), |_| ())).await.expect("up");
+    let ids = [instance.invoke_event("{}".into()).await, instance.invoke_event("{}".into()).await];
+    instance.stop().await.expect("stopped");
+    let lines = lines.lock().expect("lock");
+    let records: Vec<serde_json::Value> = lines
+        .iter()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|record: &serde_json::Value| record["operation"] == "InvokeFunction")
+        .collect();
+    let told: Vec<_> = records.iter().map(|record| (&record["requestId"], &record["isColdStart"])).collect();
+    let expected = [true, false].map(serde_json::Value::from);
+    let ids = ids.map(|outcome| serde_json::Value::from(outcome.request_id));
+    assert_eq!(told, [(&ids[0], &expected[0]), (&ids[1], &expected[1])]);
+}
+
+#[tokio::test]
+async fn the_log_of_an_event_is_in_its_answer_for_who_asks() {
+    for (concurrency, there) in [(1, true), (2, false)] {
+        let (guest, _) = recording(|_| 200).await;
+        let config = config(fc(), |config| config.concurrency = concurrency);
+        let (instance, _) = bring_up(&guest, config).await.expect("up");
+        let plain = instance.invoke_event("{}".into()).await;
+        assert!(!plain.headers.contains_key("x-fc-log-result"), "not asked for");
+        let options = InvokeOptions { log_tail: true };
+        let outcome = instance.invoke_event_with("{}".into(), options).await;
+        assert_eq!(outcome.headers.contains_key("x-fc-log-result"), there, "concurrency {concurrency}");
+        if let Some(log) = outcome.headers.get("x-fc-log-result") {
+            let start = format!("FC Invoke Start RequestId: {}\n", outcome.request_id);
+            let bytes = start.len() / 3 * 3;
+            assert!(log.to_str().expect("text").starts_with(&crate::base64(&start.as_bytes()[..bytes])));
+        }
     }
 }

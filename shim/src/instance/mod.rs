@@ -62,6 +62,15 @@ pub enum State {
     Failed,
 }
 
+/// What the caller of an event asks for besides the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InvokeOptions {
+    /// The last 4 KB of the log of the invocation, where the platform has a header for it (fc:
+    /// `X-Fc-Log-Type: Tail` asks, `X-Fc-Log-Result` answers). Not of an instance that works on several
+    /// invocations at once: nobody could tell whose lines they are.
+    pub log_tail: bool,
+}
+
 /// How an event call went.
 #[derive(Clone, Debug)]
 pub struct EventOutcome {
@@ -201,7 +210,12 @@ impl Instance {
 
     /// Invokes it as the platform's event call does. Never fails: every failure is an answer.
     pub async fn invoke_event(&self, event: Bytes) -> EventOutcome {
-        Box::pin(event::invoke(&self.shared, event)).await
+        self.invoke_event_with(event, InvokeOptions::default()).await
+    }
+
+    /// As [`Instance::invoke_event`], with what the caller asks for besides.
+    pub async fn invoke_event_with(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+        Box::pin(event::invoke(&self.shared, event, options)).await
     }
 
     /// Stops it (the PreStop callback, SIGTERM, the function's grace, kill) and waits until its output has been passed
@@ -220,7 +234,7 @@ impl Instance {
             let _ = callbacks::call(&self.shared, Callback::PreStop).await;
         }
         let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
-        self.shared.enter(State::Ended(*stopped.as_ref().unwrap_or(&guest::KILLED)));
+        self.shared.ended(*stopped.as_ref().unwrap_or(&guest::KILLED));
         self.shared.logs.drained(LAST_LINES).await;
         stopped?;
         Ok(self.state())

@@ -1,17 +1,19 @@
 //! What an instance's invocations share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use skiff_runtime::Exit;
 use tokio::sync::watch;
 
 use super::activity::Activity;
 use super::guest::{Guest, KILLED};
 use super::logs::Logs;
+use super::start::tell;
 use super::{State, Timeline};
 use crate::FunctionConfig;
-use crate::platform::InvocationFailure;
+use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
 
 /// How long the news of a container's end may lag behind the break of its connections.
@@ -68,6 +70,25 @@ impl Shared {
         self.state.send_modify(|_| ());
     }
 
+    /// Adds the platform's event of a step to the logs.
+    pub(super) fn tell(&self, step: InstanceStep<'_>) {
+        tell(&self.config, &self.id, &self.logs, step);
+    }
+
+    /// Notes its end, once.
+    pub(super) fn ended(&self, exit: Exit) {
+        let first = self.state.send_if_modified(|state| {
+            let changes = !matches!(state, State::Ended(_));
+            if changes {
+                *state = State::Ended(exit);
+            }
+            changes
+        });
+        if first {
+            self.tell(InstanceStep::Destroyed);
+        }
+    }
+
     /// Enters a state unless it has ended already.
     pub(super) fn enter(&self, next: State) {
         self.state.send_if_modified(|state| {
@@ -81,11 +102,9 @@ impl Shared {
 }
 
 /// Waits for the container's end; the only one that turns it into a state, besides a stop.
-pub(super) async fn drive(guest: Arc<dyn Guest>, state: watch::Sender<State>) {
+pub(super) async fn drive(guest: Arc<dyn Guest>, shared: Weak<Shared>) {
     let exit = guest.wait().await.unwrap_or(KILLED);
-    state.send_if_modified(|state| {
-        let changes = !matches!(state, State::Ended(_));
-        *state = State::Ended(exit);
-        changes
-    });
+    if let Some(shared) = shared.upgrade() {
+        shared.ended(exit);
+    }
 }

@@ -17,7 +17,7 @@ use super::readiness::{NotReady, first_connection};
 use super::shared::{Shared, drive};
 use super::{Instance, State, Timeline, callbacks, health};
 use crate::function::Callback;
-use crate::platform::{StartCause, StartFailure};
+use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
 use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
 
@@ -47,13 +47,20 @@ pub(super) async fn start(
     let id: Arc<str> = config.platform.new_instance_id().into();
     let launch =
         Launch { command: command(config, image), config: Arc::clone(config), started: Instant::now(), id };
+    let logs = launch.logs(sink);
+    launch.tell(&logs, InstanceStep::Creating);
+    let pulled = image.timings;
+    launch.tell(&logs, InstanceStep::ImageReady(pulled.resolve + pulled.pull + pulled.unpack));
     let container = match runtime.start(image, spec(config, &launch.id)).await {
         Ok(container) => container,
-        Err(error) => return Err(failed_start(&launch, error)),
+        Err(error) => {
+            launch.tell(&logs, InstanceStep::CreateFailed(&error.to_string()));
+            return Err(failed_start(&launch, error));
+        }
     };
     let timeline = Timeline::new(&image.timings, &container.timings());
     let output = container.take_output();
-    launch.bring_up(Arc::new(container), output, timeline, sink).await
+    launch.bring_up(Arc::new(container), output, timeline, logs).await
 }
 
 /// The error for a container that did not start.
@@ -78,16 +85,24 @@ fn check_port(port: u16) -> Result<()> {
 }
 
 impl Launch {
+    /// The logs of the instance that it is to become.
+    pub(super) fn logs(&self, sink: Arc<dyn LogSink>) -> Logs {
+        Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink)
+    }
+
+    fn tell(&self, logs: &Logs, step: InstanceStep<'_>) {
+        tell(&self.config, &self.id, logs, step);
+    }
+
     /// Follows the output and waits for the server.
     pub(super) async fn bring_up<R: Source>(
         self,
         guest: Arc<dyn Guest>,
         output: Option<(R, R)>,
         mut timeline: Timeline,
-        sink: Arc<dyn LogSink>,
+        logs: Logs,
     ) -> Result<Instance> {
         let config = Arc::clone(&self.config);
-        let logs = Logs::new(Arc::clone(&self.id), config.platform.limits().log_line_bytes, sink);
         if let Some((stdout, stderr)) = output {
             logs.follow(LogStream::Stdout, stdout);
             logs.follow(LogStream::Stderr, stderr);
@@ -100,6 +115,7 @@ impl Launch {
         };
         timeline.listen = begun.elapsed();
         guest.ready();
+        self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
         let pool = Pool::new(Arc::clone(&guest), config.port());
         pool.keep(stream).await;
         let shared = Arc::new(Shared {
@@ -119,6 +135,8 @@ impl Launch {
             return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
         }
         shared.enter(State::Ready);
+        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
+        shared.tell(InstanceStep::Created(whole));
         Ok(Instance { tasks: tend(&shared), shared })
     }
 
@@ -128,6 +146,7 @@ impl Launch {
         let _ = guest.stop(Duration::ZERO).await;
         logs.drained(LAST_OUTPUT).await;
         let port = self.config.port();
+        let initializer = matches!(reason, NotReady::Initializer(_));
         let (error, cause) = match reason {
             NotReady::Deadline(last) => (self.not_listening(&last), StartCause::NotListening(last)),
             NotReady::Exited(exit) => (self.exited(exit), StartCause::Exited(exit)),
@@ -138,6 +157,16 @@ impl Launch {
                 (self.not_ready("first health check", &how), StartCause::Unhealthy(how))
             }
         };
+        let why = error.to_string();
+        self.tell(
+            logs,
+            if initializer {
+                InstanceStep::InitializerFailed(&why)
+            } else {
+                InstanceStep::ServerFailed(&why)
+            },
+        );
+        self.tell(logs, InstanceStep::CreateFailed(&why));
         let failure = self.failure(cause, logs.tail(), Some(guest.address(port)));
         error.with_start(self.config.platform, failure)
     }
@@ -202,10 +231,21 @@ impl Launch {
     }
 }
 
+/// Adds the platform's event of a step to the logs.
+pub(super) fn tell(config: &FunctionConfig, id: &str, logs: &Logs, step: InstanceStep<'_>) {
+    if let Some(event) = config.platform.instance_event(config, id, step) {
+        logs.event(&event);
+    }
+}
+
 /// What comes between a server that listens and the first invocation.
 async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
     let callbacks = async {
+        let begun = Instant::now();
         callbacks::call(shared, Callback::Initializer).await.map_err(NotReady::Initializer)?;
+        if shared.config.callbacks.initializer.is_some() {
+            shared.tell(InstanceStep::Initialized(begun.elapsed()));
+        }
         match &shared.config.health_check {
             Some(check) => health::first(shared, check).await.map_err(NotReady::Unhealthy),
             None => Ok(()),
@@ -220,7 +260,7 @@ async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
 
 /// Starts what goes on beside an instance's invocations.
 fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
-    let mut tasks = vec![tokio::spawn(drive(Arc::clone(&shared.guest), shared.state.clone()))];
+    let mut tasks = vec![tokio::spawn(drive(Arc::clone(&shared.guest), Arc::downgrade(shared)))];
     if shared.config.freeze {
         tasks.push(tokio::spawn(freeze_when_idle(Arc::downgrade(shared))));
     }

@@ -102,6 +102,6 @@ pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Insta
         started: Instant::now(),
     };
     let output: Option<(Stream<tokio::io::Empty>, Stream<tokio::io::Empty>)> = None;
-    let sink = Arc::new(|_: &LogLine| ());
-    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), sink).await.expect("up")
+    let logs = launch.logs(Arc::new(|_: &LogLine| ()));
+    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), logs).await.expect("up")
 }

@@ -57,9 +57,9 @@ pub(super) async fn bring_up(
     out.write_all(b"booting\n").await.expect("written");
     drop(out);
     let (sink, lines) = lines();
-    let guest = Arc::new(guest.clone());
+    let (guest, logs) = (Arc::new(guest.clone()), launch.logs(sink));
     let instance = launch
-        .bring_up(guest, Some((Stream::new(stdout), Stream::new(stderr))), Timeline::default(), sink)
+        .bring_up(guest, Some((Stream::new(stdout), Stream::new(stderr))), Timeline::default(), logs)
         .await?;
     Ok((instance, lines))
 }

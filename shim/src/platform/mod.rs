@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 pub use types::{
-    Defaults, ImageMemory, InvocationContext, InvocationFailure, InvocationKind, InvocationReport,
-    JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
+    Defaults, ImageMemory, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure, InvocationKind,
+    InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
 };
 
 use crate::FunctionConfig;
@@ -107,6 +107,25 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The log lines before a callback (`ended` is `None`) and after it (with its error, if it failed).
     fn log_callback(&self, _: Callback, _id: &str, _ended: Option<Option<&str>>) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The event that it writes about a step in the life of an instance.
+    fn instance_event(
+        &self,
+        _config: &FunctionConfig,
+        _instance_id: &str,
+        _step: InstanceStep<'_>,
+    ) -> Option<InstanceEvent> {
+        None
+    }
+
+    /// The record that it keeps of a request at its end: one JSON object with its own field names.
+    fn request_record(
+        &self,
+        _context: &InvocationContext<'_>,
+        _report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        None
     }
 
     /// How it runs functions without a server; `None` where it runs none.

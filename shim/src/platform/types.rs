@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use skiff_runtime::Exit;
 
 use crate::instance::Timeline;
@@ -152,6 +152,44 @@ pub struct JobContract {
     pub events_are_json: bool,
 }
 
+/// A step in the life of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceStep<'a> {
+    /// It is being made.
+    Creating,
+    /// Its image is here; how long that took.
+    ImageReady(Duration),
+    /// Its server listens; how long its start took.
+    ServerReady(Duration),
+    /// Its server did not come up, or its first health check failed; why.
+    ServerFailed(&'a str),
+    /// Its initializer has succeeded; how long that took.
+    Initialized(Duration),
+    /// Its initializer has failed; why.
+    InitializerFailed(&'a str),
+    /// It takes invocations; how long all of it took.
+    Created(Duration),
+    /// It will not take any; why.
+    CreateFailed(&'a str),
+    /// It has ended after it had taken invocations.
+    Destroyed,
+}
+
+/// An event in the life of an instance, as its platform writes it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InstanceEvent {
+    /// Milliseconds since 1970.
+    #[serde(rename = "time")]
+    pub unix_ms: u64,
+    /// `Normal` or `Warning`.
+    pub level: String,
+    /// Such as `fc:Instance:CreateSuccess`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For people.
+    pub message: String,
+}
+
 /// A line of the container's output, kept for error texts.
 #[derive(Clone, Debug)]
 pub struct TailLine {
@@ -275,6 +313,12 @@ pub struct InvocationReport<'a> {
     pub function_error: bool,
     /// How long the start took, for the first invocation of an instance.
     pub cold_start: Option<&'a Timeline>,
+    /// The method of an HTTP request.
+    pub method: Option<&'a Method>,
+    /// The status that the caller gets, when it is known.
+    pub status: Option<StatusCode>,
+    /// The last log lines of the invocation, for a caller who asked for them.
+    pub log_tail: Option<&'a [u8]>,
 }
 
 /// The value of a credential header or variable.

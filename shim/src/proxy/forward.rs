@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use super::answer::Answer;
 use super::body::{self, Body};
 use super::{headers, tunnel};
-use crate::instance::invocation::Invocation;
+use crate::instance::invocation::{Arrival, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
@@ -34,9 +34,14 @@ pub(super) async fn forward(
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
     }
-    let origin = request.headers().get(ORIGIN).cloned();
-    let path = request.uri().path();
-    let mut invocation = Invocation::begin(&shared, InvocationKind::Http, path, client, origin).await;
+    let arrival = Arrival {
+        kind: InvocationKind::Http,
+        path: request.uri().path().to_owned(),
+        method: request.method().clone(),
+        client,
+        origin: request.headers().get(ORIGIN).cloned(),
+    };
+    let mut invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
         return of_platform(invocation.fail(&failure));
     }
@@ -122,6 +127,7 @@ fn finish(
     invocation.shared.config.platform.finish_response(&invocation.context(), &mut parts.headers);
     parts.version = Version::HTTP_11;
     let Some(server) = server else {
+        invocation.answers(parts.status);
         return Response::from_parts(parts, Answer::new(body, invocation).boxed_unsync());
     };
     let (Some(upgrade), Some(protocol)) = (upgrade, protocol) else {
@@ -129,6 +135,7 @@ fn finish(
         return of_platform(invocation.fail(&InvocationFailure::BadResponse(reason)));
     };
     headers::set_upgrade(&mut parts.headers, protocol);
+    invocation.answers(parts.status);
     tokio::spawn(tunnel::run(invocation, upgrade.client, server));
     Response::from_parts(parts, body::empty())
 }

@@ -12,6 +12,7 @@ use http::header::{
 };
 
 use super::Api;
+use crate::base64;
 use crate::platform::types::exposed;
 use crate::platform::{
     InvocationContext, InvocationKind, InvocationReport, header_value, megabytes, remove_prefixed,
@@ -77,12 +78,30 @@ pub(super) fn request(api: Api, context: &InvocationContext<'_>, headers: &mut H
     }
     set("x-fc-control-path", if context.kind == InvocationKind::Event { EVENT_PATH } else { "/http-invoke" });
     if context.kind == InvocationKind::Http {
-        set("x-fc-base-path", context.path);
+        set("x-fc-base-path", base_path(api, context));
     }
     credentials(context, headers);
     if context.kind == InvocationKind::Http {
         forwarded(context, headers);
     }
+}
+
+/// The path before what is the function's own: of 2.0's `/VERSION/proxy/SERVICE/FUNCTION/…` all up to
+/// there (the container gets the whole path all the same). Elsewhere the request's path, as a dump shows.
+fn base_path<'a>(api: Api, context: &InvocationContext<'a>) -> &'a str {
+    if api == Api::V3 || !is_proxied(context.path) {
+        return context.path;
+    }
+    let end = context.path.match_indices('/').nth(4).map_or(context.path.len(), |(slash, _)| slash + 1);
+    &context.path[..end]
+}
+
+fn is_proxied(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    let version = parts.next().is_some_and(|version| ["2016-08-15", "2021-04-06"].contains(&version));
+    version
+        && parts.next() == Some("proxy")
+        && parts.clone().take(2).filter(|part| !part.is_empty()).count() == 2
 }
 
 /// What a callback's request has there.
@@ -132,6 +151,9 @@ pub(super) fn of_report(report: &InvocationReport<'_>, headers: &mut HeaderMap) 
     let memory = format!("{:.2}", megabytes(report.memory_peak_bytes));
     headers.insert(HeaderName::from_static("x-fc-invocation-duration"), HeaderValue::from(ms as u64));
     headers.insert(HeaderName::from_static("x-fc-max-memory-usage"), header_value(&memory));
+    if let Some(tail) = report.log_tail {
+        headers.insert(HeaderName::from_static("x-fc-log-result"), header_value(&base64(tail)));
+    }
 }
 
 /// The ids that every answer has.
@@ -252,6 +274,24 @@ mod tests {
     }
 
     #[test]
+    fn the_base_of_a_proxied_path_is_the_part_before_the_functions_own() {
+        let config = FunctionConfig::new("resize", fc2());
+        let base = |api, path| {
+            let context = InvocationContext { path, ..context(&config, InvocationKind::Http) };
+            base_path(api, &context).to_owned()
+        };
+        assert_eq!(base(Api::V2, "/2016-08-15/proxy/svc/resize/a/b"), "/2016-08-15/proxy/svc/resize/");
+        assert_eq!(base(Api::V2, "/2021-04-06/proxy/svc.prod/resize/"), "/2021-04-06/proxy/svc.prod/resize/");
+        assert_eq!(base(Api::V2, "/2016-08-15/proxy/svc/resize"), "/2016-08-15/proxy/svc/resize");
+        for own in
+            ["/a/b", "/", "/2016-08-15/proxy/svc", "/2016-08-15/proxy//resize/a", "/2020-01-01/proxy/s/f/"]
+        {
+            assert_eq!(base(Api::V2, own), own);
+        }
+        assert_eq!(base(Api::V3, "/2016-08-15/proxy/svc/resize/a"), "/2016-08-15/proxy/svc/resize/a");
+    }
+
+    #[test]
     fn a_value_that_is_no_header_does_no_harm() {
         let mut config = FunctionConfig::new("resize", fc());
         config.handler = "a\r\nx-evil: 1".to_owned();
@@ -300,5 +340,8 @@ mod tests {
         of_report(&report, &mut headers);
         assert_eq!(headers["x-fc-invocation-duration"], "2");
         assert_eq!(headers["x-fc-max-memory-usage"], "9.20");
+        assert!(!headers.contains_key("x-fc-log-result"), "not asked for");
+        of_report(&InvocationReport { log_tail: Some(b"FC Invoke"), ..report }, &mut headers);
+        assert_eq!(headers["x-fc-log-result"], "RkMgSW52b2tl");
     }
 }

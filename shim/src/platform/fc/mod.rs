@@ -9,6 +9,7 @@ mod errors;
 mod headers;
 mod ids;
 mod logs;
+mod records;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use http::{HeaderMap, Method, StatusCode};
 use skiff_runtime::image::{Attestations, Limits as ImageLimits};
 
 use super::{
-    Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport,
-    JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
+    Defaults, EventVerdict, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure,
+    InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::FunctionConfig;
 use crate::function::Callback;
@@ -202,6 +203,23 @@ impl Platform for Fc {
 
     fn log_callback(&self, callback: Callback, id: &str, ended: Option<Option<&str>>) -> Vec<String> {
         logs::callback(callback, id, ended)
+    }
+
+    fn instance_event(
+        &self,
+        config: &FunctionConfig,
+        instance_id: &str,
+        step: InstanceStep<'_>,
+    ) -> Option<InstanceEvent> {
+        Some(records::instance_event(config, instance_id, step))
+    }
+
+    fn request_record(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        records::request(context, report)
     }
 
     /// 3.0 has no mode without a server.

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use skiff::{EventOutcome, EventResult, Instance};
+use skiff::{EventOutcome, EventResult, Instance, base64};
 
 use super::Run;
-use crate::cli::console::{base64, with_event};
+use crate::cli::console::with_event;
 use crate::cli::failure::Failure;
 
 impl Run<'_> {
