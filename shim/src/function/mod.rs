@@ -2,6 +2,7 @@
 
 mod advice;
 mod callbacks;
+mod lifecycle;
 mod secret;
 mod validate;
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::function::{Callback, Callbacks, HealthCheck, Mode};
+use super::lifecycle;
 use crate::platform::Limits;
 use crate::{Error, ErrorKind, FunctionConfig, Result};
 
@@ -23,9 +23,6 @@ const MAX_TEXT_BYTES: usize = 256;
 /// Cores at most, in thousandths (scf's 128 GB functions have 64).
 const MAX_CPU_MILLIS: u32 = 64_000;
 
-/// Longest path of a health check, in characters.
-const MAX_CHECK_PATH: usize = 2048;
-
 /// Longest stop.
 const MAX_STOP_GRACE: Duration = Duration::from_secs(90);
 
@@ -38,7 +35,7 @@ pub(super) fn validate(config: &FunctionConfig) -> Result<()> {
     command(config, &mut faults);
     env(config, limits, &mut faults);
     texts(config, &mut faults);
-    lifecycle(config, limits, &mut faults);
+    lifecycle::check(config, limits, &mut faults);
     if faults.is_empty() {
         return Ok(());
     }
@@ -110,78 +107,6 @@ fn times(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
     check("start deadline", config.start_deadline(), &limits.start_deadline_s);
     if config.stop_grace > MAX_STOP_GRACE {
         faults.push(format!("stop grace {:?}: must be at most 90 s", config.stop_grace));
-    }
-}
-
-/// Mode, callbacks, health checks, concurrency.
-fn lifecycle(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
-    let platform = config.platform.name();
-    for callback in Callback::ALL {
-        let Some(limit) = config.callbacks.limit(callback) else { continue };
-        let (name, range) = match callback {
-            Callback::Initializer => ("initializer", &limits.initializer_s),
-            Callback::PreFreeze => ("pre-freeze", &limits.callback_s),
-            Callback::PreStop => ("pre-stop", &limits.callback_s),
-        };
-        if config.platform.callback(callback).is_none() {
-            faults.push(format!("{name}: platform {platform} has no such callback"));
-        } else if limit < Duration::from_secs(*range.start()) || limit > Duration::from_secs(*range.end()) {
-            faults.push(format!("{name} time {limit:?}: must be {} s to {} s", range.start(), range.end()));
-        }
-    }
-    if !limits.concurrency.contains(&config.concurrency) {
-        let (least, most) = (limits.concurrency.start(), limits.concurrency.end());
-        faults.push(format!("concurrency {}: must be {least} to {most}", config.concurrency));
-    }
-    if let Some(check) = &config.health_check {
-        health_check(check, limits, platform, faults);
-    }
-    if config.mode == Mode::Job {
-        job(config, faults);
-    }
-}
-
-fn health_check(check: &HealthCheck, limits: &Limits, platform: &str, faults: &mut Vec<String>) {
-    if !limits.health_checks {
-        faults.push(format!("health check: platform {platform} has none"));
-    }
-    let path = &check.path;
-    if !path.starts_with('/') || path.len() > MAX_CHECK_PATH || path.parse::<http::Uri>().is_err() {
-        faults.push(format!(
-            "path {:?} of the health check: must begin with \"/\" and have at most {MAX_CHECK_PATH} characters \
-             that a URL can have",
-            short(path)
-        ));
-    }
-    let times = [
-        ("initial delay", check.initial_delay, 0..=120),
-        ("period", check.period, 1..=120),
-        ("timeout", check.timeout, 1..=3),
-    ];
-    for (what, time, range) in times {
-        if time < Duration::from_secs(*range.start()) || time > Duration::from_secs(*range.end()) {
-            let (least, most) = (range.start(), range.end());
-            faults.push(format!("{what} {time:?} of the health check: must be {least} s to {most} s"));
-        }
-    }
-    let thresholds = [("failure", check.failure_threshold), ("success", check.success_threshold)];
-    for (what, count) in thresholds.into_iter().filter(|(_, count)| !(1..=120).contains(count)) {
-        faults.push(format!("{what} threshold {count} of the health check: must be 1 to 120"));
-    }
-}
-
-fn job(config: &FunctionConfig, faults: &mut Vec<String>) {
-    if config.platform.job().is_none() {
-        faults.push(format!(
-            "mode job: platform {} has none (fc: it went with API 3.0, use fc2)",
-            config.platform.name()
-        ));
-    }
-    if config.callbacks != Callbacks::default() || config.health_check.is_some() {
-        faults.push("mode job: has neither callbacks nor health checks, which need a server".to_owned());
-    }
-    if config.concurrency != 1 {
-        faults.push(format!("concurrency {}: a job works on one event", config.concurrency));
     }
 }
 
@@ -270,7 +195,7 @@ fn texts(config: &FunctionConfig, faults: &mut Vec<String>) {
 }
 
 /// The first 64 characters: an error text must not grow with its input.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     if text.chars().nth(64).is_none() {
         text.to_owned()
     } else {

@@ -71,12 +71,16 @@ impl Activity {
         self.cool.load(Ordering::SeqCst)
     }
 
+    /// Says that it is cool, then looks whether it may be: nothing runs or has begun since `begun`.
+    fn close(&self, begun: u64) -> bool {
+        self.cool.store(true, Ordering::SeqCst);
+        self.running() == 0 && self.begun.load(Ordering::SeqCst) == begun
+    }
+
     /// Freezes it, unless something runs or has begun since `begun`.
     async fn cool_down(&self, guest: &dyn Guest, begun: u64) {
         let _gate = self.gate.lock().await;
-        self.cool.store(true, Ordering::SeqCst);
-        let busy = self.running() > 0 || self.begun.load(Ordering::SeqCst) != begun;
-        let frozen = if busy { Ok(false) } else { guest.freeze().await.map(|()| true) };
+        let frozen = if self.close(begun) { guest.freeze().await.map(|()| true) } else { Ok(false) };
         if let Err(error) = &frozen {
             tracing::debug!(%error, "an idle instance is not frozen");
         }
@@ -139,6 +143,47 @@ mod tests {
         activity.wake(&guest).await;
         assert_eq!((guest.frozen(), activity.is_cool()), (false, false));
         drop(active);
+    }
+
+    /// One that begins and one that freezes at the same moment: at least one of them sees the other.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test that shows nothing says so")]
+    fn who_begins_and_who_freezes_do_not_miss_each_other() {
+        const ROUNDS: usize = 100_000;
+        let activity: Vec<_> = (0..ROUNDS).map(|_| Arc::new(Activity::default())).collect();
+        let meeting = AtomicUsize::new(0);
+        let meet = |round: usize| {
+            meeting.fetch_add(1, Ordering::SeqCst);
+            while meeting.load(Ordering::SeqCst) < 2 * (round + 1) {
+                std::thread::yield_now();
+            }
+        };
+        let (saw_cool, may_freeze): (Vec<bool>, Vec<bool>) = std::thread::scope(|threads| {
+            let caller = threads.spawn(|| {
+                let calls = activity.iter().enumerate().map(|(round, activity)| {
+                    meet(round);
+                    let active = activity.begin();
+                    let cool = activity.is_cool();
+                    std::mem::forget(active);
+                    cool
+                });
+                calls.collect()
+            });
+            let freezer = threads.spawn(|| {
+                let closes = activity.iter().enumerate().map(|(round, activity)| {
+                    meet(round);
+                    activity.close(0)
+                });
+                closes.collect()
+            });
+            (caller.join().expect("joined"), freezer.join().expect("joined"))
+        });
+        let missed = saw_cool.iter().zip(&may_freeze).filter(|(cool, may)| !**cool && **may).count();
+        assert_eq!(missed, 0, "of {ROUNDS}");
+        let met = saw_cool.iter().filter(|cool| **cool).count();
+        if met == 0 || met == ROUNDS {
+            eprintln!("this machine let them never meet: the test has shown nothing");
+        }
     }
 
     /// Many callers and one that freezes all the time: no caller ever finds it frozen.
