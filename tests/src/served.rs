@@ -140,7 +140,12 @@ impl Served {
     #[track_caller]
     #[must_use]
     pub fn init(&self) -> Process {
-        only(Process::children_of(self.keeper().pid), "container")
+        let keeper = self.keeper().pid;
+        let alone =
+            || Process::children_of(keeper).iter().filter(|process| process.state != 'Z').count() == 1;
+        // The process that started it may still be ending.
+        let _ = wait_for(END, || alone().then_some(()));
+        only(Process::children_of(keeper), "container")
     }
 
     /// Whether the container is frozen.
