@@ -40,6 +40,8 @@ struct FailedStart {
 pub enum ErrorKind {
     /// A function configuration that breaks rules of its platform; [`Error::faults`] lists them all.
     InvalidFunction,
+    /// The event of a job that no environment variable can hold.
+    InvalidEvent,
     /// An instance did not come up; [`Error::answer`] is what the platform tells its caller.
     StartFailed,
     /// A socket path or TCP port that is in use.
@@ -55,7 +57,7 @@ impl ErrorKind {
     #[must_use]
     pub fn fault(self) -> Fault {
         match self {
-            Self::InvalidFunction | Self::AddressInUse | Self::Listen => Fault::Caller,
+            Self::InvalidFunction | Self::InvalidEvent | Self::AddressInUse | Self::Listen => Fault::Caller,
             Self::StartFailed => Fault::Image,
             Self::Runtime(kind) => kind.fault(),
         }
@@ -66,7 +68,7 @@ impl ErrorKind {
     pub fn is_retryable(self) -> bool {
         match self {
             Self::AddressInUse => true,
-            Self::InvalidFunction | Self::StartFailed | Self::Listen => false,
+            Self::InvalidFunction | Self::InvalidEvent | Self::StartFailed | Self::Listen => false,
             Self::Runtime(kind) => kind.is_retryable(),
         }
     }
@@ -76,6 +78,7 @@ impl ErrorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InvalidFunction => "invalid_function",
+            Self::InvalidEvent => "invalid_event",
             Self::StartFailed => "start_failed",
             Self::AddressInUse => "address_in_use",
             Self::Listen => "listen_failed",
@@ -89,6 +92,7 @@ impl ErrorKind {
         use skiff_runtime::ErrorKind as R;
         match self {
             Self::InvalidFunction
+            | Self::InvalidEvent
             | Self::Runtime(R::InvalidReference | R::InvalidArgument | R::InvalidCredentials) => {
                 ExitCode::Usage
             }

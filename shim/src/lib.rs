@@ -10,18 +10,21 @@
 
 #![forbid(unsafe_code)]
 
+mod base64;
 mod error;
 pub mod function;
 pub mod instance;
 pub mod platform;
 pub mod proxy;
 
+pub use base64::base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};
-pub use function::{Credentials, FunctionConfig, Secret};
+pub use function::{Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, Secret};
 pub use instance::{
-    EventOutcome, EventResult, Instance, LogLine, LogSink, LogStream, Rehearsal, State, Timeline,
+    EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
+    Timeline,
 };
-pub use platform::{InvocationKind, Platform, PlatformAnswer, Warning};
+pub use platform::{InstanceEvent, InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::exec;
 pub use skiff_runtime::image::{

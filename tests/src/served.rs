@@ -140,7 +140,31 @@ impl Served {
     #[track_caller]
     #[must_use]
     pub fn init(&self) -> Process {
-        only(Process::children_of(self.keeper().pid), "container")
+        let keeper = self.keeper().pid;
+        let alone =
+            || Process::children_of(keeper).iter().filter(|process| process.state != 'Z').count() == 1;
+        // The process that started it may still be ending.
+        let _ = wait_for(END, || alone().then_some(()));
+        only(Process::children_of(keeper), "container")
+    }
+
+    /// Whether the container is frozen.
+    ///
+    /// # Panics
+    /// When its cgroup does not tell.
+    #[track_caller]
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let groups = self.init().cgroups();
+        let path =
+            |line: &str| line.rsplit(':').next().unwrap_or_default().trim_start_matches('/').to_owned();
+        if let Some(group) = groups.lines().find(|line| line.contains(":freezer:")).map(path) {
+            let state = std::fs::read_to_string(format!("/sys/fs/cgroup/freezer/{group}/freezer.state"));
+            return state.expect("the state of the freezer").trim() == "FROZEN";
+        }
+        let group = groups.lines().find(|line| line.starts_with("0::")).map(path).unwrap_or_default();
+        let events = std::fs::read_to_string(format!("/sys/fs/cgroup/{group}/cgroup.events"));
+        events.expect("the events of the cgroup").contains("frozen 1")
     }
 
     /// Sends a signal to `skiff`.

@@ -279,6 +279,7 @@ fn lost() -> Error {
 
 fn timed_out() -> Error {
     let limit = DEADLINE.as_secs();
-    Error::new(ErrorKind::StartTimedOut, format!("the command was not running within {limit} s"))
-        .advise("the container may be frozen, or the host overloaded")
+    Error::new(ErrorKind::StartTimedOut, format!("the command was not running within {limit} s")).advise(
+        "an idle container may be frozen (`skiff run --no-freeze` keeps it awake), or the host overloaded",
+    )
 }

@@ -1,12 +1,15 @@
 //! A function: what to run, under which platform, within which limits.
 
 mod advice;
+mod callbacks;
+mod lifecycle;
 mod secret;
 mod validate;
 
 use std::fmt;
 use std::time::Duration;
 
+pub use callbacks::{Callback, Callbacks, HealthCheck, Mode};
 pub use secret::{Credentials, Secret};
 use skiff_runtime::{Network, Writable};
 
@@ -30,6 +33,8 @@ pub struct FunctionConfig {
     pub name: String,
     /// Whose contract it runs under.
     pub platform: &'static dyn Platform,
+    /// How it takes its work.
+    pub mode: Mode,
     /// Replaces the image's entrypoint; the image's cmd is not used then.
     pub entrypoint: Option<Vec<String>>,
     /// Replaces the image's cmd.
@@ -73,6 +78,14 @@ pub struct FunctionConfig {
     pub start_deadline: Option<Duration>,
     /// How long a stop may take after SIGTERM before the kill.
     pub stop_grace: Duration,
+    /// Calls of the platform before its first invocation, its freezing and its end.
+    pub callbacks: Callbacks,
+    /// Checks of its server besides that it listens.
+    pub health_check: Option<HealthCheck>,
+    /// Invocations that one instance works on at once (fc 1 to 200, scf 1 to 100).
+    pub concurrency: u32,
+    /// Whether an instance is frozen while no invocation runs in it, as the clouds do.
+    pub freeze: bool,
     /// Region name, as the function sees it.
     pub region: String,
     /// The owner's account: fc account id (UID), scf UIN.
@@ -97,6 +110,7 @@ impl FunctionConfig {
         Self {
             name: name.into(),
             platform,
+            mode: Mode::default(),
             entrypoint: None,
             cmd: None,
             env: Vec::new(),
@@ -118,6 +132,10 @@ impl FunctionConfig {
             timeout: defaults.timeout,
             start_deadline: None,
             stop_grace: DEFAULT_STOP_GRACE,
+            callbacks: Callbacks::default(),
+            health_check: None,
+            concurrency: 1,
+            freeze: true,
             region: defaults.region.to_owned(),
             account_id: defaults.account_id.to_owned(),
             app_id: defaults.app_id.to_owned(),
@@ -180,6 +198,11 @@ impl fmt::Debug for FunctionConfig {
             .field("timeout", &self.timeout)
             .field("start_deadline", &self.start_deadline)
             .field("stop_grace", &self.stop_grace)
+            .field("mode", &self.mode)
+            .field("callbacks", &self.callbacks)
+            .field("health_check", &self.health_check)
+            .field("concurrency", &self.concurrency)
+            .field("freeze", &self.freeze)
             .field("region", &self.region)
             .field("account_id", &self.account_id)
             .field("app_id", &self.app_id)

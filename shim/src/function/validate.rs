@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::lifecycle;
 use crate::platform::Limits;
 use crate::{Error, ErrorKind, FunctionConfig, Result};
 
@@ -34,6 +35,7 @@ pub(super) fn validate(config: &FunctionConfig) -> Result<()> {
     command(config, &mut faults);
     env(config, limits, &mut faults);
     texts(config, &mut faults);
+    lifecycle::check(config, limits, &mut faults);
     if faults.is_empty() {
         return Ok(());
     }
@@ -193,7 +195,7 @@ fn texts(config: &FunctionConfig, faults: &mut Vec<String>) {
 }
 
 /// The first 64 characters: an error text must not grow with its input.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     if text.chars().nth(64).is_none() {
         text.to_owned()
     } else {

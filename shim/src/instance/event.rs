@@ -9,21 +9,38 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-use super::invocation::Invocation;
+use super::invocation::{Arrival, Invocation};
 use super::shared::Shared;
-use super::{EventOutcome, EventResult};
-use crate::platform::{InvocationFailure, InvocationKind};
+use super::{EventOutcome, EventResult, InvokeOptions};
+use crate::platform::{InvocationFailure, InvocationReport};
 use crate::proxy::body;
 
 /// Invokes the instance; every failure is an outcome.
-pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes) -> EventOutcome {
-    let path = shared.config.platform.event_path();
-    let mut invocation = Invocation::begin(shared, InvocationKind::Event, path, None);
+pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOptions) -> EventOutcome {
+    let platform = shared.config.platform;
+    let mark = shared.logs.mark();
+    let mut invocation = Invocation::begin(shared, Arrival::event(platform.event_path())).await;
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
-    match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
+    let exchange = exchange.unwrap_or(Err(InvocationFailure::TimedOut));
+    let report = invocation.report();
+    let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
+    let wants_log = options.log_tail && shared.config.concurrency == 1;
+    if wants_log {
+        shared.logs.settle().await;
+    }
+    let mut outcome = match exchange {
         Ok((status, headers, answer)) => answered(&mut invocation, status, &headers, answer),
         Err(failure) => failed(&mut invocation, &failure),
-    }
+    };
+    let log = wants_log.then(|| shared.logs.since(mark));
+    let report = InvocationReport {
+        duration,
+        memory_peak_bytes,
+        log_tail: log.as_deref(),
+        ..InvocationReport::default()
+    };
+    platform.finish_event(&invocation.context(), &report, &mut outcome.headers);
+    outcome
 }
 
 async fn exchange(
@@ -33,8 +50,7 @@ async fn exchange(
     let shared = &invocation.shared;
     let limits = shared.config.platform.limits();
     if event.len() > limits.event_bytes {
-        let text = format!("payload size exceeds maximum allowed size ({} bytes)", limits.event_bytes);
-        return Err(InvocationFailure::RequestTooLarge(text));
+        return Err(InvocationFailure::body_too_large(limits.event_bytes));
     }
     let response = match shared.pool.send(request(invocation, event)).await {
         Ok(response) => response,

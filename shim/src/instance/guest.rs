@@ -24,6 +24,10 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn stats(&self) -> Stats;
     /// As [`Container::ready`].
     fn ready(&self) {}
+    /// As [`Container::freeze`].
+    fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>>;
+    /// As [`Container::thaw`].
+    fn thaw(&self) -> skiff_runtime::Result<()>;
 }
 
 impl Guest for Container {
@@ -49,6 +53,14 @@ impl Guest for Container {
 
     fn ready(&self) {
         Self::ready(self);
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>> {
+        Self::freeze(self).boxed()
+    }
+
+    fn thaw(&self) -> skiff_runtime::Result<()> {
+        Self::thaw(self)
     }
 }
 

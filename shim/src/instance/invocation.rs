@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::{HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::Timeline;
+use super::activity::Active;
 use super::shared::Shared;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
@@ -15,34 +17,53 @@ use crate::platform::{
 pub(crate) struct Invocation {
     pub(crate) shared: Arc<Shared>,
     request_id: String,
-    kind: InvocationKind,
-    path: String,
-    client: Option<SocketAddr>,
+    arrival: Arrival,
+    /// What the caller of an HTTP request gets.
+    status: Option<StatusCode>,
     started: Instant,
     cold_start: Option<Timeline>,
     ended: bool,
+    /// Keeps the instance from being frozen.
+    _active: Active,
+}
+
+/// What an invocation came with.
+pub(crate) struct Arrival {
+    /// Event or HTTP.
+    pub(crate) kind: InvocationKind,
+    /// Path of the request, without the query.
+    pub(crate) path: String,
+    /// Method of the request.
+    pub(crate) method: Method,
+    /// The client, when it came over TCP.
+    pub(crate) client: Option<SocketAddr>,
+    /// The request's `Origin`.
+    pub(crate) origin: Option<HeaderValue>,
+}
+
+impl Arrival {
+    pub(crate) fn event(path: &str) -> Self {
+        let kind = InvocationKind::Event;
+        Self { kind, path: path.to_owned(), method: Method::POST, client: None, origin: None }
+    }
 }
 
 impl Invocation {
-    /// Begins one, and writes the platform's first log lines.
-    pub(crate) fn begin(
-        shared: &Arc<Shared>,
-        kind: InvocationKind,
-        path: &str,
-        client: Option<SocketAddr>,
-    ) -> Self {
+    /// Begins one, writes the platform's first log lines, and thaws the instance if need be.
+    pub(crate) async fn begin(shared: &Arc<Shared>, arrival: Arrival) -> Self {
         let invocation = Self {
             shared: Arc::clone(shared),
             request_id: shared.config.platform.new_request_id(),
-            kind,
-            path: path.to_owned(),
-            client,
+            arrival,
+            status: None,
             started: Instant::now(),
             cold_start: shared.cold_start().copied(),
             ended: false,
+            _active: shared.activity.begin(),
         };
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
         shared.logs.platform(lines);
+        shared.activity.wake(&*shared.guest).await;
         invocation
     }
 
@@ -51,10 +72,16 @@ impl Invocation {
             config: &self.shared.config,
             instance_id: &self.shared.id,
             request_id: &self.request_id,
-            kind: self.kind,
-            path: &self.path,
-            client: self.client,
+            kind: self.arrival.kind,
+            path: &self.arrival.path,
+            client: self.arrival.client,
+            origin: self.arrival.origin.as_ref(),
         }
+    }
+
+    /// Notes the status of an answer whose body is still to come.
+    pub(crate) fn answers(&mut self, status: StatusCode) {
+        self.status = Some(status);
     }
 
     /// When the function's time is up.
@@ -78,23 +105,39 @@ impl Invocation {
     pub(crate) fn fail(&mut self, failure: &InvocationFailure) -> PlatformAnswer {
         let report = self.report();
         let platform = self.shared.config.platform;
+        if platform.recycles(&self.shared.config, failure) {
+            self.shared.condemn();
+        }
         let answer = platform.invocation_failure(&self.context(), failure, &report);
-        self.log_end(&InvocationReport { error: Some(&answer.message), failure: Some(&answer), ..report });
+        // An answer whose head has gone out keeps its status.
+        let status = Some(self.status.unwrap_or(answer.status));
+        self.log_end(&InvocationReport {
+            error: Some(&answer.message),
+            failure: Some(&answer),
+            status,
+            ..report
+        });
         self.ended = true;
         answer
     }
 
-    fn report(&self) -> InvocationReport<'_> {
+    pub(crate) fn report(&self) -> InvocationReport<'_> {
         InvocationReport {
             duration: self.started.elapsed(),
             memory_peak_bytes: self.shared.memory_peak_bytes(),
             cold_start: self.cold_start.as_ref(),
+            method: Some(&self.arrival.method),
+            status: self.status,
             ..InvocationReport::default()
         }
     }
 
     fn log_end(&self, report: &InvocationReport<'_>) {
-        self.shared.logs.platform(self.shared.config.platform.log_end(&self.context(), report));
+        let (platform, logs) = (self.shared.config.platform, &self.shared.logs);
+        logs.platform(platform.log_end(&self.context(), report));
+        if let Some(record) = platform.request_record(&self.context(), report) {
+            logs.request(record);
+        }
     }
 }
 

@@ -9,9 +9,15 @@
 //!    Failed                   Ended ◀─────────────────┘
 //! ```
 
+mod activity;
+mod callbacks;
 mod event;
 pub(crate) mod guest;
+mod health;
 pub(crate) mod invocation;
+mod job;
+#[cfg(test)]
+mod life_tests;
 mod logs;
 mod readiness;
 mod rehearsal;
@@ -25,10 +31,12 @@ mod timeline;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+pub use job::Job;
 pub use logs::{LogLine, LogSink, LogStream};
 pub use rehearsal::Rehearsal;
 use shared::Shared;
@@ -36,6 +44,7 @@ use skiff_runtime::{Exit, Runtime, Stats};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
+use crate::function::Callback;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -51,6 +60,15 @@ pub enum State {
     Ended(Exit),
     /// It never became ready.
     Failed,
+}
+
+/// What the caller of an event asks for besides the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InvokeOptions {
+    /// The last 4 KB of the log of the invocation, where the platform has a header for it (fc:
+    /// `X-Fc-Log-Type: Tail` asks, `X-Fc-Log-Result` answers). Not of an instance that works on several
+    /// invocations at once: nobody could tell whose lines they are.
+    pub log_tail: bool,
 }
 
 /// How an event call went.
@@ -99,7 +117,8 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// One running container of a function. Dropping it kills the container.
 pub struct Instance {
     pub(crate) shared: Arc<Shared>,
-    driver: JoinHandle<()>,
+    /// Its watchers, ended when it is dropped.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Instance {
@@ -160,6 +179,15 @@ impl Instance {
         *self.shared.state.borrow()
     }
 
+    /// Whether it may get invocations: it is ready, its health checks succeed, and it has had no failure
+    /// after which its platform replaces an instance.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.state() == State::Ready
+            && self.shared.healthy.load(Ordering::Relaxed)
+            && !self.shared.condemned.load(Ordering::SeqCst)
+    }
+
     /// How long each step of its start took, the pull of its image included.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
@@ -182,18 +210,31 @@ impl Instance {
 
     /// Invokes it as the platform's event call does. Never fails: every failure is an answer.
     pub async fn invoke_event(&self, event: Bytes) -> EventOutcome {
-        Box::pin(event::invoke(&self.shared, event)).await
+        self.invoke_event_with(event, InvokeOptions::default()).await
     }
 
-    /// Stops it (SIGTERM, the function's grace, kill) and waits until its output has been passed
+    /// As [`Instance::invoke_event`], with what the caller asks for besides.
+    pub async fn invoke_event_with(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+        Box::pin(event::invoke(&self.shared, event, options)).await
+    }
+
+    /// Stops it (the PreStop callback, SIGTERM, the function's grace, kill) and waits until its output has been passed
     /// on, for 2 s at most. May be called again; every call returns when it has ended.
     ///
     /// # Errors
     /// `Runtime(KeeperLost)`.
     pub async fn stop(&self) -> Result<State> {
+        let ready = self.state() == State::Ready;
         self.shared.enter(State::Stopping);
+        // It is kept awake until it has ended.
+        let _active = self.shared.activity.begin();
+        self.shared.activity.wake(&*self.shared.guest).await;
+        if ready {
+            // What it answers, and whether it answers, changes nothing.
+            let _ = callbacks::call(&self.shared, Callback::PreStop).await;
+        }
         let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
-        self.shared.enter(State::Ended(*stopped.as_ref().unwrap_or(&guest::KILLED)));
+        self.shared.ended(*stopped.as_ref().unwrap_or(&guest::KILLED));
         self.shared.logs.drained(LAST_LINES).await;
         stopped?;
         Ok(self.state())
@@ -212,7 +253,7 @@ impl fmt::Debug for Instance {
 /// Invocations that still run hold the container: it is killed under them.
 impl Drop for Instance {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         if matches!(self.state(), State::Ended(_)) {
             return;
         }

@@ -24,6 +24,10 @@ pub(super) enum NotReady {
     Deadline(String),
     /// The container has ended.
     Exited(Exit),
+    /// Its initializer failed; why.
+    Initializer(String),
+    /// Its first health check failed; how.
+    Unhealthy(String),
 }
 
 /// Connects to the server as soon as it listens.

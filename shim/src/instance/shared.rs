@@ -1,16 +1,19 @@
 //! What an instance's invocations share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use skiff_runtime::Exit;
 use tokio::sync::watch;
 
+use super::activity::Activity;
 use super::guest::{Guest, KILLED};
 use super::logs::Logs;
+use super::start::tell;
 use super::{State, Timeline};
 use crate::FunctionConfig;
-use crate::platform::InvocationFailure;
+use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
 
 /// How long the news of a container's end may lag behind the break of its connections.
@@ -26,6 +29,11 @@ pub(crate) struct Shared {
     pub(super) timeline: Timeline,
     /// No invocation has come yet.
     pub(super) cold: AtomicBool,
+    pub(crate) activity: Arc<Activity>,
+    /// As its health checks say.
+    pub(super) healthy: AtomicBool,
+    /// A failure after which its platform gives it no more invocations.
+    pub(super) condemned: AtomicBool,
 }
 
 impl Shared {
@@ -41,16 +49,43 @@ impl Shared {
 
     /// Why a request got no answer: the container's end explains a broken connection.
     pub(crate) async fn explain(&self, error: SendError) -> InvocationFailure {
-        let reason = match error {
+        match error {
             SendError::Invalid(error) => return InvocationFailure::BadResponse(error.to_string()),
             SendError::Client => return InvocationFailure::Canceled,
-            SendError::Broken(error) => error.to_string(),
-            SendError::Connect(error) => error.to_string(),
-        };
+            SendError::TooLarge(limit) => return InvocationFailure::body_too_large(limit),
+            SendError::Broken(_) | SendError::Connect(_) => {}
+        }
+        let reason = error.text();
         match tokio::time::timeout(EXIT_NEWS, self.guest.wait()).await {
             Ok(Ok(exit)) if exit.oom_killed => InvocationFailure::OutOfMemory,
             Ok(exit) => InvocationFailure::ProcessExited(exit.ok()),
             Err(_) => InvocationFailure::ConnectionBroken(reason),
+        }
+    }
+
+    /// Notes that its platform gives it no more invocations.
+    pub(super) fn condemn(&self) {
+        self.condemned.store(true, Ordering::SeqCst);
+        // Whoever waits for a change of state looks again.
+        self.state.send_modify(|_| ());
+    }
+
+    /// Adds the platform's event of a step to the logs.
+    pub(super) fn tell(&self, step: InstanceStep<'_>) {
+        tell(&self.config, &self.id, &self.logs, step);
+    }
+
+    /// Notes its end, once.
+    pub(super) fn ended(&self, exit: Exit) {
+        let first = self.state.send_if_modified(|state| {
+            let changes = !matches!(state, State::Ended(_));
+            if changes {
+                *state = State::Ended(exit);
+            }
+            changes
+        });
+        if first {
+            self.tell(InstanceStep::Destroyed);
         }
     }
 
@@ -67,11 +102,9 @@ impl Shared {
 }
 
 /// Waits for the container's end; the only one that turns it into a state, besides a stop.
-pub(super) async fn drive(guest: Arc<dyn Guest>, state: watch::Sender<State>) {
+pub(super) async fn drive(guest: Arc<dyn Guest>, shared: Weak<Shared>) {
     let exit = guest.wait().await.unwrap_or(KILLED);
-    state.send_if_modified(|state| {
-        let changes = !matches!(state, State::Ended(_));
-        *state = State::Ended(exit);
-        changes
-    });
+    if let Some(shared) = shared.upgrade() {
+        shared.ended(exit);
+    }
 }

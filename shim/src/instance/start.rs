@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::guest::Guest;
+use super::activity::freeze_when_idle;
+use super::guest::{Guest, KILLED};
 use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::shared::{Shared, drive};
-use super::{Instance, State, Timeline};
-use crate::platform::{StartCause, StartFailure};
+use super::{Instance, State, Timeline, callbacks, health};
+use crate::function::Callback;
+use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
 use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
 
@@ -44,18 +47,26 @@ pub(super) async fn start(
     let id: Arc<str> = config.platform.new_instance_id().into();
     let launch =
         Launch { command: command(config, image), config: Arc::clone(config), started: Instant::now(), id };
+    let logs = launch.logs(sink);
+    launch.tell(&logs, InstanceStep::Creating);
+    let pulled = image.timings;
+    launch.tell(&logs, InstanceStep::ImageReady(pulled.resolve + pulled.pull + pulled.unpack));
     let container = match runtime.start(image, spec(config, &launch.id)).await {
         Ok(container) => container,
         Err(error) => {
-            let cause = cause(&error, &launch.command);
-            return Err(
-                Error::from(error).with_start(config.platform, launch.failure(cause, Vec::new(), None))
-            );
+            launch.tell(&logs, InstanceStep::CreateFailed(&error.to_string()));
+            return Err(failed_start(&launch, error));
         }
     };
     let timeline = Timeline::new(&image.timings, &container.timings());
     let output = container.take_output();
-    launch.bring_up(Arc::new(container), output, timeline, sink).await
+    launch.bring_up(Arc::new(container), output, timeline, logs).await
+}
+
+/// The error for a container that did not start.
+pub(super) fn failed_start(launch: &Launch, error: skiff_runtime::Error) -> Error {
+    let cause = cause(&error, &launch.command);
+    Error::from(error).with_start(launch.config.platform, launch.failure(cause, Vec::new(), None))
 }
 
 /// In the host's own network another program may have the port, and would be taken for the
@@ -74,16 +85,24 @@ fn check_port(port: u16) -> Result<()> {
 }
 
 impl Launch {
+    /// The logs of the instance that it is to become.
+    pub(super) fn logs(&self, sink: Arc<dyn LogSink>) -> Logs {
+        Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink)
+    }
+
+    fn tell(&self, logs: &Logs, step: InstanceStep<'_>) {
+        tell(&self.config, &self.id, logs, step);
+    }
+
     /// Follows the output and waits for the server.
     pub(super) async fn bring_up<R: Source>(
         self,
         guest: Arc<dyn Guest>,
         output: Option<(R, R)>,
         mut timeline: Timeline,
-        sink: Arc<dyn LogSink>,
+        logs: Logs,
     ) -> Result<Instance> {
         let config = Arc::clone(&self.config);
-        let logs = Logs::new(Arc::clone(&self.id), config.platform.limits().log_line_bytes, sink);
         if let Some((stdout, stderr)) = output {
             logs.follow(LogStream::Stdout, stdout);
             logs.follow(LogStream::Stderr, stderr);
@@ -96,13 +115,29 @@ impl Launch {
         };
         timeline.listen = begun.elapsed();
         guest.ready();
+        self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
         let pool = Pool::new(Arc::clone(&guest), config.port());
         pool.keep(stream).await;
-        let state = watch::Sender::new(State::Ready);
-        let driver = tokio::spawn(drive(Arc::clone(&guest), state.clone()));
-        let id = self.id;
-        let shared = Shared { id, config, guest, pool, logs, state, timeline, cold: AtomicBool::new(true) };
-        Ok(Instance { shared: Arc::new(shared), driver })
+        let shared = Arc::new(Shared {
+            id: Arc::clone(&self.id),
+            config,
+            guest,
+            pool,
+            logs,
+            state: watch::Sender::new(State::Starting),
+            timeline,
+            cold: AtomicBool::new(true),
+            activity: Arc::default(),
+            healthy: AtomicBool::new(true),
+            condemned: AtomicBool::new(false),
+        });
+        if let Err(reason) = prepare(&shared).await {
+            return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
+        }
+        shared.enter(State::Ready);
+        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
+        shared.tell(InstanceStep::Created(whole));
+        Ok(Instance { tasks: tend(&shared), shared })
     }
 
     /// Kills what is left and words the error.
@@ -111,10 +146,27 @@ impl Launch {
         let _ = guest.stop(Duration::ZERO).await;
         logs.drained(LAST_OUTPUT).await;
         let port = self.config.port();
+        let initializer = matches!(reason, NotReady::Initializer(_));
         let (error, cause) = match reason {
             NotReady::Deadline(last) => (self.not_listening(&last), StartCause::NotListening(last)),
             NotReady::Exited(exit) => (self.exited(exit), StartCause::Exited(exit)),
+            NotReady::Initializer(why) => {
+                (self.not_ready("initializer", &why), StartCause::InitializerFailed(why))
+            }
+            NotReady::Unhealthy(how) => {
+                (self.not_ready("first health check", &how), StartCause::Unhealthy(how))
+            }
         };
+        let why = error.to_string();
+        self.tell(
+            logs,
+            if initializer {
+                InstanceStep::InitializerFailed(&why)
+            } else {
+                InstanceStep::ServerFailed(&why)
+            },
+        );
+        self.tell(logs, InstanceStep::CreateFailed(&why));
         let failure = self.failure(cause, logs.tail(), Some(guest.address(port)));
         error.with_start(self.config.platform, failure)
     }
@@ -130,6 +182,19 @@ impl Launch {
             "let it listen on 0.0.0.0:{port} (a server on 127.0.0.1 is not reached), name its port, \
              or give it more time to start"
         ))
+    }
+
+    fn not_ready(&self, what: &str, why: &str) -> Error {
+        let message = format!("the {what} of instance {} failed: {}", self.id, why.trim_end());
+        Error::new(ErrorKind::StartFailed, message)
+            .advise("see what the server wrote last; give it more time, or do without it")
+    }
+
+    /// For a job that is not started because of its event.
+    pub(super) fn refused(&self, cause: StartCause, why: String) -> Error {
+        let error = Error::new(ErrorKind::InvalidEvent, why)
+            .advise("send a smaller event, as text without NUL characters (scf: JSON)");
+        error.with_start(self.config.platform, self.failure(cause, Vec::new(), None))
     }
 
     pub(super) fn exited(&self, exit: Exit) -> Error {
@@ -164,6 +229,45 @@ impl Launch {
             logs,
         }
     }
+}
+
+/// Adds the platform's event of a step to the logs.
+pub(super) fn tell(config: &FunctionConfig, id: &str, logs: &Logs, step: InstanceStep<'_>) {
+    if let Some(event) = config.platform.instance_event(config, id, step) {
+        logs.event(&event);
+    }
+}
+
+/// What comes between a server that listens and the first invocation.
+async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
+    let callbacks = async {
+        let begun = Instant::now();
+        callbacks::call(shared, Callback::Initializer).await.map_err(NotReady::Initializer)?;
+        if shared.config.callbacks.initializer.is_some() {
+            shared.tell(InstanceStep::Initialized(begun.elapsed()));
+        }
+        match &shared.config.health_check {
+            Some(check) => health::first(shared, check).await.map_err(NotReady::Unhealthy),
+            None => Ok(()),
+        }
+    };
+    tokio::select! {
+        biased;
+        exit = shared.guest.wait() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
+        done = callbacks => done,
+    }
+}
+
+/// Starts what goes on beside an instance's invocations.
+fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
+    let mut tasks = vec![tokio::spawn(drive(Arc::clone(&shared.guest), Arc::downgrade(shared)))];
+    if shared.config.freeze {
+        tasks.push(tokio::spawn(freeze_when_idle(Arc::downgrade(shared))));
+    }
+    if let Some(check) = shared.config.health_check.clone() {
+        tasks.push(tokio::spawn(health::watch(Arc::downgrade(shared), check)));
+    }
+    tasks
 }
 
 /// The error for an image that could not be pulled.

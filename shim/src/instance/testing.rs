@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
@@ -22,17 +23,29 @@ use crate::FunctionConfig;
 pub(crate) struct TestGuest {
     address: SocketAddr,
     exit: Arc<watch::Sender<Option<Exit>>>,
+    frozen: Arc<AtomicBool>,
+    freezes: Arc<AtomicUsize>,
 }
 
 impl TestGuest {
     pub(crate) fn at(address: SocketAddr) -> Self {
-        Self { address, exit: Arc::new(watch::Sender::new(None)) }
+        let exit = Arc::new(watch::Sender::new(None));
+        Self { address, exit, frozen: Arc::default(), freezes: Arc::default() }
     }
 
     /// Nothing listens there.
     pub(crate) async fn refusing() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         Self::at(listener.local_addr().expect("address"))
+    }
+
+    pub(crate) fn frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// How often it has been frozen.
+    pub(crate) fn freezes(&self) -> usize {
+        self.freezes.load(Ordering::SeqCst)
     }
 
     pub(crate) fn end(&self, exit: Exit) {
@@ -64,6 +77,17 @@ impl Guest for TestGuest {
         self.wait()
     }
 
+    fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>> {
+        self.freezes.fetch_add(1, Ordering::SeqCst);
+        self.frozen.store(true, Ordering::SeqCst);
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn thaw(&self) -> skiff_runtime::Result<()> {
+        self.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn stats(&self) -> Stats {
         Stats { memory_peak_bytes: 10 * 1024 * 1024, ..Stats::default() }
     }
@@ -78,6 +102,6 @@ pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Insta
         started: Instant::now(),
     };
     let output: Option<(Stream<tokio::io::Empty>, Stream<tokio::io::Empty>)> = None;
-    let sink = Arc::new(|_: &LogLine| ());
-    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), sink).await.expect("up")
+    let logs = launch.logs(Arc::new(|_: &LogLine| ()));
+    launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), logs).await.expect("up")
 }

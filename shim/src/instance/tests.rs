@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, ExitCode, FunctionConfig, Platform};
 
 const EXITED: Exit = Exit { code: Some(7), signal: None, oom_killed: false };
 
-type Lines = Arc<Mutex<Vec<String>>>;
+pub(super) type Lines = Arc<Mutex<Vec<String>>>;
 
 fn lines() -> (Arc<dyn LogSink>, Lines) {
     let lines = Lines::default();
@@ -33,13 +33,19 @@ fn lines() -> (Arc<dyn LogSink>, Lines) {
     (Arc::new(sink), lines)
 }
 
-fn config(platform: &'static dyn Platform, change: impl FnOnce(&mut FunctionConfig)) -> Arc<FunctionConfig> {
+pub(super) fn config(
+    platform: &'static dyn Platform,
+    change: impl FnOnce(&mut FunctionConfig),
+) -> Arc<FunctionConfig> {
     let mut config = FunctionConfig::new("resize", platform);
     change(&mut config);
     Arc::new(config)
 }
 
-async fn bring_up(guest: &TestGuest, config: Arc<FunctionConfig>) -> Result<(Instance, Lines), Error> {
+pub(super) async fn bring_up(
+    guest: &TestGuest,
+    config: Arc<FunctionConfig>,
+) -> Result<(Instance, Lines), Error> {
     let launch = Launch {
         id: "the-instance".into(),
         config,
@@ -51,15 +57,15 @@ async fn bring_up(guest: &TestGuest, config: Arc<FunctionConfig>) -> Result<(Ins
     out.write_all(b"booting\n").await.expect("written");
     drop(out);
     let (sink, lines) = lines();
-    let guest = Arc::new(guest.clone());
+    let (guest, logs) = (Arc::new(guest.clone()), launch.logs(sink));
     let instance = launch
-        .bring_up(guest, Some((Stream::new(stdout), Stream::new(stderr))), Timeline::default(), sink)
+        .bring_up(guest, Some((Stream::new(stdout), Stream::new(stderr))), Timeline::default(), logs)
         .await?;
     Ok((instance, lines))
 }
 
 /// A server that answers every request by `answer`.
-async fn server<F, R>(answer: F) -> TestGuest
+pub(super) async fn server<F, R>(answer: F) -> TestGuest
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
@@ -81,7 +87,7 @@ where
     guest
 }
 
-fn answer(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(super) fn answer(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::builder().status(status).body(Full::new(body.into())).expect("valid")
 }
 

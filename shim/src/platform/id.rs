@@ -55,6 +55,15 @@ pub(super) fn time_uuid() -> String {
     )
 }
 
+/// A random UUID (version 4).
+pub(super) fn random_uuid() -> String {
+    let mut bytes = random::<16>();
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let [a, b, c, d, e] = [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex(&bytes[part]));
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
 /// An address `first.second.x.y` with random `x` and `y`, neither network nor broadcast.
 pub(super) fn address(first: u8, second: u8) -> Ipv4Addr {
     let [third, fourth] = random::<2>();

@@ -18,14 +18,15 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 pub use types::{
-    Defaults, ImageMemory, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
-    PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
+    Defaults, ImageMemory, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure, InvocationKind,
+    InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
 };
 
 use crate::FunctionConfig;
+use crate::function::Callback;
 
 /// A vendor's contract.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {
@@ -79,6 +80,59 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         status: StatusCode,
         headers: &HeaderMap,
     ) -> EventVerdict;
+
+    /// Adds to an event's answer what is known at its end.
+    fn finish_event(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+        headers: &mut HeaderMap,
+    );
+
+    /// Method and path of a callback; `None` where the platform has no such callback.
+    fn callback(&self, _callback: Callback) -> Option<(Method, &'static str)> {
+        None
+    }
+
+    /// A new id for a callback or a health check.
+    fn new_callback_id(&self) -> String {
+        self.new_request_id()
+    }
+
+    /// The headers of a callback.
+    fn prepare_callback(&self, _: Callback, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        self.prepare_request(context, headers);
+    }
+
+    /// The log lines before a callback (`ended` is `None`) and after it (with its error, if it failed).
+    fn log_callback(&self, _: Callback, _id: &str, _ended: Option<Option<&str>>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The event that it writes about a step in the life of an instance.
+    fn instance_event(
+        &self,
+        _config: &FunctionConfig,
+        _instance_id: &str,
+        _step: InstanceStep<'_>,
+    ) -> Option<InstanceEvent> {
+        None
+    }
+
+    /// The record that it keeps of a request at its end: one JSON object with its own field names.
+    fn request_record(
+        &self,
+        _context: &InvocationContext<'_>,
+        _report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        None
+    }
+
+    /// How it runs functions without a server; `None` where it runs none.
+    fn job(&self) -> Option<JobContract>;
+
+    /// Whether an instance gets no more invocations after this failure.
+    fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool;
 
     /// The answer to the caller for whom an instance was started that did not come up.
     fn start_failure(&self, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer;

@@ -23,6 +23,7 @@ pub(super) fn context(config: &FunctionConfig, kind: InvocationKind) -> Invocati
         kind,
         path: "/a/b",
         client: None,
+        origin: None,
     }
 }
 

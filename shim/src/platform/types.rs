@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use skiff_runtime::Exit;
 
 use crate::instance::Timeline;
@@ -49,6 +49,14 @@ pub struct Limits {
     pub timeout_s: RangeInclusive<u64>,
     /// Time until the server listens, in seconds.
     pub start_deadline_s: RangeInclusive<u64>,
+    /// Time of the initializer, in seconds.
+    pub initializer_s: RangeInclusive<u64>,
+    /// Time of the other callbacks, in seconds.
+    pub callback_s: RangeInclusive<u64>,
+    /// Invocations that one instance works on at once.
+    pub concurrency: RangeInclusive<u32>,
+    /// Whether instances may have health checks.
+    pub health_checks: bool,
     /// Characters of a function's name.
     pub name_chars: usize,
     /// Bytes of a user variable's name.
@@ -57,8 +65,18 @@ pub struct Limits {
     pub env_total_bytes: usize,
     /// Bytes of a request's header names and values.
     pub request_header_bytes: usize,
+    /// Bytes of a request's path and query; `None` is no bound of the platform's.
+    pub request_target_bytes: Option<usize>,
+    /// Bytes of the body of an HTTP request.
+    pub http_body_bytes: usize,
+    /// Bytes of the body of an answer to one; `None` is no bound.
+    pub http_answer_bytes: Option<usize>,
+    /// Bytes of the header names and values of an answer to one.
+    pub response_header_bytes: usize,
     /// Bytes of a synchronous event.
     pub event_bytes: usize,
+    /// Bytes of an asynchronous event.
+    pub async_event_bytes: usize,
     /// Bytes of a synchronous event's answer.
     pub answer_bytes: usize,
     /// Bytes of one log line; a longer one is split.
@@ -119,6 +137,57 @@ pub struct InvocationContext<'a> {
     pub path: &'a str,
     /// The client's address, when it came over TCP.
     pub client: Option<SocketAddr>,
+    /// The request's `Origin`, for an HTTP request from a page of another site.
+    pub origin: Option<&'a HeaderValue>,
+}
+
+/// How a platform runs functions that have no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobContract {
+    /// The variable that has the event.
+    pub variable: &'static str,
+    /// Whether the caller is answered when the container runs, not at its end.
+    pub answers_at_start: bool,
+    /// Whether events must be JSON.
+    pub events_are_json: bool,
+}
+
+/// A step in the life of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceStep<'a> {
+    /// It is being made.
+    Creating,
+    /// Its image is here; how long that took.
+    ImageReady(Duration),
+    /// Its server listens; how long its start took.
+    ServerReady(Duration),
+    /// Its server did not come up, or its first health check failed; why.
+    ServerFailed(&'a str),
+    /// Its initializer has succeeded; how long that took.
+    Initialized(Duration),
+    /// Its initializer has failed; why.
+    InitializerFailed(&'a str),
+    /// It takes invocations; how long all of it took.
+    Created(Duration),
+    /// It will not take any; why.
+    CreateFailed(&'a str),
+    /// It has ended after it had taken invocations.
+    Destroyed,
+}
+
+/// An event in the life of an instance, as its platform writes it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InstanceEvent {
+    /// Milliseconds since 1970.
+    #[serde(rename = "time")]
+    pub unix_ms: u64,
+    /// `Normal` or `Warning`.
+    pub level: String,
+    /// Such as `fc:Instance:CreateSuccess`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For people.
+    pub message: String,
 }
 
 /// A line of the container's output, kept for error texts.
@@ -169,6 +238,14 @@ pub enum StartCause {
     PullFailed(String),
     /// The image's bytes did not come in time.
     PullTimedOut,
+    /// Its initializer failed or took too long; how.
+    InitializerFailed(String),
+    /// Its first health check failed: `status code: 500 ` or what came instead of a status.
+    Unhealthy(String),
+    /// The event of a job is larger than the limit, in bytes.
+    EventTooLarge(usize),
+    /// The event of a job cannot be one; why.
+    InvalidEvent(String),
     /// Anything else; the message.
     Other(String),
 }
@@ -206,8 +283,17 @@ pub enum InvocationFailure {
     AnswerTooLarge(usize),
     /// The request is larger than the limit; which limit.
     RequestTooLarge(String),
+    /// The event cannot be one; why.
+    InvalidEvent(String),
     /// The client went away before it had the whole answer.
     Canceled,
+}
+
+impl InvocationFailure {
+    /// For a request's body of more than so many bytes.
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        Self::RequestTooLarge(format!("payload size exceeds maximum allowed size ({limit} bytes)"))
+    }
 }
 
 /// What is known at the end of an invocation.
@@ -227,6 +313,12 @@ pub struct InvocationReport<'a> {
     pub function_error: bool,
     /// How long the start took, for the first invocation of an instance.
     pub cold_start: Option<&'a Timeline>,
+    /// The method of an HTTP request.
+    pub method: Option<&'a Method>,
+    /// The status that the caller gets, when it is known.
+    pub status: Option<StatusCode>,
+    /// The last log lines of the invocation, for a caller who asked for them.
+    pub log_tail: Option<&'a [u8]>,
 }
 
 /// The value of a credential header or variable.

@@ -27,10 +27,24 @@ pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The body of a client's request as it comes, without the trailers that clients may not send.
+/// The body of a client's request as it comes, without the trailers that clients may not send; it breaks
+/// off after the platform's limit.
 pub(crate) fn of_client(body: Incoming, platform: &'static dyn Platform) -> Body {
-    ClientBody { body, platform }.boxed_unsync()
+    let left = platform.limits().http_body_bytes;
+    ClientBody { body, platform, left }.boxed_unsync()
 }
+
+/// The client's body is larger than its platform takes, in bytes.
+#[derive(Debug)]
+pub(crate) struct TooLarge(pub(crate) usize);
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the client's body is larger than {} bytes", self.0)
+    }
+}
+
+impl std::error::Error for TooLarge {}
 
 /// The client broke its own request: it went away, or what it sends is no body.
 #[derive(Debug)]
@@ -51,6 +65,19 @@ impl std::error::Error for ClientBroke {
 struct ClientBody {
     body: Incoming,
     platform: &'static dyn Platform,
+    /// Bytes that may still come.
+    left: usize,
+}
+
+impl ClientBody {
+    fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), TooLarge> {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        match self.left.checked_sub(length) {
+            Some(left) => self.left = left,
+            None => return Err(TooLarge(self.platform.limits().http_body_bytes)),
+        }
+        Ok(())
+    }
 }
 
 impl HttpBody for ClientBody {
@@ -63,7 +90,8 @@ impl HttpBody for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         polled.map(|frame| {
-            let frame = frame?.map_err(|error| ClientBroke(error).into());
+            let frame = frame?.map_err(|error| BodyError::from(ClientBroke(error)));
+            let frame = frame.and_then(|frame| self.count(&frame).map(|()| frame).map_err(BodyError::from));
             // Servers may take a trailer for a header: the platform's own are no client's to send.
             Some(frame.map(|mut frame| {
                 if let Some(trailers) = frame.trailers_mut() {

@@ -4,20 +4,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::HOST;
+use http::header::{HOST, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout_at;
 
 use super::answer::Answer;
 use super::body::{self, Body};
 use super::{headers, tunnel};
-use crate::instance::invocation::Invocation;
+use crate::instance::invocation::{Arrival, Invocation};
 use crate::instance::shared::Shared;
-use crate::platform::{InvocationFailure, InvocationKind, PlatformAnswer};
+use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
 /// Both ends of an upgrade that a client asks for.
 struct Upgrade {
@@ -34,11 +34,16 @@ pub(super) async fn forward(
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
     }
-    let mut invocation = Invocation::begin(&shared, InvocationKind::Http, request.uri().path(), client);
-    let limit = shared.config.platform.limits().request_header_bytes;
-    if headers::size(request.headers()) > limit {
-        let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
-        return of_platform(invocation.fail(&InvocationFailure::RequestTooLarge(text)));
+    let arrival = Arrival {
+        kind: InvocationKind::Http,
+        path: request.uri().path().to_owned(),
+        method: request.method().clone(),
+        client,
+        origin: request.headers().get(ORIGIN).cloned(),
+    };
+    let mut invocation = Invocation::begin(&shared, arrival).await;
+    if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
+        return of_platform(invocation.fail(&failure));
     }
     let (request, upgrade) = prepare(&invocation, request);
     let sent = match timeout_at(invocation.deadline(), shared.pool.send(request)).await {
@@ -50,6 +55,34 @@ pub(super) async fn forward(
         Ok(response) => finish(invocation, response, upgrade),
         Err(failure) => of_platform(invocation.fail(&failure)),
     }
+}
+
+/// A request that is larger than its platform takes, as far as its head tells.
+fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
+    let limit = limits.request_header_bytes;
+    if headers::size(request.headers()) > limit {
+        let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
+        return Some(InvocationFailure::RequestTooLarge(text));
+    }
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if let Some(limit) = limits.request_target_bytes.filter(|limit| target > *limit) {
+        let text = format!("path and query exceed maximum allowed size ({limit} bytes)");
+        return Some(InvocationFailure::RequestTooLarge(text));
+    }
+    let body = request.body().size_hint().lower();
+    (body > limits.http_body_bytes as u64).then(|| InvocationFailure::body_too_large(limits.http_body_bytes))
+}
+
+/// An answer that is larger than its platform passes on, as far as its head tells.
+fn answer_over_a_limit(limits: &Limits, response: &Response<Incoming>) -> Option<InvocationFailure> {
+    let limit = limits.response_header_bytes;
+    if headers::size(response.headers()) > limit {
+        let text = format!("response headers exceed maximum allowed size ({limit} bytes)");
+        return Some(InvocationFailure::BadResponse(text));
+    }
+    let length = response.body().size_hint().lower();
+    let limit = limits.http_answer_bytes.filter(|limit| length > *limit as u64)?;
+    Some(InvocationFailure::AnswerTooLarge(limit))
 }
 
 fn prepare(invocation: &Invocation, mut request: Request<Incoming>) -> (Request<Body>, Option<Upgrade>) {
@@ -82,6 +115,10 @@ fn finish(
     mut response: Response<Incoming>,
     upgrade: Option<Upgrade>,
 ) -> Response<Body> {
+    let limits = invocation.shared.config.platform.limits();
+    if let Some(failure) = answer_over_a_limit(limits, &response) {
+        return of_platform(invocation.fail(&failure));
+    }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = headers::upgrade(response.headers());
     let server = switched.then(|| hyper::upgrade::on(&mut response));
@@ -90,6 +127,7 @@ fn finish(
     invocation.shared.config.platform.finish_response(&invocation.context(), &mut parts.headers);
     parts.version = Version::HTTP_11;
     let Some(server) = server else {
+        invocation.answers(parts.status);
         return Response::from_parts(parts, Answer::new(body, invocation).boxed_unsync());
     };
     let (Some(upgrade), Some(protocol)) = (upgrade, protocol) else {
@@ -97,6 +135,7 @@ fn finish(
         return of_platform(invocation.fail(&InvocationFailure::BadResponse(reason)));
     };
     headers::set_upgrade(&mut parts.headers, protocol);
+    invocation.answers(parts.status);
     tokio::spawn(tunnel::run(invocation, upgrade.client, server));
     Response::from_parts(parts, body::empty())
 }

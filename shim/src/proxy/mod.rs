@@ -12,6 +12,8 @@ mod forward;
 mod headers;
 #[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod limits_tests;
 mod patience;
 pub(crate) mod pool;
 mod server;

@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::body::{self, Body, ClientBroke};
+use super::body::{self, Body, ClientBroke, TooLarge};
 use crate::instance::guest::Guest;
 
 /// Kept connections at most; both platforms send at most 200 requests at once to an instance.
@@ -44,6 +44,20 @@ pub(crate) enum SendError {
     Invalid(hyper::Error),
     /// The client broke its own request off.
     Client,
+    /// The client's body is over the limit, in bytes.
+    TooLarge(usize),
+}
+
+impl SendError {
+    /// In words.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Connect(error) => error.to_string(),
+            Self::Broken(error) | Self::Invalid(error) => error.to_string(),
+            Self::Client => "the client broke off".to_owned(),
+            Self::TooLarge(limit) => format!("the body is larger than {limit} bytes"),
+        }
+    }
 }
 
 impl Pool {
@@ -145,9 +159,12 @@ fn is_broken(error: &hyper::Error) -> bool {
 
 impl From<hyper::Error> for SendError {
     fn from(error: hyper::Error) -> Self {
-        let by_client = std::error::Error::source(&error).is_some_and(|cause| cause.is::<ClientBroke>());
+        let cause = std::error::Error::source(&error);
+        if let Some(TooLarge(limit)) = cause.and_then(|cause| cause.downcast_ref()) {
+            return Self::TooLarge(*limit);
+        }
         match error.is_parse() {
-            _ if by_client => Self::Client,
+            _ if cause.is_some_and(|cause| cause.is::<ClientBroke>()) => Self::Client,
             true => Self::Invalid(error),
             false => Self::Broken(error),
         }

@@ -88,6 +88,11 @@ fn alloc(mib: u64) -> Value {
     json!({ "held_mib": held.len() })
 }
 
+/// Takes memory until there is none.
+pub(crate) fn take_all() {
+    alloc(u64::MAX);
+}
+
 /// Starts `count` idle processes, as many as are allowed.
 fn fork(count: u64) -> Value {
     for started in 0..count {

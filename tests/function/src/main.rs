@@ -5,6 +5,8 @@
 //! [`mode`]).
 
 mod http;
+mod job;
+mod lifecycle;
 mod load;
 mod mode;
 mod query;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Mode::Idle => loop {
             std::thread::park();
         },
+        Mode::Job => job::run(),
         Mode::Serve { local, delay, lines, listen } => {
             say_lines(lines);
             std::thread::sleep(delay);
@@ -67,6 +70,7 @@ fn serve(local: bool, listen: bool) -> ExitCode {
     let host = if local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
     let address = SocketAddr::new(IpAddr::V4(host), port());
     let result = runtime.block_on(async {
+        tokio::spawn(lifecycle::tick());
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             result = http::serve(address, listen) => result,

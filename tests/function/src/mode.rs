@@ -8,6 +8,7 @@
 //! function late MS              listens after MS milliseconds
 //! function log LINES            writes LINES lines, then serves
 //! function idle                 does nothing until it is killed
+//! function job                  does what the event in its environment says, without a server
 //! ```
 
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub(crate) enum Mode {
     },
     /// Do nothing until killed.
     Idle,
+    /// Work on the event in the environment.
+    Job,
 }
 
 impl Mode {
@@ -63,6 +66,7 @@ impl Mode {
             "late" => serve(false, number(rest)?, 0, true),
             "log" => serve(false, 0, number(rest)?, true),
             "idle" => Ok(Self::Idle),
+            "job" => Ok(Self::Job),
             other => Err(format!("unknown mode '{other}'")),
         }
     }

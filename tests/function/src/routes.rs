@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::{Body, full, json, text};
 use crate::query::Query;
-use crate::{load, view};
+use crate::{lifecycle, load, view};
 
 /// Headers that the event answer repeats; never those that carry credentials.
 const SHOWN_HEADERS: [&str; 8] = [
@@ -43,6 +43,9 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
         "status" => status(&argument),
         "sleep" => sleep(&argument).await,
         "function-error" => function_error(),
+        "initialize" | "pre-freeze" | "pre-stop" | "health" | "sick" | "lifecycle" => {
+            lifecycle::answer(first, request.method().as_str(), request.headers(), &argument).await
+        }
         "fill" | "alloc" | "fork" | "exit" | "oom" | "log" => load::answer(first, &argument, &query).await,
         _ => view::answer(first, &query).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "no such path\n")),
     }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use skiff::platform::{self, Platform};
 use skiff::{Credentials, FunctionConfig, Secret};
 
+use super::lifecycle::LifecycleArgs;
 use super::source::variable;
 use crate::cli::failure::Failure;
 use crate::cli::values::{Cpus, DiskSize, Memory, Time, Words, env, name};
@@ -112,6 +113,9 @@ pub(crate) struct FunctionArgs {
     /// Handler name that the function sees (fc).
     #[arg(long, help_heading = "Identity")]
     pub(crate) handler: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) lifecycle: LifecycleArgs,
 }
 
 /// What holds written bytes.
@@ -164,6 +168,7 @@ impl FunctionArgs {
         config.credentials = role_credentials(lookup)?;
         self.limit(&mut config);
         self.identify(&mut config);
+        self.lifecycle.apply(&mut config);
         config.validate()?;
         Ok(config)
     }
@@ -194,7 +199,7 @@ impl FunctionArgs {
     }
 }
 
-fn replace<T>(value: &mut T, given: Option<T>) {
+pub(super) fn replace<T>(value: &mut T, given: Option<T>) {
     if let Some(given) = given {
         *value = given;
     }
@@ -224,6 +229,8 @@ mod tests {
     struct Program {
         #[command(flatten)]
         function: FunctionArgs,
+        #[arg(long)]
+        event: Option<String>,
         #[arg(last = true)]
         args: Vec<String>,
     }

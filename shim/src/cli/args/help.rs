@@ -55,9 +55,12 @@ invoked, and serves until SIGINT or SIGTERM. Requests reach the function's serve
 platform's headers added; bodies stream both ways. A second signal ends it without waiting for
 running requests. Either way the container is stopped and nothing is left behind.
 
+Between requests the function is frozen, as in the clouds, unless --no-freeze is given.
+
 With --event it makes the platform's own event call (fc: POST /invoke, scf: POST /event-invoke),
 writes the answer's body to the standard output, and exits; a terminal gets control characters
-escaped. Log lines of the function and the platform go to the standard error.
+escaped. Log lines of the function and the platform go to the standard error. With --job too, the
+event is in the function's environment instead, and its exit code decides.
 
 Examples:
   Answer one event, from a registry on this host:
@@ -66,6 +69,8 @@ Examples:
     skiff run --platform scf team/function:1 --event @event.json
   A function that calls services outside:
     skiff run oci:./image:latest --network bridge --event '{}'
+  A function without a server:
+    skiff run --platform scf oci:./image:latest --job --event '{\"k\":1}'
   Serve on a socket and a port, with another command:
     skiff run oci:./image:latest --socket /tmp/f.sock --listen 8080 -- python3 app.py
 
@@ -84,7 +89,8 @@ With --output json, on the standard output:
 and on the standard error, beside the events that `skiff --help` names:
   {\"event\":\"timeline\",\"instance\":ID,\"resolve_ms\":…,\"pull_ms\":…,\"unpack_ms\":…,\"rootfs_ms\":…,
    \"network_ms\":…,\"spawn_ms\":…,\"listen_ms\":…,\"total_ms\":…}
-  {\"event\":\"log\",\"instance\":ID,\"stream\":\"stdout|stderr|platform\",\"unix_ms\":…,\"line\":TEXT}
+  {\"event\":\"log\",\"instance\":ID,\"stream\":\"stdout|stderr|platform|events|requests\",
+   \"unix_ms\":…,\"line\":TEXT}
 
 Environment:
   SKIFF_REGISTRY_USERNAME, SKIFF_REGISTRY_PASSWORD

@@ -4,6 +4,7 @@ mod exec;
 mod function;
 mod help;
 mod images;
+mod lifecycle;
 mod network;
 mod source;
 
@@ -14,7 +15,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use exec::ExecArgs;
 pub(crate) use function::FunctionArgs;
-use function::platform_parser;
+use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
 pub(crate) use source::SourceArgs;
@@ -262,6 +263,8 @@ mod tests {
             "run",
             "run image --event x --socket /s",
             "run image --event x --listen 80",
+            "run image --job",
+            "run image --health-timeout 1s",
             "run image --command x -- y",
             "run image --platform aws",
             "run image --memory 512",

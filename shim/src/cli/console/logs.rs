@@ -16,6 +16,10 @@ pub(crate) struct Logs(pub(crate) Console);
 impl LogSink for Logs {
     fn line(&self, line: &LogLine) {
         let console = self.0;
+        let for_programs = matches!(line.stream, LogStream::Events | LogStream::Requests);
+        if for_programs && !console.is_json() {
+            return;
+        }
         let bytes = if console.is_json() {
             json_line(line)
         } else {

@@ -1,6 +1,5 @@
 //! What the program writes: results to the standard output, everything else to the standard error.
 
-mod base64;
 mod error;
 mod logs;
 mod paint;
@@ -14,7 +13,6 @@ use serde_json::{Value, json};
 
 use super::args::{Color, Global, Output};
 use super::failure::Failure;
-pub(crate) use base64::base64;
 pub(crate) use logs::Logs;
 pub(crate) use paint::{Paint, paint};
 pub(crate) use progress::Progress;

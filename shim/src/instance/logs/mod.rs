@@ -22,8 +22,15 @@ pub(crate) use self::source::Source;
 pub(crate) use self::source::Stream;
 use self::split::Splitter;
 use self::tail::Tail;
-use crate::platform::TailLine;
+use crate::platform::{InstanceEvent, TailLine};
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+/// How long a caller waits for the log of its invocation, when the sink is slow.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Callers that ask one stream at once; more wait.
+const MAX_ASKING: usize = 16;
 
 /// Where a log line comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +41,10 @@ pub enum LogStream {
     Stderr,
     /// The platform: `FC Invoke Start …`, `START RequestId:…` and the like.
     Platform,
+    /// The platform's events of the instance's life: each line is an [`InstanceEvent`] as JSON.
+    Events,
+    /// The platform's records of requests: each line is one JSON object with the platform's field names.
+    Requests,
 }
 
 impl LogStream {
@@ -44,6 +55,8 @@ impl LogStream {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
             Self::Platform => "platform",
+            Self::Events => "events",
+            Self::Requests => "requests",
         }
     }
 }
@@ -67,6 +80,12 @@ impl LogLine {
     #[must_use]
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
+    }
+
+    /// The event that a line of [`LogStream::Events`] is.
+    #[must_use]
+    pub fn event(&self) -> Option<InstanceEvent> {
+        (self.stream == LogStream::Events).then(|| serde_json::from_slice(&self.bytes).ok()).flatten()
     }
 }
 
@@ -92,6 +111,10 @@ pub(crate) struct Logs {
     line_bytes: usize,
     queue: Arc<Queue>,
     tail: Arc<Mutex<Tail>>,
+    /// With the platform's lines, for callers who ask for the log of their invocation.
+    recent: Arc<Mutex<Tail>>,
+    /// Asks each follower whether it has read all that was written.
+    followers: Mutex<Vec<mpsc::Sender<oneshot::Sender<()>>>>,
     /// Keeps the queue open.
     _member: Member,
 }
@@ -102,21 +125,39 @@ impl Logs {
         let queue = Arc::new(Queue::default());
         let member = Queue::join(&queue);
         tokio::spawn(queue::pump(Arc::clone(&queue), Arc::clone(&instance_id), sink));
-        Self { instance_id, line_bytes, queue, tail: Arc::default(), _member: member }
+        Self {
+            instance_id,
+            line_bytes,
+            queue,
+            tail: Arc::default(),
+            recent: Arc::default(),
+            followers: Mutex::default(),
+            _member: member,
+        }
     }
 
     /// Follows a stream of the container until it ends.
     pub(crate) fn follow(&self, stream: LogStream, mut output: impl Source) {
         let member = Queue::join(&self.queue);
         let mut splitter = Splitter::new(self.line_bytes);
-        let tail = Arc::clone(&self.tail);
+        let (tail, recent) = (Arc::clone(&self.tail), Arc::clone(&self.recent));
+        let (ask, mut asked) = mpsc::channel::<oneshot::Sender<()>>(MAX_ASKING);
+        locked(&self.followers).push(ask);
         let instance_id = Arc::clone(&self.instance_id);
         tokio::spawn(async move {
             // Of the stream, looked at and not consumed: the beginning of a line.
             let mut begun = 0;
             loop {
                 // A broken pipe is the end of the output as well.
-                let seen = output.look(begun).await.unwrap_or_default();
+                let seen = tokio::select! {
+                    // A look that finds nothing says that all has been read.
+                    biased;
+                    seen = output.look(begun) => seen.unwrap_or_default(),
+                    Some(reply) = asked.recv() => {
+                        let _ = reply.send(());
+                        continue;
+                    }
+                };
                 let (count, fresh) = (seen.len(), seen.get(begun..).unwrap_or_default());
                 let (full, mut lines) = (fresh.is_empty(), splitter.push(fresh));
                 let over = output.is_over() || count == 0;
@@ -126,6 +167,7 @@ impl Logs {
                 for bytes in lines {
                     let time = SystemTime::now();
                     locked(&tail).push(TailLine { time, bytes: bytes.clone() });
+                    locked(&recent).push(TailLine { time, bytes: bytes.clone() });
                     let line = LogLine { instance_id: Arc::clone(&instance_id), stream, time, bytes };
                     member.push(line).await;
                 }
@@ -142,13 +184,50 @@ impl Logs {
     /// Adds lines of the platform.
     pub(crate) fn platform(&self, lines: Vec<String>) {
         for line in lines {
-            self.queue.push_now(LogLine {
-                instance_id: Arc::clone(&self.instance_id),
-                stream: LogStream::Platform,
-                time: SystemTime::now(),
-                bytes: line.into(),
-            });
+            let line = Bytes::from(line);
+            locked(&self.recent).push(TailLine { time: SystemTime::now(), bytes: line.clone() });
+            self.add(LogStream::Platform, line);
         }
+    }
+
+    /// Adds an event of the instance's life.
+    pub(crate) fn event(&self, event: &InstanceEvent) {
+        self.add(LogStream::Events, serde_json::to_vec(event).unwrap_or_default().into());
+    }
+
+    /// Adds the record of a request.
+    pub(crate) fn request(&self, record: String) {
+        self.add(LogStream::Requests, record.into());
+    }
+
+    fn add(&self, stream: LogStream, bytes: Bytes) {
+        let instance_id = Arc::clone(&self.instance_id);
+        self.queue.push_now(LogLine { instance_id, stream, time: SystemTime::now(), bytes });
+    }
+
+    /// How many lines there have been, for [`Logs::since`].
+    pub(crate) fn mark(&self) -> u64 {
+        locked(&self.recent).pushed()
+    }
+
+    /// The last lines since a mark, of the container and the platform, 4 KB at most.
+    pub(crate) fn since(&self, mark: u64) -> Vec<u8> {
+        locked(&self.recent).text_since(mark)
+    }
+
+    /// Waits until what the container has written by now has been read, for [`SETTLE`] at most.
+    pub(crate) async fn settle(&self) {
+        let followers = locked(&self.followers).clone();
+        let settled = async {
+            for ask in followers {
+                let (reply, replied) = oneshot::channel();
+                if ask.send(reply).await.is_ok() {
+                    // One that ends instead has read all.
+                    let _ = replied.await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE, settled).await;
     }
 
     /// The last lines of the container's output.
@@ -169,8 +248,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -209,9 +286,30 @@ mod tests {
         assert_eq!(logs.tail().len(), 3, "the platform's lines are not the container's");
     }
 
+    #[tokio::test]
+    async fn what_was_written_before_is_in_the_log_of_an_invocation() {
+        let (sink, _) = collecting();
+        let logs = Logs::new("i".into(), 64, sink);
+        let (mut out, out_end) = tokio::io::duplex(64 * 1024);
+        logs.follow(LogStream::Stdout, Stream::new(out_end));
+        logs.platform(vec!["before".to_owned()]);
+        let mark = logs.mark();
+        logs.platform(vec!["START".to_owned()]);
+        out.write_all(b"one\ntwo\nhalf").await.expect("written");
+        logs.settle().await;
+        assert_eq!(logs.since(mark), b"START\none\ntwo");
+        for _ in 0..2000 {
+            out.write_all(b"0123456789\n").await.expect("written");
+        }
+        logs.settle().await;
+        let tail = logs.since(mark);
+        assert!(tail.len() <= 4096 && tail.ends_with(b"0123456789"), "{} bytes", tail.len());
+        assert_eq!(logs.since(logs.mark()), b"");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_sink_that_stands_still_does_not_stop_the_container() {
-        let (release, gate) = mpsc::channel::<()>();
+        let (release, gate) = std::sync::mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let (sink, lines) = collecting();
         let blocking = move |line: &LogLine| {

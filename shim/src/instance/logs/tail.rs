@@ -15,6 +15,7 @@ const LINE_COST: usize = 16;
 pub(super) struct Tail {
     lines: VecDeque<TailLine>,
     cost: usize,
+    pushed: u64,
 }
 
 impl Tail {
@@ -23,11 +24,29 @@ impl Tail {
         let excess = line.bytes.len().saturating_sub(MAX_BYTES - LINE_COST);
         line.bytes = line.bytes.slice(excess..);
         self.cost += line.bytes.len() + LINE_COST;
+        self.pushed += 1;
         self.lines.push_back(line);
         while self.cost > MAX_BYTES {
             let Some(first) = self.lines.pop_front() else { break };
             self.cost -= first.bytes.len() + LINE_COST;
         }
+    }
+
+    /// How many lines there have been in all.
+    pub(super) fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Those that came after so many, with line feeds between them.
+    pub(super) fn text_since(&self, pushed: u64) -> Vec<u8> {
+        let wanted = usize::try_from(self.pushed.saturating_sub(pushed)).unwrap_or(usize::MAX);
+        let lines: Vec<&[u8]> = self
+            .lines
+            .iter()
+            .skip(self.lines.len().saturating_sub(wanted))
+            .map(|line| &*line.bytes)
+            .collect();
+        lines.join(&b'\n')
     }
 
     /// The lines, oldest first.

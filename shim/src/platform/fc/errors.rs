@@ -48,19 +48,49 @@ struct FunctionError<'a> {
 }
 
 /// The answer for an instance that did not come up.
-pub(super) fn start(api: Api, failure: &StartFailure) -> PlatformAnswer {
+pub(super) fn start(api: Api, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer {
+    match &failure.cause {
+        StartCause::InitializerFailed(why) => return not_initialized(why, &failure.request_id, kind),
+        StartCause::EventTooLarge(limit) => {
+            let text = format!("payload size exceeds maximum allowed size ({limit} bytes)");
+            return api_error(api, StatusCode::BAD_REQUEST, "EntityTooLarge", text, &failure.request_id);
+        }
+        StartCause::InvalidEvent(why) => {
+            return api_error(
+                api,
+                StatusCode::BAD_REQUEST,
+                "InvalidArgument",
+                why.clone(),
+                &failure.request_id,
+            );
+        }
+        _ => {}
+    }
     let code = match &failure.cause {
-        StartCause::NotListening(_) | StartCause::TimedOut | StartCause::Other(_) => "FunctionNotStarted",
         StartCause::Exited(_) => "CAExited",
         StartCause::CommandNotFound(_) => "CAFileNotFound",
         StartCause::CommandNotExecutable(_) => "CAFilePermission",
         StartCause::PullFailed(_) | StartCause::PullTimedOut => "PreconditionFailed",
+        _ => "FunctionNotStarted",
     };
     let message = match api {
         Api::V3 => start_message_3(failure),
         Api::V2 => start_message_2(failure),
     };
     api_error(api, StatusCode::PRECONDITION_FAILED, code, message, &failure.request_id)
+}
+
+/// The caller of an event gets 200 with the error's type, as of an error of the function.
+fn not_initialized(why: &str, request_id: &str, kind: InvocationKind) -> PlatformAnswer {
+    let status = match kind {
+        InvocationKind::Event => StatusCode::OK,
+        InvocationKind::Http => StatusCode::BAD_GATEWAY,
+    };
+    let message = format!("Function instance initialization failed: {why}");
+    let mut headers = common(request_id, None);
+    headers.insert(ERROR_TYPE, HeaderValue::from_static("InitializationError"));
+    let body = json(&FunctionError { error_message: &message });
+    PlatformAnswer { status, headers, body, code: "InitializationError", message }
 }
 
 fn start_message_3(failure: &StartFailure) -> String {
@@ -124,6 +154,9 @@ fn other_message(cause: &StartCause) -> String {
     match cause {
         StartCause::PullFailed(reason) => format!("Failed to pull image: {reason}"),
         StartCause::PullTimedOut => "Failed to pull image: timed out".to_owned(),
+        StartCause::Unhealthy(how) => {
+            format!("The function http server cannot be started. check function health failed with {how}")
+        }
         StartCause::Other(reason) => {
             format!("The function cannot be started. Failed to start function instance. Error: {reason}")
         }
@@ -189,6 +222,9 @@ pub(super) fn invocation(
         InvocationFailure::AnswerTooLarge(limit) => {
             let text = format!("response size exceeds maximum allowed size ({limit} bytes)");
             api_error(api, StatusCode::BAD_GATEWAY, "BadResponse", text, id)
+        }
+        InvocationFailure::InvalidEvent(why) => {
+            api_error(api, StatusCode::BAD_REQUEST, "InvalidArgument", why.clone(), id)
         }
         InvocationFailure::RequestTooLarge(what) => match context.kind {
             InvocationKind::Event => {
@@ -258,7 +294,7 @@ mod tests {
     use crate::platform::testing::{context, failure};
 
     fn body(api: Api, cause: StartCause) -> String {
-        let answer = start(api, &failure(cause));
+        let answer = start(api, &failure(cause), InvocationKind::Event);
         assert_eq!(answer.status, 412);
         assert_eq!(answer.headers["content-type"], "application/json");
         String::from_utf8(answer.body.to_vec()).expect("UTF-8")
@@ -282,7 +318,7 @@ mod tests {
         failure.elapsed = Duration::from_secs(25);
         failure.logs.truncate(1);
         failure.logs[0].time = UNIX_EPOCH + Duration::new(1_575_021_210, 859_837_462);
-        let answer = start(Api::V2, &failure);
+        let answer = start(Api::V2, &failure, InvocationKind::Event);
         assert_eq!(
             answer.body,
             r#"{"ErrorCode":"FunctionNotStarted","ErrorMessage":"The CA's http server cannot be started:ContainerStartDuration:25000000000. Ping CA failed due to: dial tcp 21.0.3.4:9000: getsockopt: connection refused Logs : 2019-11-29T09:53:30.859837462Z Listening on port 9000"}"#
@@ -324,7 +360,7 @@ mod tests {
         let mut failure = failure(StartCause::NotListening(String::new()));
         failure.logs = vec![TailLine { time: UNIX_EPOCH, bytes: Bytes::from_static(b"\"}\xff\x00{\\") }];
         for api in [Api::V2, Api::V3] {
-            let answer = start(api, &failure);
+            let answer = start(api, &failure, InvocationKind::Event);
             let value: serde_json::Value = serde_json::from_slice(&answer.body).expect("valid JSON");
             let key = if api == Api::V2 { "ErrorMessage" } else { "Message" };
             let text = value[key].as_str().expect("text");

@@ -4,14 +4,26 @@
 //! shows; empty ones are sent. Clients may not send `x-fc-*`. Response: the headers that FC replaces
 //! are dropped, the ids are added.
 
-use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, SERVER};
+use std::time::Duration;
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
+    CONTENT_DISPOSITION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, SERVER,
+};
 
 use super::Api;
+use crate::base64;
 use crate::platform::types::exposed;
-use crate::platform::{InvocationContext, InvocationKind, header_value, remove_prefixed};
+use crate::platform::{
+    InvocationContext, InvocationKind, InvocationReport, header_value, megabytes, remove_prefixed,
+};
 
 /// What the names of the platform's own headers begin with.
 pub(super) const PREFIX: &str = "x-fc-";
+
+/// What pages of other sites may read of an answer, as FC says it.
+const EXPOSED: &str = "Date,x-fc-request-id,x-fc-error-type,x-fc-code-checksum,x-fc-invocation-duration,\
+                       x-fc-max-memory-usage,x-fc-log-result,x-fc-invocation-code-version";
 
 /// Sent empty where the feature behind them is off.
 const EMPTY: [&str; 8] = [
@@ -23,14 +35,6 @@ const EMPTY: [&str; 8] = [
     "x-fc-tracing-opentracing-span-context",
     "x-fc-tracing-opentracing-span-baggages",
     "x-fc-tracing-jaeger-endpoint",
-];
-
-/// 2.0's headers about callbacks that a function has not configured.
-const EMPTY_IN_2: [&str; 4] = [
-    "x-fc-function-initializer",
-    "x-fc-initialization-timeout",
-    "x-fc-instance-lifecycle-pre-stop-handler",
-    "x-fc-instance-lifecycle-pre-freeze-handler",
 ];
 
 /// Path of the event call, and its control path.
@@ -64,16 +68,45 @@ pub(super) fn request(api: Api, context: &InvocationContext<'_>, headers: &mut H
     set("x-fc-retry-count", "0");
     EMPTY.iter().for_each(|name| set(name, ""));
     if api == Api::V2 {
-        EMPTY_IN_2.iter().for_each(|name| set(name, ""));
+        let callbacks = &config.callbacks;
+        let handler = |limit: Option<Duration>, path| if limit.is_some() { path } else { "" };
+        let initializer = callbacks.initializer.map(|limit| limit.as_secs().to_string());
+        set("x-fc-function-initializer", handler(callbacks.initializer, "/initialize"));
+        set("x-fc-initialization-timeout", &initializer.unwrap_or_default());
+        set("x-fc-instance-lifecycle-pre-stop-handler", handler(callbacks.pre_stop, "/pre-stop"));
+        set("x-fc-instance-lifecycle-pre-freeze-handler", handler(callbacks.pre_freeze, "/pre-freeze"));
     }
     set("x-fc-control-path", if context.kind == InvocationKind::Event { EVENT_PATH } else { "/http-invoke" });
     if context.kind == InvocationKind::Http {
-        set("x-fc-base-path", context.path);
+        set("x-fc-base-path", base_path(api, context));
     }
     credentials(context, headers);
     if context.kind == InvocationKind::Http {
         forwarded(context, headers);
     }
+}
+
+/// The path before what is the function's own: of 2.0's `/VERSION/proxy/SERVICE/FUNCTION/…` all up to
+/// there (the container gets the whole path all the same). Elsewhere the request's path, as a dump shows.
+fn base_path<'a>(api: Api, context: &InvocationContext<'a>) -> &'a str {
+    if api == Api::V3 || !is_proxied(context.path) {
+        return context.path;
+    }
+    let end = context.path.match_indices('/').nth(4).map_or(context.path.len(), |(slash, _)| slash + 1);
+    &context.path[..end]
+}
+
+fn is_proxied(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    let version = parts.next().is_some_and(|version| ["2016-08-15", "2021-04-06"].contains(&version));
+    version
+        && parts.next() == Some("proxy")
+        && parts.clone().take(2).filter(|part| !part.is_empty()).count() == 2
+}
+
+/// What a callback's request has there.
+pub(super) fn control_path(path: &str, headers: &mut HeaderMap) {
+    headers.insert(HeaderName::from_static("x-fc-control-path"), header_value(path));
 }
 
 /// Empty for a function without a role.
@@ -105,6 +138,22 @@ pub(super) fn response(context: &InvocationContext<'_>, headers: &mut HeaderMap)
         headers.remove(name);
     }
     ids(context.request_id, Some(context.instance_id), headers);
+    if let Some(origin) = context.origin {
+        headers.entry(ACCESS_CONTROL_ALLOW_ORIGIN).or_insert_with(|| origin.clone());
+        headers.entry(ACCESS_CONTROL_ALLOW_CREDENTIALS).or_insert(HeaderValue::from_static("true"));
+        headers.entry(ACCESS_CONTROL_EXPOSE_HEADERS).or_insert(HeaderValue::from_static(EXPOSED));
+    }
+}
+
+/// What is known when an event has been answered. Memory as in a sample: `9.2`.
+pub(super) fn of_report(report: &InvocationReport<'_>, headers: &mut HeaderMap) {
+    let ms = report.duration.as_micros().div_ceil(1000);
+    let memory = format!("{:.2}", megabytes(report.memory_peak_bytes));
+    headers.insert(HeaderName::from_static("x-fc-invocation-duration"), HeaderValue::from(ms as u64));
+    headers.insert(HeaderName::from_static("x-fc-max-memory-usage"), header_value(&memory));
+    if let Some(tail) = report.log_tail {
+        headers.insert(HeaderName::from_static("x-fc-log-result"), header_value(&base64(tail)));
+    }
 }
 
 /// The ids that every answer has.
@@ -119,6 +168,7 @@ pub(super) fn ids(request_id: &str, instance_id: Option<&str>, headers: &mut Hea
 mod tests {
     use super::*;
     use crate::FunctionConfig;
+    use crate::function::Callbacks;
     use crate::platform::testing::{context, role};
     use crate::platform::{fc, fc2};
 
@@ -210,7 +260,35 @@ mod tests {
         request(Api::V2, &context(&config, InvocationKind::Event), &mut headers);
         assert_eq!(headers["x-fc-service-name"], "default");
         assert_eq!(headers["x-fc-version-id"], "3");
-        assert!(EMPTY_IN_2.iter().all(|name| headers[*name].is_empty()));
+        let callbacks = [
+            ("x-fc-function-initializer", "/initialize"),
+            ("x-fc-initialization-timeout", "30"),
+            ("x-fc-instance-lifecycle-pre-stop-handler", "/pre-stop"),
+            ("x-fc-instance-lifecycle-pre-freeze-handler", "/pre-freeze"),
+        ];
+        assert!(callbacks.iter().all(|(name, _)| headers[*name].is_empty()));
+        let limit = Some(Duration::from_secs(30));
+        config.callbacks = Callbacks { initializer: limit, pre_freeze: limit, pre_stop: limit };
+        request(Api::V2, &context(&config, InvocationKind::Event), &mut headers);
+        assert!(callbacks.iter().all(|(name, value)| headers[*name] == *value), "{headers:?}");
+    }
+
+    #[test]
+    fn the_base_of_a_proxied_path_is_the_part_before_the_functions_own() {
+        let config = FunctionConfig::new("resize", fc2());
+        let base = |api, path| {
+            let context = InvocationContext { path, ..context(&config, InvocationKind::Http) };
+            base_path(api, &context).to_owned()
+        };
+        assert_eq!(base(Api::V2, "/2016-08-15/proxy/svc/resize/a/b"), "/2016-08-15/proxy/svc/resize/");
+        assert_eq!(base(Api::V2, "/2021-04-06/proxy/svc.prod/resize/"), "/2021-04-06/proxy/svc.prod/resize/");
+        assert_eq!(base(Api::V2, "/2016-08-15/proxy/svc/resize"), "/2016-08-15/proxy/svc/resize");
+        for own in
+            ["/a/b", "/", "/2016-08-15/proxy/svc", "/2016-08-15/proxy//resize/a", "/2020-01-01/proxy/s/f/"]
+        {
+            assert_eq!(base(Api::V2, own), own);
+        }
+        assert_eq!(base(Api::V3, "/2016-08-15/proxy/svc/resize/a"), "/2016-08-15/proxy/svc/resize/a");
     }
 
     #[test]
@@ -233,5 +311,37 @@ mod tests {
         let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "set-cookie", "x-fc-instance-id", "x-fc-request-id"]);
+    }
+
+    #[test]
+    fn pages_of_other_sites_may_read_the_answer() {
+        let config = FunctionConfig::new("resize", fc());
+        let origin = HeaderValue::from_static("https://a.example");
+        let context = InvocationContext { origin: Some(&origin), ..context(&config, InvocationKind::Http) };
+        let mut headers = HeaderMap::new();
+        response(&context, &mut headers);
+        assert_eq!(headers["access-control-allow-origin"], "https://a.example");
+        assert_eq!(headers["access-control-allow-credentials"], "true");
+        assert!(headers["access-control-expose-headers"].to_str().expect("text").contains("x-fc-request-id"));
+        let mut own = HeaderMap::new();
+        own.insert("access-control-allow-origin", HeaderValue::from_static("*"));
+        response(&context, &mut own);
+        assert_eq!(own["access-control-allow-origin"], "*", "the function's own goes first");
+    }
+
+    #[test]
+    fn an_events_answer_tells_time_and_memory() {
+        let report = InvocationReport {
+            duration: Duration::from_micros(1001),
+            memory_peak_bytes: 9_646_899,
+            ..InvocationReport::default()
+        };
+        let mut headers = HeaderMap::new();
+        of_report(&report, &mut headers);
+        assert_eq!(headers["x-fc-invocation-duration"], "2");
+        assert_eq!(headers["x-fc-max-memory-usage"], "9.20");
+        assert!(!headers.contains_key("x-fc-log-result"), "not asked for");
+        of_report(&InvocationReport { log_tail: Some(b"FC Invoke"), ..report }, &mut headers);
+        assert_eq!(headers["x-fc-log-result"], "RkMgSW52b2tl");
     }
 }

@@ -1,5 +1,6 @@
 //! The log lines that FC writes around an invocation's own.
 
+use crate::function::Callback;
 use crate::platform::{InvocationContext, InvocationReport, megabytes};
 
 pub(super) fn start(context: &InvocationContext<'_>) -> Vec<String> {
@@ -21,6 +22,21 @@ pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>
     ]
 }
 
+/// The lines around a callback.
+pub(super) fn callback(callback: Callback, id: &str, ended: Option<Option<&str>>) -> Vec<String> {
+    let name = match callback {
+        Callback::Initializer => "Initialize",
+        Callback::PreFreeze => "PreFreeze",
+        Callback::PreStop => "PreStop",
+    };
+    let (edge, error) = match ended {
+        None => ("Start", None),
+        Some(error) => ("End", error),
+    };
+    let error = error.map(|error| format!(", Error: {error}")).unwrap_or_default();
+    vec![format!("FC {name} {edge} RequestId: {id}{error}")]
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -29,6 +45,16 @@ mod tests {
     use crate::FunctionConfig;
     use crate::platform::testing::context;
     use crate::platform::{InvocationKind, fc};
+
+    #[test]
+    fn callbacks_have_lines_too() {
+        assert_eq!(callback(Callback::Initializer, "i", None), ["FC Initialize Start RequestId: i"]);
+        assert_eq!(callback(Callback::PreFreeze, "i", Some(None)), ["FC PreFreeze End RequestId: i"]);
+        assert_eq!(
+            callback(Callback::PreStop, "i", Some(Some("late"))),
+            ["FC PreStop End RequestId: i, Error: late"]
+        );
+    }
 
     #[test]
     fn lines_are_those_of_the_documentation() {

@@ -9,18 +9,20 @@ mod errors;
 mod headers;
 mod ids;
 mod logs;
+mod records;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use skiff_runtime::image::{Attestations, Limits as ImageLimits};
 
 use super::{
-    Defaults, EventVerdict, InvocationContext, InvocationFailure, InvocationKind, InvocationReport, Limits,
-    Platform, PlatformAnswer, StartFailure, id,
+    Defaults, EventVerdict, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure,
+    InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::FunctionConfig;
+use crate::function::Callback;
 
 /// Which of FC's two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +61,20 @@ static LIMITS: Limits = Limits {
     memory_also_mib: &[],
     timeout_s: 1..=86_400,
     start_deadline_s: 1..=300,
+    initializer_s: 1..=300,
+    callback_s: 1..=90,
+    concurrency: 1..=200,
+    health_checks: true,
     name_chars: 64,
     env_key_bytes: 1..=256,
     env_total_bytes: 4096,
     request_header_bytes: 8 * 1024,
+    request_target_bytes: Some(4 * 1024),
+    http_body_bytes: 32 * 1024 * 1024,
+    http_answer_bytes: None,
+    response_header_bytes: 8 * 1024,
     event_bytes: 32 * 1024 * 1024,
+    async_event_bytes: 128 * 1024,
     // Documented for requests only.
     answer_bytes: 32 * 1024 * 1024,
     log_line_bytes: 32 * 1024,
@@ -160,8 +171,80 @@ impl Platform for Fc {
         }
     }
 
-    fn start_failure(&self, failure: &StartFailure, _kind: InvocationKind) -> PlatformAnswer {
-        errors::start(self.api, failure)
+    fn finish_event(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+        headers: &mut HeaderMap,
+    ) {
+        headers::ids(context.request_id, Some(context.instance_id), headers);
+        headers::of_report(report, headers);
+    }
+
+    /// 3.0 has no PreFreeze.
+    fn callback(&self, callback: Callback) -> Option<(Method, &'static str)> {
+        match (callback, self.api) {
+            (Callback::Initializer, _) => Some((Method::POST, "/initialize")),
+            (Callback::PreFreeze, Api::V2) => Some((Method::GET, "/pre-freeze")),
+            (Callback::PreFreeze, Api::V3) => None,
+            (Callback::PreStop, _) => Some((Method::GET, "/pre-stop")),
+        }
+    }
+
+    /// As in samples of logs.
+    fn new_callback_id(&self) -> String {
+        id::random_uuid()
+    }
+
+    fn prepare_callback(&self, callback: Callback, context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+        headers::request(self.api, context, headers);
+        headers::control_path(self.callback(callback).map_or("", |(_, path)| path), headers);
+    }
+
+    fn log_callback(&self, callback: Callback, id: &str, ended: Option<Option<&str>>) -> Vec<String> {
+        logs::callback(callback, id, ended)
+    }
+
+    fn instance_event(
+        &self,
+        config: &FunctionConfig,
+        instance_id: &str,
+        step: InstanceStep<'_>,
+    ) -> Option<InstanceEvent> {
+        Some(records::instance_event(config, instance_id, step))
+    }
+
+    fn request_record(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        records::request(context, report)
+    }
+
+    /// 3.0 has no mode without a server.
+    fn job(&self) -> Option<JobContract> {
+        (self.api == Api::V2).then_some(JobContract {
+            variable: "FC_CUSTOM_CONTAINER_EVENT",
+            answers_at_start: false,
+            events_are_json: false,
+        })
+    }
+
+    /// One that is alone in its instance leaves that unusable when it is cancelled; documented for
+    /// cancels, and no less true of time-outs. Where others run beside it they go on.
+    fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool {
+        match failure {
+            InvocationFailure::ProcessExited(_) | InvocationFailure::OutOfMemory => true,
+            InvocationFailure::TimedOut | InvocationFailure::Canceled => {
+                config.concurrency == 1 && config.health_check.is_none()
+            }
+            _ => false,
+        }
+    }
+
+    fn start_failure(&self, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer {
+        errors::start(self.api, failure, kind)
     }
 
     fn invocation_failure(

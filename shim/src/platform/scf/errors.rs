@@ -61,7 +61,14 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
         }
         StartCause::PullFailed(reason) => (444, "PullImageFailed", format!("Failed to pull image: {reason}")),
         StartCause::PullTimedOut => (447, "PullImageTimeOut", format!("Pulling image timed out in {ms}ms.")),
-        StartCause::Other(reason) => (500, "InternalError", reason.clone()),
+        StartCause::EventTooLarge(limit) => {
+            (406, "RequestTooLarge", format!("payload size exceeds maximum allowed size ({limit} bytes)"))
+        }
+        StartCause::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
+        // It knows neither initializers nor health checks.
+        StartCause::InitializerFailed(reason) | StartCause::Unhealthy(reason) | StartCause::Other(reason) => {
+            (500, "InternalError", reason.clone())
+        }
     };
     answer(status, code, message, &failure.request_id, kind)
 }
@@ -84,6 +91,7 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
             (443, "UserCodeError", format!("user code error: {reason}"))
         }
         InvocationFailure::Canceled => (499, "RequestCanceled", "Request canceled".to_owned()),
+        InvocationFailure::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
         InvocationFailure::AnswerTooLarge(_) => {
             (407, "ResponseTooLarge", "The size of response exceeds the upper limit (6MB)".to_owned())

@@ -13,7 +13,7 @@ use skiff_runtime::image::Limits as ImageLimits;
 
 use super::{
     Defaults, EventVerdict, ImageMemory, InvocationContext, InvocationFailure, InvocationKind,
-    InvocationReport, Limits, Platform, PlatformAnswer, StartFailure, id,
+    InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::FunctionConfig;
 
@@ -45,12 +45,22 @@ static LIMITS: Limits = Limits {
     // 900 s, and 24 h for asynchronous execution.
     timeout_s: 1..=86_400,
     start_deadline_s: 1..=300,
+    // It has no callbacks.
+    initializer_s: 0..=0,
+    callback_s: 0..=0,
+    concurrency: 1..=100,
+    health_checks: false,
     name_chars: 60,
     env_key_bytes: 2..=64,
     env_total_bytes: 4096,
     // 4 KB stand on the old page of HTTP functions only; not documented for image functions.
     request_header_bytes: 64 * 1024,
+    request_target_bytes: None,
+    http_body_bytes: 6 * 1024 * 1024,
+    http_answer_bytes: Some(6 * 1024 * 1024),
+    response_header_bytes: 4 * 1024,
     event_bytes: 6 * 1024 * 1024,
+    async_event_bytes: 128 * 1024,
     answer_bytes: 6 * 1024 * 1024,
     // Not documented; as fc.
     log_line_bytes: 32 * 1024,
@@ -144,6 +154,32 @@ impl Platform for Scf {
             None => StatusCode::OK,
         };
         EventVerdict { status: seen, headers: answer, error }
+    }
+
+    fn finish_event(
+        &self,
+        context: &InvocationContext<'_>,
+        _report: &InvocationReport<'_>,
+        headers: &mut HeaderMap,
+    ) {
+        headers::id(context.request_id, headers);
+    }
+
+    fn job(&self) -> Option<JobContract> {
+        Some(JobContract {
+            variable: "SCF_CUSTOM_CONTAINER_EVENT",
+            answers_at_start: true,
+            events_are_json: true,
+        })
+    }
+
+    /// 433, 434 and 439 recycle the instance; where others run beside it, a time-out is that request's.
+    fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool {
+        match failure {
+            InvocationFailure::OutOfMemory | InvocationFailure::ProcessExited(_) => true,
+            InvocationFailure::TimedOut => config.concurrency == 1,
+            _ => false,
+        }
     }
 
     fn start_failure(&self, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer {

@@ -4,27 +4,32 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use skiff::{EventOutcome, EventResult, Instance};
+use skiff::{EventOutcome, EventResult, Instance, base64};
 
 use super::Run;
-use crate::cli::console::{base64, with_event};
+use crate::cli::console::with_event;
 use crate::cli::failure::Failure;
 
 impl Run<'_> {
     /// Invokes the function once and writes the answer's body to the standard output.
     pub(super) async fn answer(&self, instance: &Instance, event: Bytes) -> Result<ExitCode, Failure> {
         let outcome = self.interrupts.or(Box::pin(instance.invoke_event(event))).await?;
+        self.write(&outcome).await?;
+        match Failure::of_event(&outcome) {
+            Some(failure) => Err(failure),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Writes an answer to the standard output.
+    pub(super) async fn write(&self, outcome: &EventOutcome) -> Result<(), Failure> {
         let (console, told) = (self.console, outcome.clone());
         // On a thread of its own: a reader that stands still must not keep signals out.
         let written = tokio::task::spawn_blocking(move || match console.is_json() {
             true => console.result(String::new, || value(&told)),
             false => console.body(&told.body),
         });
-        self.interrupts.or(written).await?.map_err(|e| Failure::host("writing the answer", &e))??;
-        match Failure::of_event(&outcome) {
-            Some(failure) => Err(failure),
-            None => Ok(ExitCode::SUCCESS),
-        }
+        self.interrupts.or(written).await?.map_err(|e| Failure::host("writing the answer", &e))?
     }
 }
 

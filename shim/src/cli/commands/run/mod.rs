@@ -1,6 +1,7 @@
 //! `skiff run`: from an image to answered invocations, and to nothing left behind.
 
 mod event;
+mod job;
 mod serve;
 
 use std::process::ExitCode;
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use skiff::{
-    CgroupParent, FunctionConfig, Image, Instance, InvocationKind, PullOptions, Runtime, RuntimeOptions,
-    Source,
+    CgroupParent, FunctionConfig, Image, Instance, InvocationKind, Mode, PullOptions, Runtime,
+    RuntimeOptions, Source, Timeline,
 };
 
 use super::{absolute, require_root, variable};
@@ -111,6 +112,9 @@ impl Run<'_> {
         for warning in plan.config.image_warnings(image.packed_bytes) {
             self.console.warn(&warning);
         }
+        if plan.config.mode == Mode::Job {
+            return Box::pin(self.work(&plan, &image)).await;
+        }
         let instance = self.start(&plan, &image).await?;
         let result = match (&plan.event, listeners) {
             (Some(event), _) => self.answer(&instance, event.clone()).await,
@@ -138,17 +142,20 @@ impl Run<'_> {
             .or(start)
             .await?
             .map_err(|error| Failure::of_start(&error, plan.config.platform.name(), plan.kind()))?;
-        let line = instance.timeline();
+        self.tell_times(instance.id(), &instance.timeline());
+        Ok(Arc::new(instance))
+    }
+
+    fn tell_times(&self, instance: &str, line: &Timeline) {
         self.console.note(
             "timeline",
-            || timeline(&line),
+            || timeline(line),
             || {
                 let mut fields = serde_json::to_value(line).unwrap_or_default();
-                fields["instance"] = instance.id().into();
+                fields["instance"] = instance.into();
                 fields
             },
         );
-        Ok(Arc::new(instance))
     }
 
     /// Stops the instance with its grace, or at once when a second signal comes: the runtime's

@@ -1,0 +1,221 @@
+//! Whether an instance has something to do, and its freezing when it has not.
+//!
+//! An invocation is counted before it looks whether the instance is cool; the one that freezes says that
+//! it is cool before it looks whether anything is counted. So at least one of them sees the other: an
+//! invocation never runs into a container that freezes under it, it waits at the gate and thaws it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+
+use super::callbacks;
+use super::guest::Guest;
+use super::shared::Shared;
+use crate::function::Callback;
+
+/// How long nothing must have run before it is frozen: calls that follow one another closely need
+/// neither wait.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// What runs in an instance.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    running: AtomicUsize,
+    /// How many have begun in all.
+    begun: AtomicU64,
+    /// It is frozen, or about to be.
+    cool: AtomicBool,
+    /// Held by whoever freezes or thaws.
+    gate: Mutex<()>,
+    idle: Notify,
+}
+
+/// Something that runs. The instance is not frozen before it is dropped.
+///
+/// Callbacks need none: the initializer runs before anything freezes, PreFreeze in the one that freezes,
+/// and a stop holds one around PreStop.
+#[derive(Debug)]
+pub(crate) struct Active(Arc<Activity>);
+
+impl Activity {
+    /// Counts something that is to run; [`Activity::wake`] must come before it reaches the container.
+    pub(crate) fn begin(self: &Arc<Self>) -> Active {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Active(Arc::clone(self))
+    }
+
+    /// Thaws the container if it is frozen. A caller that has an [`Active`] finds it awake until it
+    /// drops that.
+    pub(crate) async fn wake(&self, guest: &dyn Guest) {
+        if !self.cool.load(Ordering::SeqCst) {
+            return;
+        }
+        let _gate = self.gate.lock().await;
+        if self.cool.load(Ordering::SeqCst) {
+            // One that cannot be thawed has ended or is being stopped, and the caller will see that.
+            let _ = guest.thaw();
+            self.cool.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// How many run.
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is frozen or about to be.
+    pub(crate) fn is_cool(&self) -> bool {
+        self.cool.load(Ordering::SeqCst)
+    }
+
+    /// Says that it is cool, then looks whether it may be: nothing runs or has begun since `begun`.
+    fn close(&self, begun: u64) -> bool {
+        self.cool.store(true, Ordering::SeqCst);
+        self.running() == 0 && self.begun.load(Ordering::SeqCst) == begun
+    }
+
+    /// Freezes it, unless something runs or has begun since `begun`.
+    async fn cool_down(&self, guest: &dyn Guest, begun: u64) {
+        let _gate = self.gate.lock().await;
+        let frozen = if self.close(begun) { guest.freeze().await.map(|()| true) } else { Ok(false) };
+        if let Err(error) = &frozen {
+            tracing::debug!(%error, "an idle instance is not frozen");
+        }
+        if !frozen.unwrap_or(false) {
+            self.cool.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+/// Freezes an instance whenever it has been idle for [`LINGER`], until it is gone.
+pub(super) async fn freeze_when_idle(shared: Weak<Shared>) {
+    let Some(activity) = shared.upgrade().map(|shared| Arc::clone(&shared.activity)) else { return };
+    // It is idle from its start on, before its first invocation too.
+    activity.idle.notify_one();
+    loop {
+        activity.idle.notified().await;
+        let begun = activity.begun.load(Ordering::SeqCst);
+        tokio::time::sleep(LINGER).await;
+        let busy = activity.running() > 0 || activity.begun.load(Ordering::SeqCst) != begun;
+        if busy || activity.is_cool() {
+            // Another end will come; or what ended had found it frozen and left it so.
+            continue;
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        // What comes meanwhile does not wait for it: the container is awake.
+        let _ = callbacks::call(&shared, Callback::PreFreeze).await;
+        activity.cool_down(&*shared.guest, begun).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::testing::TestGuest;
+
+    async fn guest() -> TestGuest {
+        TestGuest::refusing().await
+    }
+
+    #[tokio::test]
+    async fn it_freezes_only_what_is_idle_and_thaws_what_begins() {
+        let (activity, guest) = (Arc::new(Activity::default()), guest().await);
+        let active = activity.begin();
+        activity.cool_down(&guest, 1).await;
+        assert_eq!((guest.frozen(), activity.is_cool()), (false, false), "something runs");
+        drop(active);
+        activity.cool_down(&guest, 0).await;
+        assert!(!guest.frozen(), "something has begun since");
+        activity.cool_down(&guest, 1).await;
+        assert_eq!((guest.frozen(), activity.is_cool()), (true, true));
+        let active = activity.begin();
+        activity.wake(&guest).await;
+        assert_eq!((guest.frozen(), activity.is_cool()), (false, false));
+        drop(active);
+    }
+
+    /// One that begins and one that freezes at the same moment: at least one of them sees the other.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test that shows nothing says so")]
+    fn who_begins_and_who_freezes_do_not_miss_each_other() {
+        const ROUNDS: usize = 100_000;
+        let activity: Vec<_> = (0..ROUNDS).map(|_| Arc::new(Activity::default())).collect();
+        let meeting = AtomicUsize::new(0);
+        let meet = |round: usize| {
+            meeting.fetch_add(1, Ordering::SeqCst);
+            while meeting.load(Ordering::SeqCst) < 2 * (round + 1) {
+                std::thread::yield_now();
+            }
+        };
+        let (saw_cool, may_freeze): (Vec<bool>, Vec<bool>) = std::thread::scope(|threads| {
+            let caller = threads.spawn(|| {
+                let calls = activity.iter().enumerate().map(|(round, activity)| {
+                    meet(round);
+                    let active = activity.begin();
+                    let cool = activity.is_cool();
+                    std::mem::forget(active);
+                    cool
+                });
+                calls.collect()
+            });
+            let freezer = threads.spawn(|| {
+                let closes = activity.iter().enumerate().map(|(round, activity)| {
+                    meet(round);
+                    activity.close(0)
+                });
+                closes.collect()
+            });
+            (caller.join().expect("joined"), freezer.join().expect("joined"))
+        });
+        let missed = saw_cool.iter().zip(&may_freeze).filter(|(cool, may)| !**cool && **may).count();
+        assert_eq!(missed, 0, "of {ROUNDS}");
+        let met = saw_cool.iter().filter(|cool| **cool).count();
+        if met == 0 || met == ROUNDS {
+            eprintln!("this machine let them never meet: the test has shown nothing");
+        }
+    }
+
+    /// Many callers and one that freezes all the time: no caller ever finds it frozen.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_caller_runs_into_a_frozen_container() {
+        let (activity, guest) = (Arc::new(Activity::default()), guest().await);
+        let freezer = tokio::spawn({
+            let (activity, guest) = (Arc::clone(&activity), guest.clone());
+            async move {
+                loop {
+                    let begun = activity.begun.load(Ordering::SeqCst);
+                    activity.cool_down(&guest, begun).await;
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let callers = (0..4).map(|_| {
+            let (activity, guest) = (Arc::clone(&activity), guest.clone());
+            tokio::spawn(async move {
+                for _ in 0..2000 {
+                    let _active = activity.begin();
+                    activity.wake(&guest).await;
+                    assert!(!guest.frozen());
+                    tokio::task::yield_now().await;
+                    assert!(!guest.frozen());
+                }
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.expect("never frozen");
+        }
+        freezer.abort();
+        assert!(guest.freezes() > 0, "the test has seen no freeze");
+    }
+}
