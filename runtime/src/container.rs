@@ -12,11 +12,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
+use crate::awake::Awake;
 use crate::cgroup::Group;
 use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::{Dialer, Forwarder, Resolver};
 use crate::output::Output;
+use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Network, Result};
 
 /// How a container ended.
@@ -85,6 +87,7 @@ const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Parts {
     pub(crate) id: String,
     pub(crate) group: Group,
+    pub(crate) awake: Awake,
     pub(crate) address: Ipv4Addr,
     /// None when it has ended under a former owner.
     pub(crate) network: Option<Arc<OwnedFd>>,
@@ -108,6 +111,7 @@ pub struct Container {
     pid: u32,
     process: Process,
     group: Group,
+    awake: Awake,
     address: Ipv4Addr,
     network: Option<Arc<OwnedFd>>,
     dialer: Dialer,
@@ -136,6 +140,7 @@ impl Container {
             pid,
             process,
             group: parts.group,
+            awake: parts.awake,
             address: parts.address,
             network: parts.network,
             dialer: parts.dialer,
@@ -164,14 +169,15 @@ impl Container {
     }
 
     /// A container that a former owner of the run started.
-    pub(crate) fn adopted(found: AdoptedContainer, run: &Group, dialer: Dialer) -> Result<Self> {
+    pub(crate) fn adopted(found: AdoptedContainer, run: &RunDir, dialer: Dialer) -> Result<Self> {
         let AdoptedContainer { started, instance, network } = found;
         let network = network.map(Arc::new);
         if let Some(namespace) = network.as_ref().filter(|_| instance.network == Network::Bridge) {
             forward_names_again(&dialer, namespace, started.ended.clone());
         }
         Self::new(Parts {
-            group: run.child(&instance.id),
+            group: run.group().child(&instance.id),
+            awake: run.awake(),
             address: instance.address,
             network,
             names: None,
@@ -276,13 +282,14 @@ impl Container {
     /// tens of processes. Freezing a frozen one is fine.
     ///
     /// # Errors
-    /// `InvalidArgument` when it has ended or is being stopped; `Host` when a process was not frozen
+    /// `InvalidArgument` when it has ended or is being stopped; `ContainerInUse` while a command runs in
+    /// it ([`Exec`](crate::Exec)), of whichever program; `Host` when a process was not frozen
     /// within five seconds, because it waits for a device or filesystem that does not answer: all are
     /// thawed again then.
     pub async fn freeze(&self) -> Result<()> {
         self.check_lives("frozen")?;
-        let group = self.group.clone();
-        let frozen = tokio::task::spawn_blocking(move || group.freeze(FREEZE_PATIENCE)).await;
+        let (awake, group, init) = (self.awake.clone(), self.group.clone(), self.init()?);
+        let frozen = tokio::task::spawn_blocking(move || awake.freeze(init, &group, FREEZE_PATIENCE)).await;
         let frozen = frozen.unwrap_or_else(|e| {
             Err(Error::new(ErrorKind::Internal, "freezing a container did not end").because(e))
         });
@@ -301,6 +308,12 @@ impl Container {
     pub fn thaw(&self) -> Result<()> {
         self.check_lives("thawed")?;
         self.group.thaw().or_else(|error| self.check_lives("thawed").and(Err(error)))
+    }
+
+    /// Whether its processes are frozen, or are being frozen. A command that somebody runs in it thaws it.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.group.is_stopped()
     }
 
     fn check_lives(&self, done: &str) -> Result<()> {
@@ -339,10 +352,13 @@ impl Container {
     /// # Errors
     /// As [`Exec::start`].
     pub async fn exec(&self, spec: ExecSpec, keeper: Option<&Path>) -> Result<Exec> {
-        let init = Pid::from_raw(self.pid.cast_signed());
-        let init = init.ok_or_else(|| Error::new(ErrorKind::Internal, "a container without a process"))?;
-        let target = Target::new(self.id.clone(), init, self.group.clone())?;
+        let target = Target::new(self.id.clone(), self.init()?, self.group.clone(), self.awake.clone())?;
         Exec::start(&target, spec, keeper).await
+    }
+
+    fn init(&self) -> Result<Pid> {
+        let init = Pid::from_raw(self.pid.cast_signed());
+        init.ok_or_else(|| Error::new(ErrorKind::Internal, "a container without a process"))
     }
 
     /// What it uses now, or used until its end.

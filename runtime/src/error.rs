@@ -73,6 +73,8 @@ kinds! {
     ImageNotFound => Caller, false, "image_not_found";
     /// The image cannot be removed: an instance, a pull or a pin uses it.
     ImageInUse => Caller, true, "image_in_use";
+    /// A container that is to be frozen is kept awake by a command that runs in it.
+    ContainerInUse => Caller, true, "container_in_use";
     /// The registry's name is unknown, or it does not answer.
     RegistryUnreachable => Registry, true, "registry_unreachable";
     /// The registry asked to slow down (429).

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 pub mod acceleration;
+mod awake;
 mod cgroup;
 mod container;
 pub mod doctor;

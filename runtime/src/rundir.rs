@@ -1,5 +1,5 @@
 //! The directory of one run below the run directory, and everything that belongs to the run
-//! outside of memory: `RUN_DIR/RUN/{lock,mnt,keeper.sock,sockets,cgroup}` and the cgroup `BASE/skiff/RUN`.
+//! outside of memory: `RUN_DIR/RUN/{lock,awake,mnt,keeper.sock,sockets,cgroup}` and the cgroup `BASE/skiff/RUN`.
 //!
 //! Daemon and keeper hold one lock on it together. When nobody holds it, both are dead, and the
 //! next start removes the run.
@@ -20,6 +20,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
+use crate::awake::Awake;
 use crate::cgroup::{Group, Hierarchy, relative};
 use crate::network::egress;
 use crate::rootfs::quota::remove_area;
@@ -27,6 +28,8 @@ use crate::{Error, ErrorKind, Result};
 
 const LOCK: &str = "lock";
 const MOUNT_POINT: &str = "mnt";
+/// Where who freezes containers and who runs commands in them see each other.
+const AWAKE: &str = "awake";
 /// Paths of sockets elsewhere that belong to the run, one per line.
 const SOCKETS: &str = "sockets";
 /// Leads to the run's directories with quotas, where it has them.
@@ -186,6 +189,11 @@ impl RunDir {
     /// The parent of the cgroups of the run's containers.
     pub(crate) fn group(&self) -> Group {
         Group::of_run(self.hierarchy.clone(), &self.run)
+    }
+
+    /// What keeps containers of the run from being frozen.
+    pub(crate) fn awake(&self) -> Awake {
+        Awake::new(self.dir.join(AWAKE))
     }
 
     /// An empty directory that starts mount on, each in its own mount namespace.

@@ -144,9 +144,8 @@ impl Runtime {
     /// # Errors
     /// `Host` when an output cannot be watched.
     pub fn adopted(&self) -> Result<Vec<Container>> {
-        let group = self.run.group();
         let found = self.keeper.adopted().into_iter();
-        found.map(|found| Container::adopted(found, &group, self.dialer.clone())).collect()
+        found.map(|found| Container::adopted(found, &self.run, self.dialer.clone())).collect()
     }
 
     /// The starts that former owners had under way and that failed. Each is given once.
@@ -237,6 +236,7 @@ impl Runtime {
         });
         Container::new(Parts {
             group,
+            awake: self.run.awake(),
             recording,
             address: spec.address(),
             id: spec.id,

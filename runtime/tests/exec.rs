@@ -226,7 +226,7 @@ async fn what_cannot_be_is_told() {
 }
 
 #[tokio::test]
-async fn a_container_that_has_ended_or_is_frozen_is_told() {
+async fn one_that_has_ended_is_told_and_a_frozen_one_is_thawed() {
     let bench = Bench::new().await;
     let container = bench.start(shell("true")).await.expect("starts");
     container.wait().await.expect("ends");
@@ -235,9 +235,14 @@ async fn a_container_that_has_ended_or_is_frozen_is_told() {
     assert!(error.to_string().contains(container.id()), "{error}");
     let container = sleeper(&bench, |_| {}).await;
     container.freeze().await.expect("freezes");
-    let error = start(&container, script("true")).await.expect_err("frozen");
-    container.thaw().expect("thaws");
-    assert!(error.to_string().contains("frozen") && error.advice().is_some(), "{error:?}");
+    let mut exec = start(&container, script("exec sleep 1000")).await.expect("starts");
+    assert!(!container.is_frozen());
+    let error = container.freeze().await.expect_err("a command runs");
+    assert!(error.kind() == ErrorKind::ContainerInUse && error.advice().is_some(), "{error:?}");
+    exec.signal(Signal::KILL).await.expect("sent");
+    assert_eq!(exec.wait().await.expect("ends").signal, Some(9));
+    drop(exec);
+    container.freeze().await.expect("freezes");
     assert_eq!(self::run(&container, script("exit 3")).await.0.code, Some(3));
     drop(container);
     bench.end().await;

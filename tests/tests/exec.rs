@@ -21,8 +21,7 @@ fn instance(sandbox: &Sandbox) -> String {
 }
 
 fn serve(sandbox: &Sandbox, options: &[&str]) -> (Served, String) {
-    // A frozen function would freeze the command too.
-    let served = sandbox.serve(&images::oci("python"), &[options, &["--no-freeze"]].concat());
+    let served = sandbox.serve(&images::oci("python"), options);
     let id = instance(sandbox);
     (served, id)
 }
@@ -161,4 +160,34 @@ fn caps_sys_resource() -> bool {
     let status = fs::read_to_string("/proc/self/status").expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
     u64::from_str_radix(line.trim(), 16).expect("hexadecimal") >> 24 & 1 == 1
+}
+
+#[test]
+fn an_idle_instance_is_thawed_for_a_command_and_frozen_after_it() {
+    let sandbox = Sandbox::with_shared_images();
+    let (served, id) = serve(&sandbox, &[]);
+    let patience = Duration::from_secs(20);
+    let frozen = |what: &str| {
+        assert!(wait_for(patience, || served.is_frozen().then_some(())).is_some(), "{what}");
+    };
+    frozen("never frozen");
+    let mut command = sandbox.skiff(&["exec", &id, "--", "sh", "-c", "echo runs; exec sleep 1000"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("skiff");
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+    std::io::BufRead::read_line(&mut output, &mut line).expect("read");
+    assert_eq!(line, "runs\n");
+    // It is looked at, called, and idle again meanwhile: nothing freezes the command.
+    for _ in 0..3 {
+        let _ = served.get("/").ok();
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!served.is_frozen(), "the command is frozen");
+    }
+    child.kill().expect("killed");
+    child.wait().expect("waited");
+    frozen("not frozen again");
+    // It is thawed by a command that ends at once, too.
+    sandbox.run(&["exec", &id, "--", "true"]).ok();
+    frozen("not frozen after a short command");
+    served.stop();
 }

@@ -17,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
 impl Group {
     /// Freezes every process of the group, and waits until all are, for at most `patience`. When
-    /// one is not by then, all are thawed again.
+    /// one is not by then, all are thawed again. [`Group::thaw`] breaks it off meanwhile.
     ///
     /// # Errors
     /// `NoCgroup` without the controller, `Host`.
@@ -28,7 +28,10 @@ impl Group {
         }
         self.thaw()?;
         Err(Error::host(
-            format!("the processes of the cgroup {} were not frozen in {patience:?}", self.path.display()),
+            format!(
+                "the processes of the cgroup {} were thawed meanwhile, or not frozen in {patience:?}",
+                self.path.display()
+            ),
             Errno::TIMEDOUT,
         )
         .advise(
@@ -44,13 +47,14 @@ impl Group {
         self.set_frozen(false)
     }
 
-    /// Asks for all to be frozen; tells whether all are, after at most `patience`. They stay so.
+    /// Asks for all to be frozen; tells whether all are, after at most `patience`, or as soon as somebody
+    /// has thawed them meanwhile. They stay so.
     pub(super) fn stop_forks(&self, patience: Duration) -> Result<bool> {
         self.set_frozen(true)?;
         let until = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
         while !self.is_frozen()? {
-            if Instant::now() >= until {
+            if Instant::now() >= until || !self.is_stopped() {
                 return Ok(false);
             }
             std::thread::sleep(pause);
@@ -111,4 +115,4 @@ pub(super) fn write_existing(path: &std::path::Path, value: &str) -> io::Result<
 
 #[cfg(test)]
 #[path = "freeze_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

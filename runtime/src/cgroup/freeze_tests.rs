@@ -29,6 +29,28 @@ fn what_does_not_freeze_in_time_is_thawed_and_told() {
 }
 
 #[test]
+fn thawing_breaks_a_freeze_off() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let (group, dir) = fake(Version::V2, root.path());
+    fs::write(dir.join("cgroup.freeze"), "0").expect("write");
+    fs::write(dir.join("cgroup.events"), "populated 1\nfrozen 0\n").expect("write");
+    let freezes = std::thread::spawn({
+        let group = group.clone();
+        move || group.freeze(Duration::from_secs(1000))
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    while !freezes.is_finished() {
+        assert!(Instant::now() < until, "it waits on");
+        if group.is_stopped() {
+            group.thaw().expect("thawed");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    freezes.join().expect("no panic").expect_err("broken off");
+    assert!(!group.is_stopped());
+}
+
+#[test]
 fn a_group_that_is_gone_or_cannot_freeze_is_told() {
     for version in [Version::V1, Version::V2] {
         let root = tempfile::tempdir().expect("tempdir");
@@ -46,10 +68,10 @@ fn a_group_that_is_gone_or_cannot_freeze_is_told() {
 }
 
 /// A real group with real processes; killed and removed at the end.
-pub(in crate::cgroup) struct Real(pub(in crate::cgroup) Group, Vec<Child>);
+pub(crate) struct Real(pub(crate) Group, Vec<Child>);
 
 impl Real {
-    pub(in crate::cgroup) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let hierarchy = Hierarchy::detect().expect("this host has cgroups");
         let group = Group::of_run(hierarchy, &format!("test-{}-{name}", std::process::id())).child("c");
         group.create().expect("this test makes cgroups and needs root");
@@ -58,12 +80,12 @@ impl Real {
 
     /// Its directories in the hierarchies by which processes are found and frozen. (A group of
     /// cpuset takes nobody before it has been told its CPUs.)
-    pub(in crate::cgroup) fn dirs(&self) -> [PathBuf; 2] {
+    pub(crate) fn dirs(&self) -> [PathBuf; 2] {
         ["pids", "freezer"].map(|c| self.0.file(c, "").expect(c))
     }
 
     /// Runs a shell script in the group.
-    pub(in crate::cgroup) fn run(&mut self, script: &str) {
+    pub(crate) fn run(&mut self, script: &str) {
         let joins = self.dirs().map(|dir| format!("echo $$ > {}/cgroup.procs", dir.display()));
         let script = format!("{} || exit 1\n{script}", joins.join(" && "));
         let mut command = Command::new("sh");
@@ -71,7 +93,7 @@ impl Real {
         self.1.push(command.spawn().expect("sh"));
     }
 
-    pub(in crate::cgroup) fn wait_for(&self, what: &str, done: impl Fn(&Group) -> bool) {
+    pub(crate) fn wait_for(&self, what: &str, done: impl Fn(&Group) -> bool) {
         let until = Instant::now() + Duration::from_secs(20);
         while !done(&self.0) {
             assert!(Instant::now() < until, "{what} does not come");

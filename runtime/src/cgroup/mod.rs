@@ -3,7 +3,7 @@
 //! group already when it is called, and the group's limits are set.
 
 mod alarm;
-mod freeze;
+pub(crate) mod freeze;
 mod hierarchy;
 mod kill;
 mod limits;

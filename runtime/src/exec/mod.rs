@@ -128,6 +128,8 @@ pub struct Exec {
     streams: Option<Streams>,
     terminal: Option<OwnedFd>,
     exit: Option<Exit>,
+    /// The container is not frozen before this is closed.
+    _awake: OwnedFd,
 }
 
 /// The caller's ends of a process's standard streams, in blocking mode.
@@ -143,10 +145,11 @@ pub struct Streams {
 
 impl Exec {
     /// Runs a process in a container; `keeper` is as in [`RuntimeOptions`](crate::RuntimeOptions).
-    /// Returns when its command has been executed.
+    /// Returns when its command has been executed. A container that is frozen is thawed, and is not
+    /// frozen again while the process runs.
     ///
     /// # Errors
-    /// `InvalidArgument` for a container that has ended or is frozen; `NoCommand`, `CommandNotFound`,
+    /// `InvalidArgument` for a container that has ended; `NoCommand`, `CommandNotFound`,
     /// `CommandNotExecutable`, `UnknownUser`, `InvalidWorkingDirectory`; `StartTimedOut`, `Host`,
     /// `KeeperNotFound`.
     pub async fn start(target: &Target, spec: ExecSpec, keeper: Option<&Path>) -> Result<Self> {
@@ -154,7 +157,7 @@ impl Exec {
             return Err(Error::new(ErrorKind::NoCommand, "no command was given")
                 .advise("give it after --, as in `skiff exec INSTANCE -- ls /`"));
         }
-        target.check()?;
+        let awake = target.keep_awake().await?;
         let (terminal, request) = (spec.terminal.is_some(), target.request(spec));
         let (streams, theirs) = if terminal { (None, Vec::new()) } else { pipes()? };
         let request = to_memory(&request).map_err(|e| Error::host("cannot write a request", e))?;
@@ -162,7 +165,8 @@ impl Exec {
         fds.extend(theirs);
         let (socket, helper) = launch(&find_keeper(keeper)?, &fds)?;
         drop(fds);
-        let mut exec = Self { socket, helper: Some(helper), pid: 0, streams, terminal: None, exit: None };
+        let helper = Some(helper);
+        let mut exec = Self { socket, helper, pid: 0, streams, terminal: None, exit: None, _awake: awake };
         match tokio::time::timeout(DEADLINE + GRACE, exec.started()).await {
             Ok(result) => result.map(|()| exec),
             Err(_) => Err(timed_out()),
@@ -279,7 +283,6 @@ fn lost() -> Error {
 
 fn timed_out() -> Error {
     let limit = DEADLINE.as_secs();
-    Error::new(ErrorKind::StartTimedOut, format!("the command was not running within {limit} s")).advise(
-        "an idle container may be frozen (`skiff run --no-freeze` keeps it awake), or the host overloaded",
-    )
+    Error::new(ErrorKind::StartTimedOut, format!("the command was not running within {limit} s"))
+        .advise("the container may be frozen by somebody else, or the host overloaded")
 }

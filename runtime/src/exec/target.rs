@@ -3,18 +3,22 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{ExecSpec, Request};
+use super::{DEADLINE, ExecSpec, Request};
+use crate::awake::Awake;
 use crate::cgroup::{Group, Hierarchy};
 use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Result};
 
 /// Names that an error lists.
 const MAX_LISTED: usize = 10;
+/// Between looks at whether one that is being frozen is frozen.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A container that runs.
 #[derive(Debug)]
@@ -23,6 +27,7 @@ pub struct Target {
     init: Pid,
     pidfd: OwnedFd,
     group: Group,
+    awake: Awake,
 }
 
 impl Target {
@@ -35,16 +40,16 @@ impl Target {
         let hierarchy = Hierarchy::detect()?;
         let mut all = Vec::new();
         for run in RunDir::all(run_dir, &hierarchy)? {
-            let group = run.group();
-            all.extend(group.containers().into_iter().map(|id| (group.child(&id), id)));
+            let (group, awake) = (run.group(), run.awake());
+            all.extend(group.containers().into_iter().map(|id| (group.child(&id), id, awake.clone())));
         }
         all.sort_by(|a, b| a.1.cmp(&b.1));
-        let exact: Vec<_> = all.iter().filter(|(_, id)| id == name).collect();
-        let beginning = all.iter().filter(|(_, id)| id.starts_with(name));
+        let exact: Vec<_> = all.iter().filter(|(_, id, _)| id == name).collect();
+        let beginning = all.iter().filter(|(_, id, _)| id.starts_with(name));
         let found = if exact.is_empty() { beginning.collect() } else { exact };
         match found.as_slice() {
-            [(group, id)] => Self::in_group(id.clone(), group.clone()),
-            [] => Err(none(run_dir, name, &all)),
+            [(group, id, awake)] => Self::in_group(id.clone(), group.clone(), awake.clone()),
+            [] => Err(none(run_dir, name, all.iter().map(|c| &c.1))),
             several => Err(Error::new(
                 ErrorKind::InvalidArgument,
                 format!(
@@ -57,13 +62,13 @@ impl Target {
         }
     }
 
-    fn in_group(id: String, group: Group) -> Result<Self> {
+    fn in_group(id: String, group: Group, awake: Awake) -> Result<Self> {
         let init = group.processes().into_iter().find(|pid| is_init(*pid)).ok_or_else(|| ended(&id))?;
-        Self::new(id, init, group)
+        Self::new(id, init, group, awake)
     }
 
     /// The container of this init.
-    pub(crate) fn new(id: String, init: Pid, group: Group) -> Result<Self> {
+    pub(crate) fn new(id: String, init: Pid, group: Group, awake: Awake) -> Result<Self> {
         let pidfd = pidfd_open(init, PidfdFlags::empty()).map_err(|e| match e {
             Errno::SRCH => ended(&id),
             e => Error::host(format!("cannot open the process of {id}"), e),
@@ -72,7 +77,7 @@ impl Target {
         if !group.processes().contains(&init) {
             return Err(ended(&id));
         }
-        Ok(Self { id, init, pidfd, group })
+        Ok(Self { id, init, pidfd, group, awake })
     }
 
     /// Its whole name.
@@ -85,20 +90,24 @@ impl Target {
         self.pidfd.try_clone().map_err(|e| Error::host("cannot copy a descriptor", e))
     }
 
+    /// Thaws it if it is frozen between invocations, and keeps it awake until what is returned is dropped.
+    ///
     /// # Errors
-    /// `InvalidArgument` when no process can run in it.
-    pub(super) fn check(&self) -> Result<()> {
-        if has_ended(&self.pidfd) {
-            return Err(ended(&self.id));
+    /// `InvalidArgument` when no process can run in it; `Host`.
+    pub(super) async fn keep_awake(&self) -> Result<OwnedFd> {
+        let until = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            if has_ended(&self.pidfd) {
+                return Err(ended(&self.id));
+            }
+            // The group goes with the container.
+            let kept = self.awake.keep(self.init, &self.group);
+            match kept.map_err(|error| if has_ended(&self.pidfd) { ended(&self.id) } else { error })? {
+                Some(lock) => return Ok(lock),
+                None if tokio::time::Instant::now() >= until => return Err(frozen(&self.id)),
+                None => tokio::time::sleep(PAUSE).await,
+            }
         }
-        if self.group.is_stopped() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("instance {} is frozen: nothing runs in it between invocations", self.id),
-            )
-            .advise("try again while it serves a request"));
-        }
-        Ok(())
     }
 
     pub(super) fn request(&self, spec: ExecSpec) -> Request {
@@ -129,16 +138,23 @@ fn is_init(pid: Pid) -> bool {
     ids.len() > 1 && ids.last() == Some(&"1")
 }
 
+fn frozen(id: &str) -> Error {
+    let message = format!("instance {id} is being frozen and stays so");
+    Error::new(ErrorKind::InvalidArgument, message).advise(
+        "a process of it waits for a device or a filesystem that does not answer; try again, or end it",
+    )
+}
+
 fn ended(id: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, format!("instance {id} has ended, or is just being started"))
 }
 
-fn none(run_dir: &Path, name: &str, all: &[(Group, String)]) -> Error {
+fn none<'a>(run_dir: &Path, name: &str, all: impl ExactSizeIterator<Item = &'a String>) -> Error {
     let message = format!("no instance named '{}' runs below {}", name.escape_default(), run_dir.display());
-    let advice = if all.is_empty() {
+    let advice = if all.len() == 0 {
         "none runs there; give the daemon's --run-dir".to_owned()
     } else {
-        format!("there are: {}", listed(all.iter().map(|(_, id)| id)))
+        format!("there are: {}", listed(all))
     };
     Error::new(ErrorKind::InvalidArgument, message).advise(advice)
 }

@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -20,6 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::User;
+use crate::awake::byte;
 use crate::sys::{ForkResult, exit_now, fork_single_threaded};
 use crate::{Error, ErrorKind, Result};
 
@@ -76,14 +76,7 @@ fn random() -> Result<u32> {
 }
 
 fn lock_byte(file: &OwnedFd, number: u32) -> nix::Result<()> {
-    let byte = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: libc::off_t::from(number),
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_SETLK(&byte)).map(|_| ())
+    fcntl(file, FcntlArg::F_OFD_SETLK(&byte(number.into(), true))).map(|_| ())
 }
 
 /// A namespace in which the ids from 0 on are a range of the host's.

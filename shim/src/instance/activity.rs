@@ -19,6 +19,13 @@ use crate::function::Callback;
 /// neither wait.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// How long a freeze may keep an invocation waiting before it is broken off.
+const NUDGE: Duration = Duration::from_millis(10);
+
+/// How often one that is idle is looked at: a command that somebody ran in it thaws it, and keeps it from
+/// being frozen until it has ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// What runs in an instance.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -53,7 +60,13 @@ impl Activity {
         if !self.cool.load(Ordering::SeqCst) {
             return;
         }
-        let _gate = self.gate.lock().await;
+        let _gate = loop {
+            match tokio::time::timeout(NUDGE, self.gate.lock()).await {
+                Ok(gate) => break gate,
+                // A process that does not freeze: thawing breaks the freeze off.
+                Err(_) => drop(guest.thaw()),
+            }
+        };
         if self.cool.load(Ordering::SeqCst) {
             // One that cannot be thawed has ended or is being stopped, and the caller will see that.
             let _ = guest.thaw();
@@ -103,18 +116,25 @@ pub(super) async fn freeze_when_idle(shared: Weak<Shared>) {
     let Some(activity) = shared.upgrade().map(|shared| Arc::clone(&shared.activity)) else { return };
     // It is idle from its start on, before its first invocation too.
     activity.idle.notify_one();
+    // What had begun when the function was last told that it would be frozen.
+    let mut told = None;
     loop {
-        activity.idle.notified().await;
+        let _ = tokio::time::timeout(LOOK_AGAIN, activity.idle.notified()).await;
         let begun = activity.begun.load(Ordering::SeqCst);
         tokio::time::sleep(LINGER).await;
-        let busy = activity.running() > 0 || activity.begun.load(Ordering::SeqCst) != begun;
-        if busy || activity.is_cool() {
-            // Another end will come; or what ended had found it frozen and left it so.
+        if activity.running() > 0 || activity.begun.load(Ordering::SeqCst) != begun {
+            // Another end will come.
             continue;
         }
         let Some(shared) = shared.upgrade() else { return };
-        // What comes meanwhile does not wait for it: the container is awake.
-        let _ = callbacks::call(&shared, Callback::PreFreeze).await;
+        if activity.is_cool() && shared.guest.is_frozen() {
+            continue;
+        }
+        // Once, however often freezing is tried again. What comes meanwhile does not wait for it: the
+        // container is awake.
+        if told.replace(begun) != Some(begun) {
+            let _ = callbacks::call(&shared, Callback::PreFreeze).await;
+        }
         activity.cool_down(&*shared.guest, begun).await;
     }
 }
@@ -122,7 +142,9 @@ pub(super) async fn freeze_when_idle(shared: Weak<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::testing::TestGuest;
+    use crate::FunctionConfig;
+    use crate::instance::testing::{self, TestGuest};
+    use crate::platform::fc;
 
     async fn guest() -> TestGuest {
         TestGuest::refusing().await
@@ -143,6 +165,33 @@ mod tests {
         activity.wake(&guest).await;
         assert_eq!((guest.frozen(), activity.is_cool()), (false, false));
         drop(active);
+    }
+
+    #[tokio::test]
+    async fn what_a_command_thawed_or_kept_awake_is_frozen_when_it_has_ended() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let guest = TestGuest::at(server.local_addr().expect("address"));
+        let instance = testing::instance(&guest, FunctionConfig::new("f", fc())).await;
+        let frozen = async |expected| {
+            let frozen = async || {
+                while !guest.frozen() {
+                    tokio::time::sleep(LINGER / 10).await;
+                }
+            };
+            let patience = if expected { 10 * LOOK_AGAIN } else { 4 * LINGER };
+            assert_eq!(tokio::time::timeout(patience, frozen()).await.is_ok(), expected);
+        };
+        frozen(true).await;
+        guest.keep_awake(true);
+        frozen(false).await;
+        guest.keep_awake(false);
+        frozen(true).await;
+        // One that an invocation thawed, and that could not be frozen after it.
+        guest.keep_awake(true);
+        drop(instance.shared.activity.begin());
+        frozen(false).await;
+        guest.keep_awake(false);
+        frozen(true).await;
     }
 
     /// One that begins and one that freezes at the same moment: at least one of them sees the other.

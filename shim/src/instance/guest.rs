@@ -28,6 +28,8 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>>;
     /// As [`Container::thaw`].
     fn thaw(&self) -> skiff_runtime::Result<()>;
+    /// As [`Container::is_frozen`].
+    fn is_frozen(&self) -> bool;
 }
 
 impl Guest for Container {
@@ -61,6 +63,10 @@ impl Guest for Container {
 
     fn thaw(&self) -> skiff_runtime::Result<()> {
         Self::thaw(self)
+    }
+
+    fn is_frozen(&self) -> bool {
+        Self::is_frozen(self)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use skiff_runtime::{Exit, Stats};
+use skiff_runtime::{ErrorKind, Exit, Stats};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -25,12 +25,13 @@ pub(crate) struct TestGuest {
     exit: Arc<watch::Sender<Option<Exit>>>,
     frozen: Arc<AtomicBool>,
     freezes: Arc<AtomicUsize>,
+    awake: Arc<AtomicBool>,
 }
 
 impl TestGuest {
     pub(crate) fn at(address: SocketAddr) -> Self {
         let exit = Arc::new(watch::Sender::new(None));
-        Self { address, exit, frozen: Arc::default(), freezes: Arc::default() }
+        Self { address, exit, frozen: Arc::default(), freezes: Arc::default(), awake: Arc::default() }
     }
 
     /// Nothing listens there.
@@ -46,6 +47,12 @@ impl TestGuest {
     /// How often it has been frozen.
     pub(crate) fn freezes(&self) -> usize {
         self.freezes.load(Ordering::SeqCst)
+    }
+
+    /// Thaws it and keeps it awake, or no longer, as a command in the container does.
+    pub(crate) fn keep_awake(&self, awake: bool) {
+        self.awake.store(awake, Ordering::SeqCst);
+        self.frozen.fetch_and(!awake, Ordering::SeqCst);
     }
 
     pub(crate) fn end(&self, exit: Exit) {
@@ -78,6 +85,10 @@ impl Guest for TestGuest {
     }
 
     fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>> {
+        if self.awake.load(Ordering::SeqCst) {
+            let error = skiff_runtime::Error::new(ErrorKind::ContainerInUse, "a command runs in it");
+            return std::future::ready(Err(error)).boxed();
+        }
         self.freezes.fetch_add(1, Ordering::SeqCst);
         self.frozen.store(true, Ordering::SeqCst);
         std::future::ready(Ok(())).boxed()
@@ -86,6 +97,10 @@ impl Guest for TestGuest {
     fn thaw(&self) -> skiff_runtime::Result<()> {
         self.frozen.store(false, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen()
     }
 
     fn stats(&self) -> Stats {

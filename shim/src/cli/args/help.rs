@@ -178,7 +178,7 @@ Exit codes:
   that of the command, or 128 and the number of the signal that ended it;
   126  the command is there and cannot be executed
   127  the command is not there
-  2    bad usage: no such instance, more than one, a frozen one, no such user or directory
+  2    bad usage: no such instance, more than one, no such user or directory
   3    the host failed, or the instance ended meanwhile
   Of 2, 3, 126 and 127, those of Skiff come with an error on the standard error.";
 
