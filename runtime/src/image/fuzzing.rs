@@ -103,6 +103,8 @@ pub fn reference(text: &str) {
 
 /// What stands for a secret in the inputs of [`credentials`]. No host's name can hold it.
 const SECRET: &str = "s3cret%";
+/// All of it but what encoding may add.
+const LIKE_SECRET: &str = "s3cret";
 
 /// Reads credentials as files, helpers, endpoints and Docker give them, a registry's challenge and
 /// token, and a hosts file. All of them are written to or said to be at `path`.
@@ -171,8 +173,26 @@ fn hosts(bytes: &[u8], path: &Path) {
     let read = registry::hosts::parse(bytes, path);
     let text = String::from_utf8_lossy(bytes);
     let Ok(table) = DeTable::parse(&text) else { return };
-    if text.matches(SECRET).count() == in_hidden(table.get_ref()) {
+    // Counted where escapes have been resolved; an address shows a space as "%20".
+    if in_table(table.get_ref()) == in_hidden(table.get_ref()) {
         hidden(&read);
+    }
+}
+
+/// How often what may be shown as a secret is in a table, keys and values.
+fn in_table(table: &DeTable<'_>) -> usize {
+    let each = |(key, value): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>)| {
+        key.get_ref().matches(LIKE_SECRET).count() + in_any(value)
+    };
+    table.iter().map(each).sum()
+}
+
+fn in_any(value: &Spanned<DeValue<'_>>) -> usize {
+    match value.get_ref() {
+        DeValue::String(text) => text.matches(LIKE_SECRET).count(),
+        DeValue::Array(items) => items.iter().map(in_any).sum(),
+        DeValue::Table(table) => in_table(table),
+        _ => 0,
     }
 }
 
