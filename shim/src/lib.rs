@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 mod base64;
 mod error;
 pub mod function;

@@ -1,5 +1,6 @@
 //! The arguments as they are written.
 
+mod api;
 mod exec;
 mod function;
 mod help;
@@ -11,6 +12,7 @@ mod source;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+pub(crate) use api::ApiArgs;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use exec::ExecArgs;
@@ -149,6 +151,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
     /// Arguments that replace the image's cmd.
     #[arg(last = true, value_name = "ARGS", help_heading = None)]
     pub(crate) args: Vec<String>,

@@ -3,6 +3,7 @@
 mod age;
 mod command;
 mod cpus;
+mod destination;
 pub(crate) mod env;
 mod event;
 mod listen;
@@ -15,6 +16,7 @@ use std::fmt;
 pub(crate) use age::Age;
 pub(crate) use command::Words;
 pub(crate) use cpus::Cpus;
+pub(crate) use destination::DestinationArg;
 pub(crate) use event::EventSource;
 pub(crate) use listen::Listen;
 pub(crate) use size::{DiskSize, Memory, StoreSize};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use skiff::api::ApiOptions;
 use skiff::{
     CgroupParent, FunctionConfig, Image, Instance, InvocationKind, Mode, PullOptions, Runtime,
     RuntimeOptions, Source, Timeline,
@@ -28,6 +29,7 @@ struct Plan {
     config: Arc<FunctionConfig>,
     /// The event to answer; `None` serves.
     event: Option<Bytes>,
+    api: ApiOptions,
 }
 
 /// What every step of a run needs.
@@ -93,7 +95,8 @@ impl Plan {
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
-        Ok(Self { source, options, config: Arc::new(config), event })
+        let api = args.api.options()?;
+        Ok(Self { source, options, config: Arc::new(config), event, api })
     }
 
     fn kind(&self) -> InvocationKind {
@@ -118,7 +121,7 @@ impl Run<'_> {
         let instance = self.start(&plan, &image).await?;
         let result = match (&plan.event, listeners) {
             (Some(event), _) => self.answer(&instance, event.clone()).await,
-            (None, Some(listeners)) => self.serve(&instance, listeners).await,
+            (None, Some(listeners)) => self.serve(&instance, listeners, plan.api).await,
             (None, None) => Ok(ExitCode::SUCCESS),
         };
         self.stop(&instance, result).await
