@@ -196,7 +196,7 @@ impl Handler for Api {
 }
 
 /// Why a body was not read.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Unread {
     /// It is larger than so many bytes.
     TooLarge(usize),
@@ -204,25 +204,26 @@ enum Unread {
     Broken,
 }
 
-/// Reads a body to its end.
-async fn read(mut body: Incoming, limit: usize) -> std::result::Result<Bytes, Unread> {
-    let read = match body.size_hint().lower() > limit as u64 {
-        true => Err(Unread::TooLarge(limit)),
-        false => match Limited::new(&mut body, limit).collect().await {
-            Ok(all) => Ok(all.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge(limit)),
-            Err(_) => Err(Unread::Broken),
-        },
-    };
-    if matches!(read, Err(Unread::TooLarge(_))) {
-        pass_over(body).await;
+/// Reads a body to its end; one that is too large is left where it was.
+async fn read(body: &mut Option<Incoming>, limit: usize) -> std::result::Result<Bytes, Unread> {
+    let whole = body.as_mut().ok_or(Unread::Broken)?;
+    if whole.size_hint().lower() > limit as u64 {
+        return Err(Unread::TooLarge(limit));
     }
-    read
+    match Limited::new(whole, limit).collect().await {
+        Ok(all) => {
+            *body = None;
+            Ok(all.to_bytes())
+        }
+        Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge(limit)),
+        Err(_) => Err(Unread::Broken),
+    }
 }
 
 /// Reads the rest of a body that is not wanted, within bounds: many clients read no answer before they have
 /// sent all.
-async fn pass_over(mut body: Incoming) {
+async fn pass_over(body: Option<Incoming>) {
+    let Some(mut body) = body else { return };
     let mut left = MAX_PASSED_OVER;
     let all = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -243,5 +244,3 @@ fn response(status: StatusCode, headers: HeaderMap, bytes: Bytes) -> Response<Bo
     response
 }
 
-#[cfg(test)]
-mod tests;

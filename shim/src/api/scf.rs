@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use super::auth::{self, Denied};
 use super::queue::Event;
-use super::{Api, Function, Missing, Target, Unread, read, response};
+use super::{Api, Function, Missing, Target, Unread, pass_over, read, response};
 use crate::platform::scf;
 use crate::proxy::body::Body;
 use crate::{EventOutcome, EventResult, InvokeOptions};
@@ -76,9 +77,12 @@ struct Outcome {
 /// The answer to a request of Tencent's API.
 pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body> {
     let id = scf().new_request_id();
-    let body = match answer_to(api, request).await {
+    let (parts, body) = request.into_parts();
+    let mut body = Some(body);
+    let body = match answer_to(api, &parts, &mut body).await {
         Ok(outcome) => json!({ "Response": { "Result": outcome, "RequestId": id } }),
         Err(Fault { code, message }) => {
+            pass_over(body).await;
             json!({ "Response": { "Error": { "Code": code, "Message": message }, "RequestId": id } })
         }
     };
@@ -87,15 +91,14 @@ pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Respon
     response(StatusCode::OK, headers, body.to_string().into())
 }
 
-async fn answer_to(api: &Arc<Api>, request: Request<Incoming>) -> Result<Outcome, Fault> {
-    let (parts, body) = request.into_parts();
+async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -> Result<Outcome, Fault> {
     let action = action(&parts.headers)?;
     if parts.method != Method::POST || parts.uri.path() != "/" {
         let message = format!("{} against '/' with a body in JSON is what is supported", Method::POST);
         return Err(Fault::new("InvalidRequest", message));
     }
     let body = read(body, MAX_CALL_BYTES).await.map_err(unread)?;
-    auth::check_tencent(&api.keys, &parts, &body).map_err(denied)?;
+    auth::check_tencent(&api.keys, parts, &body).map_err(denied)?;
     let parameters: Parameters = serde_json::from_slice(&body).map_err(|error| {
         Fault::new("InvalidParameter", format!("the body is no JSON of parameters: {error}"))
     })?;

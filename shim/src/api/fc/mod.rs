@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HeaderName;
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -54,9 +55,12 @@ pub(super) async fn answer(
 ) -> Response<Body> {
     let version = Version::of(request.uri().path()).unwrap_or(Version::V2023);
     let id = crate::platform::fc().new_request_id();
-    match answer_to(api, client, request, &id).await {
+    let (parts, body) = request.into_parts();
+    let mut body = Some(body);
+    match answer_to(api, client, parts, &mut body, &id).await {
         Ok(response) => response,
         Err(fault) => {
+            pass_over(body).await;
             let answer = fc_error(version.shape(), fault.status, fault.code, fault.message, &id);
             response(answer.status, answer.headers, in_both_shapes(version, answer.status, answer.body, &id))
         }
@@ -66,20 +70,15 @@ pub(super) async fn answer(
 async fn answer_to(
     api: &Arc<Api>,
     client: Option<SocketAddr>,
-    request: Request<Incoming>,
+    parts: Parts,
+    body: &mut Option<Incoming>,
     id: &str,
 ) -> Result<Response<Body>, Fault> {
-    let (parts, body) = request.into_parts();
     auth::check_alibaba(&api.keys, &parts).map_err(denied)?;
-    let found = Call::of(&parts).and_then(|call| Ok((find(api, &call)?, call)));
-    let (function, call) = match found {
-        Ok(found) => found,
-        Err(fault) => {
-            pass_over(body).await;
-            return Err(fault);
-        }
-    };
+    let call = Call::of(&parts)?;
+    let function = find(api, &call)?;
     if let Action::Forward { path } = &call.action {
+        let body = body.take().ok_or_else(|| unread(Unread::Broken))?;
         let mut request = Request::from_parts(parts, body);
         if let Some(path) = path {
             *request.uri_mut() = path.clone();
