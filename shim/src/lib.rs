@@ -17,6 +17,7 @@ pub mod function;
 pub mod instance;
 pub mod platform;
 pub mod proxy;
+pub mod units;
 
 pub use base64::base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};

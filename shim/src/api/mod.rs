@@ -243,4 +243,3 @@ fn response(status: StatusCode, headers: HeaderMap, bytes: Bytes) -> Response<Bo
     *response.headers_mut() = headers;
     response
 }
-

@@ -74,6 +74,8 @@ Examples:
     skiff run oci:./image:latest --network bridge --event '{}'
   A function without a server:
     skiff run --platform scf oci:./image:latest --job --event '{\"k\":1}'
+  From a file, with another image:
+    skiff run --file function.toml oci:./image:latest
   For the vendors' SDKs, which sign with a key of that file:
     skiff run oci:./image:latest --name demo --api-listen 8900 --api-keys ./keys
   Serve on a socket and a port, with another command:
