@@ -10,12 +10,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 mod base64;
 mod error;
 pub mod function;
 pub mod instance;
 pub mod platform;
 pub mod proxy;
+pub mod units;
 
 pub use base64::base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};

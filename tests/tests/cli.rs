@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use std::time::Duration;
+
 use serde_json::Value;
-use skiff_tests::{Registry, Sandbox, images};
+use skiff_tests::{Registry, Sandbox, images, wait_for};
 
 #[test]
 fn doctor_finds_this_host_fit_in_text_and_json() {
@@ -192,7 +194,11 @@ fn errors_as_json_name_kind_fault_and_advice() {
 fn a_json_line_tells_where_it_listens() {
     let sandbox = Sandbox::new();
     let served = sandbox.serve_function(&["--output", "json"]);
-    let line: Value = serde_json::from_str(served.stdout().trim()).expect("a line of JSON");
+    let api = wait_for(Duration::from_secs(20), || served.stdout().lines().nth(1).map(str::to_owned));
+    let api: Value = serde_json::from_str(&api.expect("a second line")).expect("JSON");
+    assert_eq!(api["event"], "api_listening");
+    let first = served.stdout().lines().next().map(str::to_owned);
+    let line: Value = serde_json::from_str(&first.expect("a line")).expect("a line of JSON");
     assert_eq!(line["event"], "listening");
     assert_eq!(line["address"], format!("unix:{}", served.socket().display()));
     assert_eq!(served.get("/status/200").status, 200);

@@ -45,7 +45,7 @@ fn health_check(check: &HealthCheck, limits: &Limits, platform: &str, faults: &m
     let of_a_url = path.is_ascii() && path.parse::<http::Uri>().is_ok();
     if !path.starts_with('/') || path.len() > MAX_CHECK_PATH || !of_a_url {
         faults.push(format!(
-            "path {:?} of the health check: must begin with \"/\" and have at most {MAX_CHECK_PATH} characters \
+            "health check path {:?}: must begin with \"/\" and have at most {MAX_CHECK_PATH} characters \
              that a URL can have",
             short(path)
         ));
@@ -58,12 +58,12 @@ fn health_check(check: &HealthCheck, limits: &Limits, platform: &str, faults: &m
     for (what, time, range) in times {
         if time < Duration::from_secs(*range.start()) || time > Duration::from_secs(*range.end()) {
             let (least, most) = (range.start(), range.end());
-            faults.push(format!("{what} {time:?} of the health check: must be {least} s to {most} s"));
+            faults.push(format!("health check {what} {time:?}: must be {least} s to {most} s"));
         }
     }
     let thresholds = [("failure", check.failure_threshold), ("success", check.success_threshold)];
     for (what, count) in thresholds.into_iter().filter(|(_, count)| !(1..=120).contains(count)) {
-        faults.push(format!("{what} threshold {count} of the health check: must be 1 to 120"));
+        faults.push(format!("health check {what} threshold {count}: must be 1 to 120"));
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod advice;
 mod callbacks;
+pub mod file;
 mod lifecycle;
+mod name;
 mod secret;
 mod validate;
 
@@ -10,6 +12,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use callbacks::{Callback, Callbacks, HealthCheck, Mode};
+pub use name::name_from_image;
 pub use secret::{Credentials, Secret};
 use skiff_runtime::{Network, Writable};
 

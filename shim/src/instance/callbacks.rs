@@ -50,6 +50,7 @@ async fn send(
         path,
         client: None,
         origin: None,
+        retries: 0,
     };
     let mut request = Request::new(body::empty());
     *request.method_mut() = method.clone();

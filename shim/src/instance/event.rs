@@ -19,7 +19,12 @@ use crate::proxy::body;
 pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOptions) -> EventOutcome {
     let platform = shared.config.platform;
     let mark = shared.logs.mark();
-    let mut invocation = Invocation::begin(shared, Arrival::event(platform.event_path())).await;
+    let arrival = Arrival {
+        request_id: options.request_id,
+        retries: options.retries,
+        ..Arrival::event(platform.event_path())
+    };
+    let mut invocation = Invocation::begin(shared, arrival).await;
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
     let exchange = exchange.unwrap_or(Err(InvocationFailure::TimedOut));
     let report = invocation.report();
@@ -40,6 +45,8 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
         ..InvocationReport::default()
     };
     platform.finish_event(&invocation.context(), &report, &mut outcome.headers);
+    outcome.memory_peak_bytes = memory_peak_bytes;
+    outcome.log = log.map(Bytes::from);
     outcome
 }
 
@@ -109,6 +116,8 @@ fn answered(
         headers: verdict.headers,
         body,
         duration,
+        memory_peak_bytes: 0,
+        log: None,
     }
 }
 
@@ -133,5 +142,7 @@ fn failed(invocation: &mut Invocation, failure: &InvocationFailure) -> EventOutc
         headers: answer.headers,
         body: answer.body,
         duration,
+        memory_peak_bytes: 0,
+        log: None,
     }
 }

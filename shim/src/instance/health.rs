@@ -72,6 +72,7 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
         path: uri.path(),
         client: None,
         origin: None,
+        retries: 0,
     };
     let mut headers = HeaderMap::new();
     let address = shared.guest.address(config.port()).to_string();

@@ -39,21 +39,34 @@ pub(crate) struct Arrival {
     pub(crate) client: Option<SocketAddr>,
     /// The request's `Origin`.
     pub(crate) origin: Option<HeaderValue>,
+    /// Its id, when its caller has been told.
+    pub(crate) request_id: Option<String>,
+    /// How often it has been tried before.
+    pub(crate) retries: u32,
 }
 
 impl Arrival {
     pub(crate) fn event(path: &str) -> Self {
         let kind = InvocationKind::Event;
-        Self { kind, path: path.to_owned(), method: Method::POST, client: None, origin: None }
+        Self {
+            kind,
+            path: path.to_owned(),
+            method: Method::POST,
+            client: None,
+            origin: None,
+            request_id: None,
+            retries: 0,
+        }
     }
 }
 
 impl Invocation {
     /// Begins one, writes the platform's first log lines, and thaws the instance if need be.
-    pub(crate) async fn begin(shared: &Arc<Shared>, arrival: Arrival) -> Self {
+    pub(crate) async fn begin(shared: &Arc<Shared>, mut arrival: Arrival) -> Self {
+        let request_id = arrival.request_id.take();
         let invocation = Self {
             shared: Arc::clone(shared),
-            request_id: shared.config.platform.new_request_id(),
+            request_id: request_id.unwrap_or_else(|| shared.config.platform.new_request_id()),
             arrival,
             status: None,
             started: Instant::now(),
@@ -76,6 +89,7 @@ impl Invocation {
             path: &self.arrival.path,
             client: self.arrival.client,
             origin: self.arrival.origin.as_ref(),
+            retries: self.arrival.retries,
         }
     }
 

@@ -166,7 +166,9 @@ impl Job {
         let mut headers = HeaderMap::new();
         self.config.platform.finish_event(&self.context(), &self.report(), &mut headers);
         let duration = self.started.elapsed();
-        EventOutcome { request_id: self.request_id.clone(), result, status, headers, body, duration }
+        let (request_id, memory_peak_bytes) =
+            (self.request_id.clone(), self.container.stats().memory_peak_bytes);
+        EventOutcome { request_id, result, status, headers, body, duration, memory_peak_bytes, log: None }
     }
 
     fn context(&self) -> InvocationContext<'_> {
@@ -178,6 +180,7 @@ impl Job {
             path: "",
             client: None,
             origin: None,
+            retries: 0,
         }
     }
 

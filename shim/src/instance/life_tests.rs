@@ -257,7 +257,7 @@ async fn the_log_of_an_event_is_in_its_answer_for_who_asks() {
         let (instance, _) = bring_up(&guest, config).await.expect("up");
         let plain = instance.invoke_event("{}".into()).await;
         assert!(!plain.headers.contains_key("x-fc-log-result"), "not asked for");
-        let options = InvokeOptions { log_tail: true };
+        let options = InvokeOptions { log_tail: true, ..InvokeOptions::default() };
         let outcome = instance.invoke_event_with("{}".into(), options).await;
         assert_eq!(outcome.headers.contains_key("x-fc-log-result"), there, "concurrency {concurrency}");
         if let Some(log) = outcome.headers.get("x-fc-log-result") {

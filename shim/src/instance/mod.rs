@@ -63,12 +63,16 @@ pub enum State {
 }
 
 /// What the caller of an event asks for besides the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InvokeOptions {
-    /// The last 4 KB of the log of the invocation, where the platform has a header for it (fc:
-    /// `X-Fc-Log-Type: Tail` asks, `X-Fc-Log-Result` answers). Not of an instance that works on several
-    /// invocations at once: nobody could tell whose lines they are.
+    /// The last 4 KB of the log of the invocation ([`EventOutcome::log`]; fc: `X-Fc-Log-Type: Tail` asks,
+    /// `X-Fc-Log-Result` answers). Not of an instance that works on several invocations at once: nobody
+    /// could tell whose lines they are.
     pub log_tail: bool,
+    /// The request's id, for one that has been told its caller already; a new one when `None`.
+    pub request_id: Option<String>,
+    /// How often an asynchronous event has been tried before.
+    pub retries: u32,
 }
 
 /// How an event call went.
@@ -86,6 +90,10 @@ pub struct EventOutcome {
     pub body: Bytes,
     /// From the call to the answer's last byte.
     pub duration: Duration,
+    /// Highest memory use of the instance so far, in bytes.
+    pub memory_peak_bytes: u64,
+    /// The last 4 KB of the log of the invocation, for who asked.
+    pub log: Option<Bytes>,
 }
 
 /// Who says what about an event call.
@@ -206,6 +214,15 @@ impl Instance {
         let ended = state.wait_for(|state| matches!(state, State::Ended(_))).await;
         // The sender lives as long as `self`.
         ended.map_or(State::Ended(guest::KILLED), |state| *state)
+    }
+
+    /// Passes an HTTP request on to its server.
+    pub(crate) fn pass(
+        &self,
+        client: Option<std::net::SocketAddr>,
+        request: http::Request<hyper::body::Incoming>,
+    ) -> futures_util::future::BoxFuture<'static, http::Response<crate::proxy::body::Body>> {
+        Box::pin(crate::proxy::forward(Arc::clone(&self.shared), client, request))
     }
 
     /// Invokes it as the platform's event call does. Never fails: every failure is an answer.

@@ -27,6 +27,7 @@ pub use types::{
 
 use crate::FunctionConfig;
 use crate::function::Callback;
+pub(crate) use fc::{Api as FcApi, api_error as fc_error};
 
 /// A vendor's contract.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {

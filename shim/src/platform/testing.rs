@@ -24,6 +24,7 @@ pub(super) fn context(config: &FunctionConfig, kind: InvocationKind) -> Invocati
         path: "/a/b",
         client: None,
         origin: None,
+        retries: 0,
     }
 }
 

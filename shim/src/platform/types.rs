@@ -139,6 +139,8 @@ pub struct InvocationContext<'a> {
     pub client: Option<SocketAddr>,
     /// The request's `Origin`, for an HTTP request from a page of another site.
     pub origin: Option<&'a HeaderValue>,
+    /// How often an asynchronous event has been tried before.
+    pub retries: u32,
 }
 
 /// How a platform runs functions that have no server.

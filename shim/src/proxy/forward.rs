@@ -26,7 +26,7 @@ struct Upgrade {
 }
 
 /// Passes a request on. Every failure is an answer.
-pub(super) async fn forward(
+pub(crate) async fn forward(
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
     request: Request<Incoming>,
@@ -40,6 +40,8 @@ pub(super) async fn forward(
         method: request.method().clone(),
         client,
         origin: request.headers().get(ORIGIN).cloned(),
+        request_id: None,
+        retries: 0,
     };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

@@ -24,5 +24,7 @@ mod socket_tests;
 mod tests;
 mod tunnel;
 
+pub(crate) use forward::forward;
 pub use server::serve;
+pub(crate) use server::{Handler, serve_with};
 pub use socket::Listener;

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,10 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::forward::forward;
+use super::body::Body;
 use super::patience::{Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
-use crate::instance::shared::Shared;
 use crate::{Error, ErrorKind, Instance, Result};
 
 /// Connections at once; more wait in the kernel's backlog.
@@ -51,12 +53,48 @@ pub async fn serve(
     instance: Arc<Instance>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
+    serve_with(listener, instance, shutdown).await
+}
+
+/// What answers the requests of a listener.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// How long a request and its answer may take.
+    fn time(&self) -> Duration;
+
+    /// The answer to one request, of a client that is known when it came over TCP.
+    fn answer(
+        self: Arc<Self>,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>>;
+}
+
+impl Handler for Instance {
+    fn time(&self) -> Duration {
+        self.shared.config.timeout
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        self.pass(client, request)
+    }
+}
+
+/// As [`serve`], for anything that answers.
+pub(crate) async fn serve_with(
+    listener: Listener,
+    handler: Arc<dyn Handler>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let address = listener.address();
     let (acceptor, _file) = listener.into_acceptor()?;
     let (stop, _) = watch::channel(());
     let mut connections = JoinSet::new();
     let served = {
-        let accepting = accept(&acceptor, &instance.shared, &stop, &mut connections);
+        let accepting = accept(&acceptor, &handler, &stop, &mut connections);
         tokio::select! {
             error = accepting => Err(error),
             () = shutdown => Ok(()),
@@ -75,7 +113,7 @@ pub async fn serve(
 /// Accepts until it cannot.
 async fn accept(
     acceptor: &Acceptor,
-    shared: &Arc<Shared>,
+    handler: &Arc<dyn Handler>,
     stop: &watch::Sender<()>,
     connections: &mut JoinSet<()>,
 ) -> io::Error {
@@ -90,7 +128,7 @@ async fn accept(
         match acceptor.accept().await {
             Ok(stream) => {
                 failures = 0;
-                connections.spawn(connection(stream, Arc::clone(shared), stop.subscribe(), place));
+                connections.spawn(connection(stream, Arc::clone(handler), stop.subscribe(), place));
             }
             Err(error) if failures >= ACCEPT_FAILURES => return error,
             Err(error) => {
@@ -112,16 +150,16 @@ fn passes_by_itself(error: &io::Error) -> bool {
 
 async fn connection(
     stream: Stream,
-    shared: Arc<Shared>,
+    handler: Arc<dyn Handler>,
     stop: watch::Receiver<()>,
     place: OwnedSemaphorePermit,
 ) {
     match stream {
-        Stream::Unix(stream) => http(stream, None, shared, stop).await,
+        Stream::Unix(stream) => http(stream, None, handler, stop).await,
         Stream::Tcp(stream, client) => {
             // A streamed chunk must not wait for the next.
             let _ = stream.set_nodelay(true);
-            http(stream, Some(client), shared, stop).await;
+            http(stream, Some(client), handler, stop).await;
         }
     }
     drop(place);
@@ -130,17 +168,17 @@ async fn connection(
 async fn http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     client: Option<SocketAddr>,
-    shared: Arc<Shared>,
+    handler: Arc<dyn Handler>,
     mut stop: watch::Receiver<()>,
 ) {
     let patience = Patience::new();
     let watched = Arc::clone(&patience);
     let service = service_fn(move |request| {
         let patience = Arc::clone(&watched);
-        patience.begin(shared.config.timeout);
-        let answer = forward(Arc::clone(&shared), client, request);
+        patience.begin(handler.time());
+        let answer = Arc::clone(&handler).answer(client, request);
         async move {
-            let answer = Box::pin(answer).await;
+            let answer = answer.await;
             Ok::<_, std::convert::Infallible>(answer.map(|body| Watched::new(body, patience)))
         }
     });

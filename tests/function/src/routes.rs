@@ -29,7 +29,7 @@ const SHOWN_HEADERS: [&str; 8] = [
 
 /// Answers one request.
 pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path().to_owned();
+    let path = own_path(request.uri().path()).to_owned();
     let query = Query::parse(request.uri().query());
     let argument = path.rsplit('/').next().unwrap_or_default().to_owned();
     let first = path.split('/').nth(1).unwrap_or_default();
@@ -49,6 +49,13 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
         "fill" | "alloc" | "fork" | "exit" | "oom" | "log" => load::answer(first, &argument, &query).await,
         _ => view::answer(first, &query).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "no such path\n")),
     }
+}
+
+/// Without fc 2.0's `/VERSION/proxy/SERVICE/FUNCTION`, which a function gets to see.
+fn own_path(path: &str) -> &str {
+    let proxied = path.split('/').nth(2) == Some("proxy");
+    let own = path.match_indices('/').nth(4).filter(|_| proxied).map(|(slash, _)| &path[slash..]);
+    own.unwrap_or(path)
 }
 
 /// The event and what came with it. An event may ask for something else: `{"fail": true}`,

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use skiff::function::name_from_image;
 use skiff::platform::{self, Platform};
 use skiff::{Credentials, FunctionConfig, Secret};
 
 use super::lifecycle::LifecycleArgs;
 use super::source::variable;
 use crate::cli::failure::Failure;
-use crate::cli::values::{Cpus, DiskSize, Memory, Time, Words, env, name};
+use crate::cli::values::{Cpus, DiskSize, Memory, Time, Words, env};
 
 /// Temporary credentials of the role that the function runs as: id, secret and token.
 const ROLE: [&str; 3] =
@@ -20,10 +21,10 @@ const ROLE: [&str; 3] =
 /// The function as it is written; what is not given is the platform's or the image's.
 #[derive(Debug, Args)]
 pub(crate) struct FunctionArgs {
-    /// Whose contract the function runs under: fc (API 3.0), fc2 (API 2.0) or scf.
+    /// Whose contract the function runs under: fc (API 3.0), fc2 (API 2.0) or scf [default: fc].
     #[arg(long, help_heading = "Function", env = "SKIFF_PLATFORM", hide_env_values = true)]
-    #[arg(default_value = "fc", value_parser = platform_parser(), hide_possible_values = true)]
-    pub(crate) platform: &'static dyn Platform,
+    #[arg(value_parser = platform_parser(), hide_possible_values = true)]
+    pub(crate) platform: Option<&'static dyn Platform>,
     /// Its name [default: the image's own name].
     #[arg(long, help_heading = "Function")]
     pub(crate) name: Option<String>,
@@ -63,9 +64,9 @@ pub(crate) struct FunctionArgs {
     #[arg(long, value_name = "COUNT", help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) pids: Option<u32>,
     /// What holds written bytes: a directory with a quota or a loop device (both cost disk), a
-    /// tmpfs (the function's memory), or the first of these that the host has.
-    #[arg(long, value_name = "KIND", help_heading = "Limits", value_enum, default_value_t = Writable::Auto)]
-    pub(crate) writable: Writable,
+    /// tmpfs (the function's memory), or the first of these that the host has [default: auto].
+    #[arg(long, value_name = "KIND", help_heading = "Limits", value_enum)]
+    pub(crate) writable: Option<Writable>,
     /// Room for all that is written outside /tmp [default: 512MiB].
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub(crate) writable_size: Option<DiskSize>,
@@ -148,23 +149,32 @@ pub(super) fn platform_parser() -> impl TypedValueParser<Value = &'static dyn Pl
 }
 
 impl FunctionArgs {
-    /// The function, checked against its platform's rules; `args` are those after `--`.
+    /// The function, checked against its platform's rules: what its file says, and what the options say
+    /// instead; `args` are those after `--`.
     pub(crate) fn resolve(
         &self,
         image: &str,
+        file: Option<FunctionConfig>,
         args: &[String],
         lookup: impl Fn(&str) -> Option<OsString>,
     ) -> Result<FunctionConfig, Failure> {
-        let named = || name::from_image(image, self.platform.limits().name_chars);
-        let mut config = FunctionConfig::new(self.name.clone().unwrap_or_else(named), self.platform);
+        let mut config = self.beginning(image, file)?;
+        replace(&mut config.name, self.name.clone());
         let rest = (!args.is_empty()).then(|| args.to_vec());
-        config.entrypoint = self.entrypoint.clone().map(|words| words.0);
-        config.cmd = self.command.clone().map(|words| words.0).or(rest);
-        config.env = env::gather(&self.env_file, &self.env, &lookup).map_err(Failure::from)?;
-        config.user.clone_from(&self.user);
-        config.userns = self.userns;
-        config.working_dir.clone_from(&self.workdir);
-        config.port = self.port;
+        if let Some(words) = &self.entrypoint {
+            // The file's arguments were for its own.
+            (config.entrypoint, config.cmd) = (Some(words.0.clone()), None);
+        }
+        let given = self.command.clone().map(|words| words.0).or(rest);
+        config.cmd = given.or(config.cmd.take());
+        for (name, value) in env::gather(&self.env_file, &self.env, &lookup).map_err(Failure::from)? {
+            config.env.retain(|(has, _)| *has != name);
+            config.env.push((name, value));
+        }
+        config.user = self.user.clone().or(config.user.take());
+        config.userns |= self.userns;
+        config.working_dir = self.workdir.clone().or(config.working_dir.take());
+        config.port = self.port.or(config.port);
         config.credentials = role_credentials(lookup)?;
         self.limit(&mut config);
         self.identify(&mut config);
@@ -173,19 +183,36 @@ impl FunctionArgs {
         Ok(config)
     }
 
+    /// What the file says, or a function of the platform.
+    fn beginning(&self, image: &str, file: Option<FunctionConfig>) -> Result<FunctionConfig, Failure> {
+        let Some(config) = file else {
+            let platform = self.platform.unwrap_or_else(platform::fc);
+            let name = name_from_image(image, platform.limits().name_chars);
+            return Ok(FunctionConfig::new(name, platform));
+        };
+        match self.platform.map(Platform::name).filter(|name| *name != config.platform.name()) {
+            Some(name) => {
+                let own = config.platform.name();
+                Err(Failure::usage(format!("--platform {name}: the function of the file is one of {own}"))
+                    .advise("leave --platform (and SKIFF_PLATFORM) away, or change the file"))
+            }
+            None => Ok(config),
+        }
+    }
+
     fn limit(&self, config: &mut FunctionConfig) {
         replace(&mut config.memory_mib, self.memory.map(|memory| memory.mib));
         replace(&mut config.cpu_millis, self.cpus.map(|cpus| cpus.millis));
-        config.pids = self.pids;
-        config.writable = self.writable.into();
+        config.pids = self.pids.or(config.pids);
+        replace(&mut config.writable, self.writable.map(Into::into));
         replace(&mut config.writable_bytes, self.writable_size.map(|size| size.0));
         replace(&mut config.writable_inodes, self.writable_inodes);
         replace(&mut config.tmp_bytes, self.tmp_size.map(|size| size.0));
         replace(&mut config.tmp_inodes, self.tmp_inodes);
-        config.read_only = self.read_only;
-        config.acceleration = self.accelerate;
+        config.read_only |= self.read_only;
+        config.acceleration |= self.accelerate;
         replace(&mut config.timeout, self.timeout.map(|time| time.0));
-        config.start_deadline = self.start_timeout.map(|time| time.0);
+        config.start_deadline = self.start_timeout.map(|time| time.0).or(config.start_deadline);
         replace(&mut config.stop_grace, self.stop_timeout.map(|time| time.0));
     }
 
@@ -238,7 +265,7 @@ mod tests {
     fn resolve(args: &[&str]) -> Result<FunctionConfig, Failure> {
         use clap::Parser;
         let program = Program::try_parse_from(std::iter::once(&"skiff").chain(args)).expect("arguments");
-        program.function.resolve("127.0.0.1:5000/demo/py.v2:1", &program.args, |_| None)
+        program.function.resolve("127.0.0.1:5000/demo/py.v2:1", None, &program.args, |_| None)
     }
 
     #[test]

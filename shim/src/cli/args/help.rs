@@ -57,6 +57,9 @@ running requests. Either way the container is stopped and nothing is left behind
 
 Between requests the function is frozen, as in the clouds, unless --no-freeze is given.
 
+The platform's own invoke API is served too (one line `invoke API on ADDRESS` for each socket): the
+vendors' SDKs call the function there, with only their endpoint changed.
+
 With --event it makes the platform's own event call (fc: POST /invoke, scf: POST /event-invoke),
 writes the answer's body to the standard output, and exits; a terminal gets control characters
 escaped. Log lines of the function and the platform go to the standard error. With --job too, the
@@ -71,6 +74,10 @@ Examples:
     skiff run oci:./image:latest --network bridge --event '{}'
   A function without a server:
     skiff run --platform scf oci:./image:latest --job --event '{\"k\":1}'
+  From a file, with another image:
+    skiff run --file function.toml oci:./image:latest
+  For the vendors' SDKs, which sign with a key of that file:
+    skiff run oci:./image:latest --name demo --api-listen 8900 --api-keys ./keys
   Serve on a socket and a port, with another command:
     skiff run oci:./image:latest --socket /tmp/f.sock --listen 8080 -- python3 app.py
 

@@ -54,12 +54,16 @@ impl LifecycleArgs {
         if self.job {
             config.mode = Mode::Job;
         }
-        config.callbacks.initializer = self.initializer_timeout.map(|time| time.0);
-        config.callbacks.pre_freeze = self.pre_freeze_timeout.map(|time| time.0);
-        config.callbacks.pre_stop = self.pre_stop_timeout.map(|time| time.0);
-        config.health_check = self.health_check.as_ref().map(|path| self.check(path));
+        let or = |time: Option<Time>, has| time.map(|time| time.0).or(has);
+        let callbacks = &mut config.callbacks;
+        callbacks.initializer = or(self.initializer_timeout, callbacks.initializer);
+        callbacks.pre_freeze = or(self.pre_freeze_timeout, callbacks.pre_freeze);
+        callbacks.pre_stop = or(self.pre_stop_timeout, callbacks.pre_stop);
+        if let Some(path) = &self.health_check {
+            config.health_check = Some(self.check(path));
+        }
         replace(&mut config.concurrency, self.concurrency);
-        config.freeze = !self.no_freeze;
+        config.freeze &= !self.no_freeze;
     }
 
     fn check(&self, path: &str) -> HealthCheck {

@@ -1,5 +1,6 @@
 //! The arguments as they are written.
 
+mod api;
 mod exec;
 mod function;
 mod help;
@@ -11,6 +12,7 @@ mod source;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+pub(crate) use api::ApiArgs;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use exec::ExecArgs;
@@ -18,7 +20,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
-pub(crate) use source::SourceArgs;
+pub(crate) use source::{SourceArgs, source};
 
 use super::values::{EventSource, Listen};
 
@@ -130,6 +132,17 @@ pub(crate) struct Global {
 /// Options of `skiff run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:TAG]; instead of the one that a file names.
+    #[arg(required_unless_present = "file")]
+    pub(crate) image: Option<String>,
+    /// Read the function from a file: Skiff's own (.toml, .json), an s.yaml of Serverless Devs, or
+    /// Tencent's function configuration (.json). Options here go before what it says.
+    #[arg(long, short, value_name = "FILE", help_heading = "Function")]
+    pub(crate) file: Option<PathBuf>,
+    /// Which function of an s.yaml that has several.
+    #[arg(long, value_name = "NAME", help_heading = "Function", requires = "file")]
+    pub(crate) service: Option<String>,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
     /// When to ask the registry what the image is.
@@ -149,6 +162,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
     /// Arguments that replace the image's cmd.
     #[arg(last = true, value_name = "ARGS", help_heading = None)]
     pub(crate) args: Vec<String>,
@@ -157,6 +172,9 @@ pub(crate) struct RunArgs {
 /// Options of `skiff pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
+    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:TAG].
+    pub(crate) image: String,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
     /// Hold the image to this platform's limits too: fc, fc2 or scf.
@@ -241,14 +259,7 @@ mod tests {
         let args = run("image --platform scf -- --event -x y");
         assert_eq!(args.args, ["--event", "-x", "y"]);
         assert_eq!(args.event, None);
-        assert_eq!(args.function.platform.name(), "scf");
-    }
-
-    #[test]
-    fn fc_is_the_platform_unless_told() {
-        if std::env::var_os("SKIFF_PLATFORM").is_none() {
-            assert_eq!(run("image").function.platform.name(), "fc");
-        }
+        assert_eq!(args.function.platform.map(|platform| platform.name()), Some("scf"));
     }
 
     #[test]

@@ -7,9 +7,9 @@ use skiff::{Cidr, NetworkOptions};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub(crate) struct NetworkArgs {
-    /// What the function reaches.
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    pub(crate) network: Network,
+    /// What the function reaches [default: none].
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) network: Option<Network>,
     /// With bridge: the IPv4 addresses of functions, such as 10.213.0.0/16
     /// [default: a range that the host does not use].
     #[arg(long, value_name = "BLOCK")]
@@ -27,10 +27,9 @@ impl NetworkArgs {
 }
 
 /// What a function reaches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Network {
     /// Itself
-    #[default]
     None,
     /// The outside; not this host, other functions or metadata services
     Bridge,
@@ -67,7 +66,7 @@ mod tests {
     #[test]
     fn a_function_reaches_nobody_unless_it_is_let() {
         let args = parse(&[]).expect("no options");
-        assert_eq!(skiff::Network::from(args.network), skiff::Network::None);
+        assert_eq!(args.network.map(skiff::Network::from), None);
         assert_eq!((args.options().ready, args.options().egress_range), (0, None));
     }
 
@@ -75,7 +74,7 @@ mod tests {
     fn what_is_given_is_taken() {
         let args = parse(&["--network=bridge", "--egress-range=10.5.0.0/16", "--network-pool=4"]);
         let args = args.expect("options");
-        assert_eq!(skiff::Network::from(args.network), skiff::Network::Bridge);
+        assert_eq!(args.network.map(skiff::Network::from), Some(skiff::Network::Bridge));
         assert_eq!(args.options().ready, 4);
         assert_eq!(
             args.options().egress_range.map(|range| range.to_string()).as_deref(),

@@ -18,14 +18,10 @@ const PASSWORD: &str = "SKIFF_REGISTRY_PASSWORD";
 /// Token for the credentials service.
 const TOKEN: &str = "SKIFF_CREDENTIALS_TOKEN";
 
-/// The image and the way to it.
+/// The way to the image.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Image")]
 pub(crate) struct SourceArgs {
-    /// [REGISTRY/]REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
-    /// docker-archive:FILE[:TAG].
-    #[arg(help_heading = None)]
-    pub(crate) image: String,
     /// Talk to the registry over HTTP instead of HTTPS.
     #[arg(long)]
     pub(crate) plain_http: bool,
@@ -70,12 +66,12 @@ pub(crate) struct CredentialArgs {
     pub(crate) credentials_token_file: Option<PathBuf>,
 }
 
-impl SourceArgs {
-    /// Where the image comes from.
-    pub(crate) fn source(&self) -> Result<Source, Failure> {
-        self.image.parse::<Source>().map_err(|error| skiff::Error::from(error).into())
-    }
+/// Where an image comes from, by its name.
+pub(crate) fn source(image: &str) -> Result<Source, Failure> {
+    image.parse::<Source>().map_err(|error| skiff::Error::from(error).into())
+}
 
+impl SourceArgs {
     /// How it is pulled. User name and password come from the environment alone: arguments can be
     /// seen by every user of the host.
     pub(crate) fn pull_options(

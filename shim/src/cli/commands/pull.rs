@@ -11,11 +11,10 @@ use skiff::{
 };
 
 use super::{absolute, require_root, variable};
-use crate::cli::args::{Global, PullArgs};
+use crate::cli::args::{Global, PullArgs, source};
 use crate::cli::console::{Console, Progress, bytes};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
-use crate::cli::values::name;
 
 /// How long an image's command may take until it listens when it is rehearsed.
 const REHEARSAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +22,7 @@ const REHEARSAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Brings the image into the store; only a preparation needs a keeper and the run directory.
 pub(crate) async fn pull(global: &Global, args: &PullArgs, console: Console) -> Result<ExitCode, Failure> {
     require_root()?;
-    let source = args.source.source()?;
+    let source = source(&args.image)?;
     let mut options = args.source.pull_options(variable)?;
     if let Some(platform) = args.platform {
         options.limits = platform.image_limits();
@@ -69,7 +68,7 @@ async fn prepare(
         Err(error) => return Ok(Err(error.chain())),
     };
     let platform = args.platform.unwrap_or_else(platform::fc);
-    let function = name::from_image(&args.source.image, platform.limits().name_chars);
+    let function = skiff::function::name_from_image(&args.image, platform.limits().name_chars);
     let config = Arc::new(FunctionConfig::new(function, platform));
     let rehearsal = interrupts.or(Instance::rehearse(&runtime, image, &config, REHEARSAL_PATIENCE)).await;
     let cleaned = runtime.shutdown().await;

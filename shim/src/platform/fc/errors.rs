@@ -252,7 +252,8 @@ fn function_error(context: &InvocationContext<'_>, code: &'static str, message: 
     PlatformAnswer { status, headers, body, code, message }
 }
 
-fn api_error(
+/// An answer of the API itself, in its shape.
+pub(crate) fn api_error(
     api: Api,
     status: StatusCode,
     code: &'static str,

@@ -65,7 +65,7 @@ pub(super) fn request(api: Api, context: &InvocationContext<'_>, headers: &mut H
     set("x-fc-version-id", if config.version == "LATEST" { "" } else { &config.version });
     set("x-fc-service-logproject", "");
     set("x-fc-service-logstore", "");
-    set("x-fc-retry-count", "0");
+    set("x-fc-retry-count", &context.retries.to_string());
     EMPTY.iter().for_each(|name| set(name, ""));
     if api == Api::V2 {
         let callbacks = &config.callbacks;

@@ -24,9 +24,11 @@ use super::{
 use crate::FunctionConfig;
 use crate::function::Callback;
 
+pub(crate) use errors::api_error;
+
 /// Which of FC's two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Api {
+pub(crate) enum Api {
     V2,
     V3,
 }

@@ -79,6 +79,8 @@ mod tests {
             headers,
             body: Bytes::from_static(body),
             duration: Duration::from_micros(1250),
+            memory_peak_bytes: 0,
+            log: None,
         }
     }
 

@@ -4,18 +4,21 @@ mod event;
 mod job;
 mod serve;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use skiff::api::ApiOptions;
+use skiff::function::file::{FileOptions, FunctionFile};
 use skiff::{
     CgroupParent, FunctionConfig, Image, Instance, InvocationKind, Mode, PullOptions, Runtime,
-    RuntimeOptions, Source, Timeline,
+    RuntimeOptions, Source, Timeline, Warning,
 };
 
 use super::{absolute, require_root, variable};
-use crate::cli::args::{Global, RunArgs};
+use crate::cli::args::{Global, RunArgs, source};
 use crate::cli::console::{Console, Logs, Progress, timeline};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
@@ -28,6 +31,9 @@ struct Plan {
     config: Arc<FunctionConfig>,
     /// The event to answer; `None` serves.
     event: Option<Bytes>,
+    api: ApiOptions,
+    /// Of the function's file.
+    warnings: Vec<Warning>,
 }
 
 /// What every step of a run needs.
@@ -83,17 +89,37 @@ fn raise_open_files() {
     }
 }
 
+/// The function of a file.
+fn read(path: &Path, service: Option<&str>) -> Result<FunctionFile, Failure> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    Ok(FunctionFile::read(path, FileOptions { service, lookup: Some(&lookup) })?)
+}
+
 impl Plan {
     fn new(args: &RunArgs) -> Result<Self, Failure> {
-        let source = args.source.source()?;
+        let file = args.file.as_deref().map(|path| read(path, args.service.as_deref())).transpose()?;
+        let (of_file, config, warnings) = match file {
+            Some(file) => (file.image, Some(file.config), file.warnings),
+            None => (None, None, Vec::new()),
+        };
+        let image = args.image.clone().or(of_file).ok_or_else(|| {
+            Failure::usage("the file names no image").advise("add one to it, or give it as an argument")
+        })?;
+        let source = source(&image)?;
         let mut options = args.source.pull_options(variable)?;
         options.policy = args.pull.into();
-        let mut config = args.function.resolve(&args.source.image, &args.args, variable)?;
-        config.network = args.network.network.into();
+        let mut config = args.function.resolve(&image, config, &args.args, variable)?;
+        if let Some(network) = args.network.network {
+            config.network = network.into();
+        }
+        if config.mode == Mode::Job && args.event.is_none() {
+            return Err(Failure::usage("a job works on one event").advise("give it by --event"));
+        }
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
-        Ok(Self { source, options, config: Arc::new(config), event })
+        let api = args.api.options()?;
+        Ok(Self { source, options, config: Arc::new(config), event, api, warnings })
     }
 
     fn kind(&self) -> InvocationKind {
@@ -103,6 +129,9 @@ impl Plan {
 
 impl Run<'_> {
     async fn to_the_end(&self, mut plan: Plan) -> Result<ExitCode, Failure> {
+        for warning in &plan.warnings {
+            self.console.warn(warning);
+        }
         // Before the pull: an address in use is told at once.
         let listeners = match plan.event {
             Some(_) => None,
@@ -118,7 +147,7 @@ impl Run<'_> {
         let instance = self.start(&plan, &image).await?;
         let result = match (&plan.event, listeners) {
             (Some(event), _) => self.answer(&instance, event.clone()).await,
-            (None, Some(listeners)) => self.serve(&instance, listeners).await,
+            (None, Some(listeners)) => self.serve(&instance, listeners, plan.api).await,
             (None, None) => Ok(ExitCode::SUCCESS),
         };
         self.stop(&instance, result).await

@@ -1,9 +1,11 @@
 //! Invocations from sockets, until a signal comes or the function ends.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde_json::json;
+use skiff::api::{self, ApiOptions, One};
 use skiff::proxy::{self, Listener};
 use skiff::{Exit, Instance, Runtime, State};
 use tokio::sync::watch;
@@ -15,25 +17,44 @@ use crate::cli::commands::absolute;
 use crate::cli::console::with_event;
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Signal;
+use crate::cli::values::Listen;
 
 /// Name of the socket that a run makes where none is asked for.
 const SOCKET_NAME: &str = "invoke.sock";
 
-/// Where a run listens: the Unix socket first.
-pub(super) struct Listeners(Vec<Listener>);
+/// And the one of the invoke API.
+const API_SOCKET_NAME: &str = "api.sock";
+
+/// Where a run listens: Unix sockets first.
+pub(super) struct Listeners {
+    /// For requests that are passed on.
+    requests: Vec<Listener>,
+    /// For the invoke API.
+    api: Vec<Listener>,
+}
 
 impl Listeners {
     /// Takes the addresses; connections wait until they are served.
     pub(super) async fn open(args: &RunArgs, runtime: &Runtime) -> Result<Self, Failure> {
-        let path = match &args.socket {
-            Some(path) => absolute(path)?,
-            None => runtime.dir().join(SOCKET_NAME),
+        let open = async |socket: &Option<PathBuf>, name: &str, listen: Option<Listen>| {
+            let path = match socket {
+                Some(path) => absolute(path)?,
+                None => runtime.dir().join(name),
+            };
+            let mut listeners = vec![Listener::unix(path)?];
+            if let Some(listen) = listen {
+                listeners.push(Listener::tcp(listen.0).await?);
+            }
+            Ok::<_, Failure>(listeners)
         };
-        let mut listeners = vec![Listener::unix(path)?];
-        if let Some(listen) = args.listen {
-            listeners.push(Listener::tcp(listen.0).await?);
-        }
-        Ok(Self(listeners))
+        Ok(Self {
+            requests: open(&args.socket, SOCKET_NAME, args.listen).await?,
+            api: open(&args.api.api_socket, API_SOCKET_NAME, args.api.api_listen).await?,
+        })
+    }
+
+    fn addresses(listeners: &[Listener]) -> Vec<String> {
+        listeners.iter().map(Listener::address).collect()
     }
 }
 
@@ -53,13 +74,21 @@ impl Run<'_> {
         &self,
         instance: &Arc<Instance>,
         listeners: Listeners,
+        options: ApiOptions,
     ) -> Result<ExitCode, Failure> {
-        let addresses: Vec<String> = listeners.0.iter().map(Listener::address).collect();
-        let (shutdown, mut servers) = spawn(listeners, instance);
-        for address in &addresses {
+        let (requests, api) =
+            (Listeners::addresses(&listeners.requests), Listeners::addresses(&listeners.api));
+        let (shutdown, mut servers) = spawn(listeners, instance, &options);
+        for address in &requests {
             self.console.result(
                 || format!("listening on {address}"),
                 || with_event("listening", json!({ "address": address, "instance": instance.id() })),
+            )?;
+        }
+        for address in &api {
+            self.console.result(
+                || format!("invoke API on {address}"),
+                || with_event("api_listening", json!({ "address": address, "instance": instance.id() })),
             )?;
         }
         let end = tokio::select! {
@@ -90,18 +119,26 @@ impl Run<'_> {
 type Servers = JoinSet<skiff::Result<()>>;
 
 /// One task for each listener, all of which end when the sender says so.
-fn spawn(listeners: Listeners, instance: &Arc<Instance>) -> (watch::Sender<bool>, Servers) {
+fn spawn(
+    listeners: Listeners,
+    instance: &Arc<Instance>,
+    options: &ApiOptions,
+) -> (watch::Sender<bool>, Servers) {
     let (shutdown, told) = watch::channel(false);
     let mut servers = Servers::new();
-    for listener in listeners.0 {
-        let (instance, mut told) = (Arc::clone(instance), told.clone());
-        servers.spawn(async move {
-            let until = async move {
-                // A sender that is gone says so too.
-                let _ = told.wait_for(|shutdown| *shutdown).await;
-            };
-            proxy::serve(listener, instance, until).await
-        });
+    let until = || {
+        let mut told = told.clone();
+        async move {
+            // A sender that is gone says so too.
+            let _ = told.wait_for(|shutdown| *shutdown).await;
+        }
+    };
+    for listener in listeners.requests {
+        servers.spawn(proxy::serve(listener, Arc::clone(instance), until()));
+    }
+    for listener in listeners.api {
+        let functions = Arc::new(One::new(Arc::clone(instance)));
+        servers.spawn(api::serve(listener, functions, options.clone(), until()));
     }
     (shutdown, servers)
 }

@@ -19,7 +19,7 @@ const UNITS: [(&str, u64); 6] =
 
 /// A size on disk in bytes, from 1 MiB to 64 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DiskSize(pub(crate) u64);
+pub struct DiskSize(pub u64);
 
 impl FromStr for DiskSize {
     type Err = Invalid;
@@ -33,7 +33,7 @@ impl FromStr for DiskSize {
 
 /// The size of a store in bytes, from nothing to 1024 TiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StoreSize(pub(crate) u64);
+pub struct StoreSize(pub u64);
 
 impl FromStr for StoreSize {
     type Err = Invalid;
@@ -47,8 +47,9 @@ impl FromStr for StoreSize {
 
 /// A memory limit in whole MiB, up to 1 TiB. Which of them a platform sells is its own rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Memory {
-    pub(crate) mib: u32,
+pub struct Memory {
+    /// In MiB.
+    pub mib: u32,
 }
 
 impl FromStr for Memory {

@@ -10,7 +10,7 @@ const MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A time from 1 ms to 24 h. A number without a unit is seconds, as both platforms write theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Time(pub(crate) Duration);
+pub struct Time(pub Duration);
 
 impl FromStr for Time {
     type Err = Invalid;
@@ -37,7 +37,7 @@ impl FromStr for Time {
 
 /// A time, or no limit (`0`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TimeLimit(pub(crate) Option<Duration>);
+pub struct TimeLimit(pub Option<Duration>);
 
 impl FromStr for TimeLimit {
     type Err = Invalid;

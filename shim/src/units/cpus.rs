@@ -8,8 +8,9 @@ const WHY: &str = "not a number of cores from 0.05 to 64 with at most three deci
 
 /// CPU limit in thousandths of a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cpus {
-    pub(crate) millis: u32,
+pub struct Cpus {
+    /// In thousandths.
+    pub millis: u32,
 }
 
 /// As the library bounds the limit.

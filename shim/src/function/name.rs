@@ -2,7 +2,8 @@
 
 /// The image's own name as a function's: letters, digits, `-` and `_`, a letter first, at most
 /// `max` characters. `registry:5000/team/app.v2:1.0` becomes `app-v2`.
-pub(crate) fn from_image(image: &str, max: usize) -> String {
+#[must_use]
+pub fn name_from_image(image: &str, max: usize) -> String {
     let path = match image.split_once(':') {
         Some(("oci", rest)) => rest.rsplit_once(':').map_or(rest, |(dir, _)| dir),
         Some(("docker-archive", rest)) => rest.trim_end_matches(".tar"),
@@ -24,7 +25,7 @@ pub(crate) fn from_image(image: &str, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::from_image;
+    use super::name_from_image;
 
     #[test]
     fn names_come_from_every_kind_of_source() {
@@ -42,13 +43,13 @@ mod tests {
             ("", "function"),
             ("_x_", "x"),
         ] {
-            assert_eq!(from_image(image, 60), name, "{image}");
+            assert_eq!(name_from_image(image, 60), name, "{image}");
         }
     }
 
     #[test]
     fn names_are_cut_and_never_end_with_a_dash() {
-        assert_eq!(from_image(&"a".repeat(100), 60).len(), 60);
-        assert_eq!(from_image("abc.def", 4), "abc");
+        assert_eq!(name_from_image(&"a".repeat(100), 60).len(), 60);
+        assert_eq!(name_from_image("abc.def", 4), "abc");
     }
 }

@@ -1,0 +1,245 @@
+//! The invoke APIs of both vendors, for their SDKs and whatever else calls them.
+//!
+//! ```text
+//! socket ─ route ─ (signature) ─ Functions::find ─ Function::invoke ─ the vendor's answer
+//!                                              └── queue ─ Function::invoke … ─ destination
+//! ```
+//!
+//! A request is of the vendor that its path and headers are of; each vendor's part knows its own routes,
+//! words and shapes. What runs the functions is behind [`Functions`].
+
+pub mod auth;
+mod fc;
+mod queue;
+mod scf;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+
+pub use auth::AccessKeys;
+use queue::Queue;
+pub use queue::{AsyncOptions, Destination};
+
+use crate::proxy::body::{self, Body};
+use crate::proxy::{Handler, Listener, serve_with};
+use crate::{EventOutcome, FunctionConfig, Instance, InvokeOptions, Result};
+
+/// The longest that a request may take: the longest time limit of a function, and a start.
+const LONGEST: Duration = Duration::from_secs(86_400 + 300);
+
+/// Bytes that are read of a body that is not wanted, and for how long.
+const MAX_PASSED_OVER: usize = 64 << 20;
+const PASS_OVER: Duration = Duration::from_secs(10);
+
+/// Which function a call is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Service (fc 2.0) or namespace (scf); `None` where the API has neither.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Version or alias; `None` when the caller named none.
+    pub qualifier: Option<String>,
+}
+
+/// Why there is no such function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// No such service or namespace.
+    Namespace,
+    /// No function of that name.
+    Function,
+    /// It has no such version or alias.
+    Qualifier,
+}
+
+/// What can be called.
+pub trait Functions: Send + Sync + 'static {
+    /// The function that a call is for.
+    ///
+    /// # Errors
+    /// Which part of the name is unknown.
+    fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing>;
+}
+
+/// One function, however many instances it has.
+pub trait Function: Send + Sync + 'static {
+    /// What it is.
+    fn config(&self) -> &FunctionConfig;
+
+    /// Invokes it with an event. Never fails: every failure is an outcome.
+    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome>;
+
+    /// Passes an HTTP request on to it.
+    fn forward(
+        &self,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>>;
+}
+
+/// One instance, called by its function's name.
+#[derive(Debug)]
+pub struct One(Arc<Instance>);
+
+impl One {
+    /// Serves this instance's function.
+    #[must_use]
+    pub fn new(instance: Arc<Instance>) -> Self {
+        Self(instance)
+    }
+}
+
+impl Functions for One {
+    fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing> {
+        matches(self.0.config(), target)?;
+        Ok(Arc::clone(&self.0) as Arc<dyn Function>)
+    }
+}
+
+impl Function for Instance {
+    fn config(&self) -> &FunctionConfig {
+        Self::config(self)
+    }
+
+    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+        self.invoke_event_with(event, options).boxed()
+    }
+
+    fn forward(
+        &self,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        self.pass(client, request)
+    }
+}
+
+/// Whether a call is for this function. Names that mean the version that is there are as good as its own:
+/// fc `LATEST`, scf `$LATEST` and the alias `$DEFAULT`.
+///
+/// # Errors
+/// The first part that is another's.
+pub fn matches(config: &FunctionConfig, target: &Target) -> std::result::Result<(), Missing> {
+    if target.namespace.as_ref().is_some_and(|namespace| *namespace != config.namespace) {
+        return Err(Missing::Namespace);
+    }
+    if target.name != config.name {
+        return Err(Missing::Function);
+    }
+    let latest = ["LATEST", "$LATEST", "$DEFAULT"];
+    match &target.qualifier {
+        Some(name) if *name != config.version && !latest.contains(&name.as_str()) => Err(Missing::Qualifier),
+        _ => Ok(()),
+    }
+}
+
+/// How the API is served.
+#[derive(Clone, Debug, Default)]
+pub struct ApiOptions {
+    /// Keys of the callers; signatures are checked when there are any.
+    pub keys: AccessKeys,
+    /// How asynchronous events are treated.
+    pub asynchronous: AsyncOptions,
+}
+
+/// Serves the invoke APIs on `listener` until `shutdown` resolves; then takes no more connections, and lets
+/// requests and asynchronous events that run end within a grace of 10 s. Must be called in a tokio runtime.
+///
+/// # Errors
+/// `Listen` when the listener itself fails; broken connections and requests are not errors.
+pub async fn serve(
+    listener: Listener,
+    functions: Arc<dyn Functions>,
+    options: ApiOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let queue = Arc::new(Queue::new(options.asynchronous));
+    let api = Api { functions, keys: options.keys, queue: Arc::clone(&queue) };
+    let served = serve_with(listener, Arc::new(api), shutdown).await;
+    queue.close().await;
+    served
+}
+
+/// What requests are answered with.
+struct Api {
+    functions: Arc<dyn Functions>,
+    keys: AccessKeys,
+    queue: Arc<Queue>,
+}
+
+impl Handler for Api {
+    fn time(&self) -> Duration {
+        LONGEST
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        async move {
+            match request.headers().contains_key(scf::ACTION) {
+                true => scf::answer(&self, request).await,
+                false => fc::answer(&self, client, request).await,
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Why a body was not read.
+#[derive(Clone, Copy, Debug)]
+enum Unread {
+    /// It is larger than so many bytes.
+    TooLarge(usize),
+    /// The client broke off.
+    Broken,
+}
+
+/// Reads a body to its end; one that is too large is left where it was.
+async fn read(body: &mut Option<Incoming>, limit: usize) -> std::result::Result<Bytes, Unread> {
+    let whole = body.as_mut().ok_or(Unread::Broken)?;
+    if whole.size_hint().lower() > limit as u64 {
+        return Err(Unread::TooLarge(limit));
+    }
+    match Limited::new(whole, limit).collect().await {
+        Ok(all) => {
+            *body = None;
+            Ok(all.to_bytes())
+        }
+        Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge(limit)),
+        Err(_) => Err(Unread::Broken),
+    }
+}
+
+/// Reads the rest of a body that is not wanted, within bounds: many clients read no answer before they have
+/// sent all.
+async fn pass_over(body: Option<Incoming>) {
+    let Some(mut body) = body else { return };
+    let mut left = MAX_PASSED_OVER;
+    let all = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PASS_OVER, all).await;
+}
+
+fn response(status: StatusCode, headers: HeaderMap, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,294 @@
+//! Asynchronous events: taken at once, invoked when the function has room, tried again when they fail.
+//!
+//! They are in memory: those that wait when the API ends are lost, and that is told.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Function;
+use crate::{EventOutcome, EventResult, InvokeOptions};
+
+/// Events that wait or run; more are refused.
+const MAX_EVENTS: usize = 10_000;
+
+/// Of all events together, in bytes.
+const MAX_BYTES: usize = 256 << 20;
+
+/// How long events that run may take when the API ends.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Where what has become of an event goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A line of JSON is added to this file.
+    File(PathBuf),
+    /// It is posted to this address (`http://`), within 10 s, three times at most.
+    Http(http::Uri),
+}
+
+/// How asynchronous events are treated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AsyncOptions {
+    /// How often one that failed is tried again, 0 to 8; as its platform does when `None` (fc 3, scf 2).
+    pub retries: Option<u32>,
+    /// How old one may become before it is given up; as its platform does when `None` (fc a day, scf six
+    /// hours).
+    pub max_age: Option<Duration>,
+    /// Where one that succeeded is told of.
+    pub on_success: Option<Destination>,
+    /// Where one that failed for good is told of.
+    pub on_failure: Option<Destination>,
+}
+
+/// One event on its way.
+pub(super) struct Event {
+    function: Arc<dyn Function>,
+    payload: Bytes,
+    request_id: String,
+    taken: Instant,
+    delay: Duration,
+}
+
+impl Event {
+    pub(super) fn new(
+        function: Arc<dyn Function>,
+        payload: Bytes,
+        request_id: String,
+        delay: Duration,
+    ) -> Self {
+        Self { function, payload, request_id, taken: Instant::now(), delay }
+    }
+}
+
+/// How a platform treats what failed.
+struct Policy {
+    retries: u32,
+    max_age: Duration,
+    /// Before a failed event is tried again; doubled each time up to `longest`.
+    first: Duration,
+    longest: Duration,
+}
+
+impl Policy {
+    /// fc: 0.5 s, 1, 2, 4 … whoever's fault it was. scf: a minute after errors of the function; up to five
+    /// minutes after its own.
+    fn of(function: &dyn Function, options: &AsyncOptions) -> Self {
+        let scf = function.config().platform.name() == "scf";
+        let (retries, hours, first_ms, longest_s) =
+            if scf { (2, 6, 60_000, 300) } else { (3, 24, 500, 5 * 3600) };
+        Self {
+            retries: options.retries.unwrap_or(retries),
+            max_age: options.max_age.unwrap_or(Duration::from_secs(hours * 3600)),
+            first: Duration::from_millis(first_ms),
+            longest: Duration::from_secs(longest_s),
+        }
+    }
+
+    fn pause(&self, retries: u32) -> Duration {
+        self.first.saturating_mul(1 << retries.min(20)).min(self.longest)
+    }
+}
+
+/// What an outcome means for an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Success,
+    /// Tried again so often as the function's owner says.
+    Error,
+    /// The platform's own: tried again until it is too old.
+    Throttled,
+    /// The caller's: never tried again.
+    Refused,
+}
+
+fn verdict(outcome: &EventOutcome) -> Verdict {
+    match (&outcome.result, outcome.status) {
+        (EventResult::Success, _) => Verdict::Success,
+        (EventResult::FunctionError(_), _) | (_, StatusCode::OK) => Verdict::Error,
+        (_, status) if status == StatusCode::TOO_MANY_REQUESTS || status.as_u16() == 432 => {
+            Verdict::Throttled
+        }
+        (_, status) if status.is_server_error() => Verdict::Throttled,
+        // scf: time and memory limits are errors of the run.
+        (_, status) if [433, 434, 439].contains(&status.as_u16()) => Verdict::Error,
+        _ => Verdict::Refused,
+    }
+}
+
+/// The events of all functions.
+pub(super) struct Queue {
+    options: AsyncOptions,
+    room: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    /// As many of a function's events run at once as an instance of it works on.
+    places: Mutex<HashMap<String, Arc<Semaphore>>>,
+    events: Mutex<JoinSet<()>>,
+}
+
+/// The room that an event takes until it is over.
+struct Room(#[allow(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+
+impl Queue {
+    pub(super) fn new(options: AsyncOptions) -> Self {
+        Self {
+            options,
+            room: Arc::new(Semaphore::new(MAX_EVENTS)),
+            bytes: Arc::new(Semaphore::new(MAX_BYTES)),
+            places: Mutex::default(),
+            events: Mutex::new(JoinSet::new()),
+        }
+    }
+
+    /// Takes an event. The error is how many wait when there is no room.
+    pub(super) fn push(self: &Arc<Self>, event: Event) -> Result<(), usize> {
+        let full = |_| MAX_EVENTS - self.room.available_permits();
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(full)?;
+        let length = u32::try_from(event.payload.len()).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(length).map_err(full)?;
+        let (queue, room) = (Arc::clone(self), Room([room, bytes]));
+        let mut events = locked(&self.events);
+        // Those that are over are forgotten.
+        while events.try_join_next().is_some() {}
+        events.spawn(async move {
+            queue.run(event).await;
+            drop(room);
+        });
+        Ok(())
+    }
+
+    /// Lets events that run end within a grace, and tells of those that are lost.
+    pub(super) async fn close(&self) {
+        for places in locked(&self.places).values() {
+            // Those that wait for a place are over.
+            places.close();
+        }
+        let mut events = std::mem::take(&mut *locked(&self.events));
+        let _ = tokio::time::timeout(GRACE, async { while events.join_next().await.is_some() {} }).await;
+        let lost = events.len();
+        if lost > 0 {
+            tracing::warn!(lost, "asynchronous events that waited to be tried again are lost");
+        }
+        events.shutdown().await;
+    }
+
+    fn places(&self, function: &dyn Function) -> Arc<Semaphore> {
+        let config = function.config();
+        let count = usize::try_from(config.concurrency).unwrap_or(1).max(1);
+        let mut places = locked(&self.places);
+        let place = places.entry(format!("{}/{}", config.namespace, config.name));
+        Arc::clone(place.or_insert_with(|| Arc::new(Semaphore::new(count))))
+    }
+
+    async fn run(&self, event: Event) {
+        tokio::time::sleep(event.delay).await;
+        let policy = Policy::of(&*event.function, &self.options);
+        let places = self.places(&*event.function);
+        let (mut tries, mut errors) = (0, 0);
+        loop {
+            let Ok(place) = places.acquire().await else {
+                tracing::warn!(request = event.request_id, "an asynchronous event that waited is lost");
+                return;
+            };
+            let options =
+                InvokeOptions { log_tail: false, request_id: Some(event.request_id.clone()), retries: tries };
+            let outcome = event.function.invoke(event.payload.clone(), options).await;
+            drop(place);
+            let verdict = verdict(&outcome);
+            errors += u32::from(verdict == Verdict::Error);
+            let pause = policy.pause(tries);
+            tries = tries.saturating_add(1);
+            let condition = match verdict {
+                Verdict::Success => "Success",
+                Verdict::Refused => "RequestRefused",
+                Verdict::Error if errors > policy.retries => "RetriesExhausted",
+                _ if event.taken.elapsed() + pause > policy.max_age => "EventAgeExceeded",
+                _ => {
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+            };
+            return self.tell(&event, &outcome, condition, tries).await;
+        }
+    }
+
+    async fn tell(&self, event: &Event, outcome: &EventOutcome, condition: &str, tries: u32) {
+        let success = condition == "Success";
+        let Some(destination) = (if success { &self.options.on_success } else { &self.options.on_failure })
+        else {
+            return;
+        };
+        let record = record(event, outcome, condition, tries);
+        if let Err(error) = deliver(destination, &record).await {
+            tracing::warn!(request = event.request_id, error, "a destination did not take a record");
+        }
+    }
+}
+
+/// As fc writes it: payloads are JSON where they can be, else text.
+fn record(event: &Event, outcome: &EventOutcome, condition: &str, tries: u32) -> Value {
+    let config = event.function.config();
+    let value = |bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(bytes).into_owned()))
+    };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let error = outcome.headers.get("x-fc-error-type").and_then(|kind| kind.to_str().ok());
+    let error = error.map(str::to_owned).or_else(|| match &outcome.result {
+        EventResult::Success => None,
+        EventResult::FunctionError(text) | EventResult::PlatformError(text) => Some(text.clone()),
+    });
+    json!({
+        "timestamp": u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+        "requestContext": {
+            "requestId": event.request_id,
+            "functionArn": format!("acs:fc:{}:{}:functions/{}", config.region, config.account_id, config.name),
+            "condition": condition,
+            "approximateInvokeCount": tries,
+        },
+        "requestPayload": value(&event.payload),
+        "responseContext": {
+            "statusCode": outcome.status.as_u16(),
+            "functionError": error.unwrap_or_default(),
+        },
+        "responsePayload": value(&outcome.body),
+    })
+}
+
+async fn deliver(destination: &Destination, record: &Value) -> Result<(), String> {
+    match destination {
+        Destination::File(path) => {
+            let (path, line) = (path.clone(), format!("{record}\n"));
+            let written = tokio::task::spawn_blocking(move || append(&path, &line)).await;
+            written.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        }
+        Destination::Http(address) => post::record(address, record).await,
+    }
+}
+
+/// In one write, so that lines of several writers do not mix.
+fn append(path: &std::path::Path, line: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    file.write_all(line.as_bytes())
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[path = "post.rs"]
+mod post;
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

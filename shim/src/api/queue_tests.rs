@@ -1,0 +1,271 @@
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::platform::{fc, scf};
+use crate::proxy::body::Body;
+use crate::{FunctionConfig, Platform};
+
+/// A function that fails so often before it succeeds, and notes how it was called.
+struct Failing {
+    config: FunctionConfig,
+    failures: usize,
+    how: fn() -> (EventResult, u16),
+    calls: Mutex<Vec<InvokeOptions>>,
+    running: AtomicUsize,
+    most: AtomicUsize,
+}
+
+fn function_error() -> (EventResult, u16) {
+    (EventResult::FunctionError("no".into()), 200)
+}
+
+impl Failing {
+    fn new(platform: &'static dyn Platform, failures: usize, how: fn() -> (EventResult, u16)) -> Arc<Self> {
+        let config = FunctionConfig::new("f", platform);
+        let (calls, running, most) = (Mutex::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { config, failures, how, calls, running, most })
+    }
+
+    fn calls(&self) -> Vec<InvokeOptions> {
+        locked(&self.calls).clone()
+    }
+}
+
+impl Function for Failing {
+    fn config(&self) -> &FunctionConfig {
+        &self.config
+    }
+
+    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+        let number = {
+            let mut calls = locked(&self.calls);
+            calls.push(options.clone());
+            calls.len()
+        };
+        let (result, status) =
+            if number > self.failures { (EventResult::Success, 200) } else { (self.how)() };
+        async move {
+            self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            EventOutcome {
+                request_id: options.request_id.unwrap_or_default(),
+                result,
+                status: StatusCode::from_u16(status).expect("a status"),
+                headers: http::HeaderMap::new(),
+                body: event,
+                duration: Duration::ZERO,
+                memory_peak_bytes: 0,
+                log: None,
+            }
+        }
+        .boxed()
+    }
+
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+        unreachable!("events are not forwarded")
+    }
+}
+
+fn queue(retries: Option<u32>, dir: &tempfile::TempDir) -> Arc<Queue> {
+    let to = |name: &str| Some(Destination::File(dir.path().join(name)));
+    Arc::new(Queue::new(AsyncOptions {
+        retries,
+        max_age: None,
+        on_success: to("good"),
+        on_failure: to("bad"),
+    }))
+}
+
+fn push(queue: &Arc<Queue>, function: &Arc<Failing>) {
+    let event =
+        Event::new(Arc::clone(function) as _, "{\"k\":1}".into(), "the-request".into(), Duration::ZERO);
+    queue.push(event).expect("room");
+}
+
+/// The records of a destination, when there are so many.
+async fn records(dir: &tempfile::TempDir, name: &str, count: usize) -> Vec<Value> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        if text.lines().count() >= count && text.ends_with('\n') {
+            return text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        }
+        assert!(Instant::now() < until, "{text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_with_the_same_id() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(fc(), 1, function_error));
+    push(&queue, &function);
+    let record = records(&dir, "good", 1).await.remove(0);
+    let calls = function.calls();
+    assert_eq!(calls.iter().map(|call| call.retries).collect::<Vec<_>>(), [0, 1]);
+    assert!(calls.iter().all(|call| call.request_id.as_deref() == Some("the-request")));
+    assert_eq!(record["requestContext"]["condition"], "Success");
+    assert_eq!(record["requestContext"]["approximateInvokeCount"], 2);
+    assert_eq!(record["requestPayload"], json!({ "k": 1 }));
+    assert!(
+        record["requestContext"]["functionArn"]
+            .as_str()
+            .is_some_and(|arn| arn.starts_with("acs:fc:cn-hangzhou:"))
+    );
+}
+
+#[tokio::test]
+async fn retries_have_an_end_and_the_callers_faults_none() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (first, second) = (queue(Some(1), &dir), queue(Some(0), &dir));
+    let failing = Failing::new(fc(), 99, function_error);
+    push(&first, &failing);
+    push(&second, &failing);
+    let refused = Failing::new(fc(), 99, || (EventResult::PlatformError("no".into()), 400));
+    push(&first, &refused);
+    let mut found: Vec<(String, u64)> = records(&dir, "bad", 3)
+        .await
+        .iter()
+        .map(|record| {
+            let context = &record["requestContext"];
+            let count = context["approximateInvokeCount"].as_u64().expect("a number");
+            (context["condition"].as_str().expect("text").to_owned(), count)
+        })
+        .collect();
+    found.sort();
+    let exhausted = |count| ("RetriesExhausted".to_owned(), count);
+    assert_eq!(found, [("RequestRefused".to_owned(), 1), exhausted(1), exhausted(2)]);
+}
+
+#[tokio::test]
+async fn an_old_event_is_given_up() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let function = Failing::new(fc(), 99, || (EventResult::PlatformError("busy".into()), 429));
+    let mut options = queue(Some(0), &dir).options.clone();
+    options.max_age = Some(Duration::from_millis(700));
+    let queue = Arc::new(Queue::new(options));
+    push(&queue, &function);
+    let record = records(&dir, "bad", 1).await.remove(0);
+    assert_eq!(record["requestContext"]["condition"], "EventAgeExceeded");
+    // The platform's own failures are no retries of the function.
+    assert_eq!(record["requestContext"]["approximateInvokeCount"], 2);
+}
+
+#[tokio::test]
+async fn no_more_run_at_once_than_an_instance_works_on() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(fc(), 0, function_error));
+    for _ in 0..20 {
+        push(&queue, &function);
+    }
+    assert_eq!(records(&dir, "good", 20).await.len(), 20);
+    assert_eq!(function.most.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn events_that_wait_are_bounded_in_count_and_bytes() {
+    let queue = Arc::new(Queue::new(AsyncOptions::default()));
+    let function = Failing::new(fc(), 0, function_error);
+    let event = |bytes: usize| {
+        let payload = vec![b' '; bytes].into();
+        Event::new(Arc::clone(&function) as _, payload, "r".into(), Duration::from_secs(1000))
+    };
+    queue.push(event(MAX_BYTES)).expect("room for one");
+    assert_eq!(queue.push(event(1)), Err(2), "bytes");
+    for _ in 1..MAX_EVENTS {
+        queue.push(event(0)).expect("room");
+    }
+    assert_eq!(queue.push(event(0)), Err(MAX_EVENTS));
+    assert!(function.calls().is_empty());
+}
+
+#[tokio::test]
+async fn the_end_waits_for_what_runs_and_for_nothing_else() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(fc(), 0, function_error));
+    for _ in 0..5 {
+        push(&queue, &function);
+    }
+    while function.running.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    queue.close().await;
+    assert_eq!(records(&dir, "good", 1).await.len(), 1, "one ran, four waited for it");
+}
+
+#[tokio::test]
+async fn a_record_is_posted_until_it_is_taken() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let server = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        for status in ["503 Busy", "204 No Content"] {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let mut text = vec![0; 16 * 1024];
+            let length = stream.read(&mut text).await.expect("read");
+            seen.push(String::from_utf8_lossy(&text[..length]).into_owned());
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+        seen
+    });
+    let uri = format!("http://{address}/records?a=b").parse().expect("an address");
+    deliver(&Destination::Http(uri), &json!({ "a": 1 })).await.expect("taken");
+    let seen = server.await.expect("no panic");
+    assert!(seen.iter().all(|request| request.starts_with("POST /records?a=b HTTP/1.1\r\n")), "{seen:?}");
+    let gone = format!("http://{address}/").parse().expect("an address");
+    let error = deliver(&Destination::Http(gone), &json!({})).await.expect_err("nobody listens");
+    assert!(error.contains(&address.to_string()), "{error}");
+    let nowhere = Destination::File("/no/such/directory/file".into());
+    deliver(&nowhere, &json!({})).await.expect_err("no directory");
+}
+
+#[test]
+fn pauses_grow_as_the_platforms_say() {
+    let options = AsyncOptions::default();
+    let fc = Policy::of(&*Failing::new(fc(), 0, function_error), &options);
+    let pauses: Vec<u128> = (0..5).map(|retries| fc.pause(retries).as_millis()).collect();
+    assert_eq!(pauses, [500, 1000, 2000, 4000, 8000]);
+    assert_eq!((fc.pause(u32::MAX).as_secs(), fc.retries, fc.max_age.as_secs()), (5 * 3600, 3, 86_400));
+    let scf = Policy::of(&*Failing::new(scf(), 0, function_error), &options);
+    assert_eq!((scf.pause(0).as_secs(), scf.pause(9).as_secs()), (60, 300));
+    assert_eq!((scf.retries, scf.max_age.as_secs()), (2, 6 * 3600));
+}
+
+#[test]
+fn whose_fault_it_was_decides() {
+    let outcome = |result: EventResult, status: u16| EventOutcome {
+        request_id: String::new(),
+        result,
+        status: StatusCode::from_u16(status).expect("a status"),
+        headers: http::HeaderMap::new(),
+        body: Bytes::new(),
+        duration: Duration::ZERO,
+        memory_peak_bytes: 0,
+        log: None,
+    };
+    let platform = |status| verdict(&outcome(EventResult::PlatformError("e".into()), status));
+    assert_eq!(verdict(&outcome(EventResult::Success, 200)), Verdict::Success);
+    assert_eq!(verdict(&outcome(EventResult::FunctionError("e".into()), 443)), Verdict::Error);
+    for (status, expected) in [
+        (200, Verdict::Error),
+        (400, Verdict::Refused),
+        (406, Verdict::Refused),
+        (412, Verdict::Refused),
+        (429, Verdict::Throttled),
+        (432, Verdict::Throttled),
+        (433, Verdict::Error),
+        (500, Verdict::Throttled),
+        (503, Verdict::Throttled),
+    ] {
+        assert_eq!(platform(status), expected, "{status}");
+    }
+}

@@ -1,0 +1,291 @@
+//! Tencent's API: `Invoke` and `InvokeFunction` of 2018-04-16. Every answer has the status 200; what went
+//! wrong stands in it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::auth::{self, Denied};
+use super::queue::Event;
+use super::{Api, Function, Missing, Target, Unread, pass_over, read, response};
+use crate::platform::scf;
+use crate::proxy::body::Body;
+use crate::{EventOutcome, EventResult, InvokeOptions};
+
+/// The header that a call of Tencent's API has.
+pub(super) const ACTION: &str = "x-tc-action";
+const VERSION: &str = "2018-04-16";
+
+/// Bytes of a call: an event is a text in JSON, where each of its bytes may become six.
+const MAX_CALL_BYTES: usize = 40 << 20;
+
+/// Code and message, as the API names them.
+#[derive(Debug, PartialEq, Eq)]
+struct Fault {
+    code: &'static str,
+    message: String,
+}
+
+impl Fault {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Invoke,
+    InvokeFunction,
+}
+
+/// The parameters of both actions.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Parameters {
+    function_name: Option<String>,
+    namespace: Option<String>,
+    qualifier: Option<String>,
+    invocation_type: Option<String>,
+    /// The event of `Invoke`.
+    client_context: Option<String>,
+    /// The event of `InvokeFunction`.
+    event: Option<String>,
+    log_type: Option<String>,
+}
+
+/// What comes back. Memory in bytes, times in ms.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Outcome {
+    log: String,
+    ret_msg: String,
+    err_msg: String,
+    mem_usage: u64,
+    duration: f64,
+    bill_duration: u64,
+    function_request_id: String,
+    /// 0, or 1 for an error of the function and -1 for one of the platform, as older SDKs read it.
+    invoke_result: i32,
+}
+
+/// The answer to a request of Tencent's API.
+pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body> {
+    let id = scf().new_request_id();
+    let (parts, body) = request.into_parts();
+    let mut body = Some(body);
+    let body = match answer_to(api, &parts, &mut body).await {
+        Ok(outcome) => json!({ "Response": { "Result": outcome, "RequestId": id } }),
+        Err(Fault { code, message }) => {
+            pass_over(body).await;
+            json!({ "Response": { "Error": { "Code": code, "Message": message }, "RequestId": id } })
+        }
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response(StatusCode::OK, headers, body.to_string().into())
+}
+
+async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -> Result<Outcome, Fault> {
+    let action = action(&parts.headers)?;
+    if parts.method != Method::POST || parts.uri.path() != "/" {
+        let message = format!("{} against '/' with a body in JSON is what is supported", Method::POST);
+        return Err(Fault::new("InvalidRequest", message));
+    }
+    let body = read(body, MAX_CALL_BYTES).await.map_err(unread)?;
+    auth::check_tencent(&api.keys, parts, &body).map_err(denied)?;
+    let parameters: Parameters = serde_json::from_slice(&body).map_err(|error| {
+        Fault::new("InvalidParameter", format!("the body is no JSON of parameters: {error}"))
+    })?;
+    let function = find(api, action, &parameters)?;
+    invoke(api, function, action, parameters).await
+}
+
+fn action(headers: &HeaderMap) -> Result<Action, Fault> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let version = text("x-tc-version");
+    if version != VERSION {
+        let message = format!("version '{}' is not {VERSION}", version.escape_default());
+        return Err(Fault::new("NoSuchVersion", message));
+    }
+    match text(ACTION) {
+        "Invoke" => Ok(Action::Invoke),
+        "InvokeFunction" => Ok(Action::InvokeFunction),
+        other => {
+            let message = format!("action '{}' is neither Invoke nor InvokeFunction", other.escape_default());
+            Err(Fault::new("InvalidAction", message))
+        }
+    }
+}
+
+fn find(api: &Api, action: Action, parameters: &Parameters) -> Result<Arc<dyn Function>, Fault> {
+    let name = parameters.function_name.clone().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| Fault::new("MissingParameter", "the parameter FunctionName is missing"))?;
+    let otherwise = match action {
+        Action::Invoke => "$LATEST",
+        Action::InvokeFunction => "$DEFAULT",
+    };
+    let given = |text: &Option<String>, otherwise: &str| {
+        Some(text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| otherwise.to_owned()))
+    };
+    let target = Target {
+        namespace: given(&parameters.namespace, "default"),
+        name,
+        qualifier: given(&parameters.qualifier, otherwise),
+    };
+    let function = api.functions.find(&target).map_err(|missing| not_found(missing, &target))?;
+    if function.config().platform.name() == scf().name() {
+        return Ok(function);
+    }
+    Err(not_found(Missing::Function, &target))
+}
+
+async fn invoke(
+    api: &Arc<Api>,
+    function: Arc<dyn Function>,
+    action: Action,
+    parameters: Parameters,
+) -> Result<Outcome, Fault> {
+    let asynchronous = match (action, parameters.invocation_type.as_deref().unwrap_or_default()) {
+        (Action::InvokeFunction, _) | (_, "" | "RequestResponse") => false,
+        (Action::Invoke, "Event") => true,
+        (Action::Invoke, other) => {
+            let message = format!("InvocationType '{other}' is neither RequestResponse nor Event");
+            return Err(Fault::new("InvalidParameterValue", message));
+        }
+    };
+    let log_tail = match parameters.log_type.as_deref().unwrap_or_default() {
+        "" | "None" => false,
+        "Tail" => true,
+        other => {
+            let message = format!("LogType '{other}' is neither None nor Tail");
+            return Err(Fault::new("InvalidParameterValue", message));
+        }
+    };
+    let (name, event) = match action {
+        Action::Invoke => ("ClientContext", parameters.client_context),
+        Action::InvokeFunction => ("Event", parameters.event),
+    };
+    // A call without an event is one with an empty object.
+    let event = Bytes::from(event.filter(|event| !event.is_empty()).unwrap_or_else(|| "{}".to_owned()));
+    check_event(&*function, name, &event, asynchronous)?;
+    if asynchronous {
+        return accept(api, function, event);
+    }
+    let outcome = function.invoke(event, InvokeOptions { log_tail, ..InvokeOptions::default() }).await;
+    Ok(of(outcome, log_tail))
+}
+
+fn check_event(function: &dyn Function, name: &str, event: &[u8], asynchronous: bool) -> Result<(), Fault> {
+    let limits = function.config().platform.limits();
+    let limit = if asynchronous { limits.async_event_bytes } else { limits.event_bytes };
+    if event.len() > limit {
+        let message = format!("{name} has {} bytes; at most {limit} are allowed", event.len());
+        return Err(Fault::new("InvalidParameter.Payload", message));
+    }
+    if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(event) {
+        let code = if name == "Event" {
+            "InvalidParameterValue.Event"
+        } else {
+            "InvalidParameterValue.ClientContext"
+        };
+        return Err(Fault::new(code, format!("{name} is not JSON: {error}")));
+    }
+    Ok(())
+}
+
+fn accept(api: &Arc<Api>, function: Arc<dyn Function>, event: Bytes) -> Result<Outcome, Fault> {
+    let id = scf().new_request_id();
+    let taken = api.queue.push(Event::new(function, event, id.clone(), std::time::Duration::ZERO));
+    taken.map_err(|full| {
+        Fault::new("ResourceUnavailable", format!("{full} asynchronous events wait already"))
+    })?;
+    Ok(Outcome {
+        log: String::new(),
+        ret_msg: String::new(),
+        err_msg: String::new(),
+        mem_usage: 0,
+        duration: 0.0,
+        bill_duration: 0,
+        function_request_id: id,
+        invoke_result: 0,
+    })
+}
+
+fn of(outcome: EventOutcome, log_tail: bool) -> Outcome {
+    let (invoke_result, err_msg) = match outcome.result {
+        EventResult::Success => (0, String::new()),
+        EventResult::FunctionError(error) => (1, error),
+        EventResult::PlatformError(error) => (-1, error),
+    };
+    let ms = outcome.duration.as_micros() as f64 / 1000.0;
+    Outcome {
+        log: outcome.log.filter(|_| log_tail).map_or_else(String::new, |log| lossy(&log)),
+        ret_msg: lossy(&outcome.body),
+        err_msg,
+        mem_usage: outcome.memory_peak_bytes,
+        duration: ms,
+        bill_duration: ms.ceil() as u64,
+        function_request_id: outcome.request_id,
+        invoke_result,
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn not_found(missing: Missing, target: &Target) -> Fault {
+    let namespace = target.namespace.as_deref().unwrap_or_default();
+    let qualifier = target.qualifier.as_deref().unwrap_or_default();
+    let name = &target.name;
+    match missing {
+        Missing::Namespace => {
+            Fault::new("ResourceNotFound.Namespace", format!("namespace '{namespace}' does not exist"))
+        }
+        Missing::Function => Fault::new(
+            "ResourceNotFound.Function",
+            format!("function '{name}' does not exist in namespace '{namespace}'"),
+        ),
+        Missing::Qualifier => Fault::new(
+            "ResourceNotFound.FunctionVersion",
+            format!("function '{name}' has no version or alias '{qualifier}'"),
+        ),
+    }
+}
+
+fn denied(denied: Denied) -> Fault {
+    match denied {
+        Denied::MissingHeader(name) => {
+            Fault::new("MissingParameter", format!("the header {name} is missing"))
+        }
+        Denied::Malformed => Fault::new(
+            "AuthFailure.InvalidAuthorization",
+            "the Authorization header is not one of TC3-HMAC-SHA256",
+        ),
+        Denied::UnknownKey(id) => {
+            let message = format!("the SecretId '{}' is not found", id.escape_default());
+            Fault::new("AuthFailure.SecretIdNotFound", message)
+        }
+        Denied::Mismatch => {
+            Fault::new("AuthFailure.SignatureFailure", "the signature is not the one of this request and key")
+        }
+        Denied::Expired => {
+            Fault::new("AuthFailure.SignatureExpire", "the signature's time is more than 15 minutes from now")
+        }
+    }
+}
+
+fn unread(unread: Unread) -> Fault {
+    match unread {
+        Unread::TooLarge(limit) => {
+            Fault::new("RequestSizeLimitExceeded", format!("a call has at most {limit} bytes"))
+        }
+        Unread::Broken => Fault::new("InvalidRequest", "the body broke off"),
+    }
+}

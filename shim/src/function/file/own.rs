@@ -1,0 +1,139 @@
+//! Skiff's own form: the options of `skiff run` as keys.
+
+use skiff_runtime::{Network, Writable};
+
+use super::fields::{Fields, Report};
+use super::tree::{Node, Place};
+use crate::FunctionConfig;
+use crate::function::{HealthCheck, Mode};
+use crate::platform;
+use crate::units::{Cpus, DiskSize, Memory};
+
+const TOP: Place = Place { line: 1, column: 1 };
+
+pub(super) fn read(node: &Node, report: &Report) -> Option<(Option<String>, FunctionConfig)> {
+    let Some(entries) = node.entries() else {
+        report.fault(node.place, format!("a function must be a table, and this is {}", node.value.kind()));
+        return None;
+    };
+    let fields = Fields::new(report, entries, "");
+    let names: Vec<&str> = platform::all().iter().map(|platform| platform.name()).collect();
+    let mut config = FunctionConfig::new("", one_of(&fields, "platform", &names, platform::by_name)?);
+    let image = fields.text("image", "");
+    config.name = fields.text("name", "name").unwrap_or_default();
+    identity(&fields, &mut config);
+    command(&fields, &mut config);
+    limits(&fields, &mut config);
+    life(&fields, &mut config);
+    fields.finish();
+    Some((image, config))
+}
+
+/// A value out of some; the first when there is none. `None` when it is none of them.
+fn one_of<T>(
+    fields: &Fields<'_>,
+    key: &'static str,
+    names: &[&str],
+    take: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
+    let Some(node) = fields.get(key) else { return take(names.first()?) };
+    let text = fields.text(key, "")?;
+    let taken = take(&text);
+    if taken.is_none() {
+        fields.fault(node.place, key, &format!("{text:?} must be one of {}", names.join(", ")));
+    }
+    taken
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+fn identity(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    set(&mut config.region, fields.text("region", "region"));
+    set(&mut config.account_id, fields.text("account_id", "account id"));
+    set(&mut config.app_id, fields.text("app_id", "app id"));
+    set(&mut config.namespace, fields.text("namespace", "namespace"));
+    set(&mut config.version, fields.text("version", "version"));
+    set(&mut config.handler, fields.text("handler", "handler"));
+}
+
+fn command(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    config.entrypoint = fields.words("entrypoint", "entrypoint");
+    config.cmd = fields.words("command", "command");
+    config.env = fields.variables("env");
+    config.user = fields.text("user", "");
+    config.userns = fields.boolean("userns").unwrap_or_default();
+    config.working_dir = fields.text("workdir", "working directory");
+    config.port = fields.number("port", "port", 1..=65_535).and_then(|port| u16::try_from(port).ok());
+}
+
+fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    set(&mut config.memory_mib, fields.parsed::<Memory>("memory", "memory").map(|memory| memory.mib));
+    set(&mut config.cpu_millis, fields.parsed::<Cpus>("cpus", "CPU limit").map(|cpus| cpus.millis));
+    let count = |key, rule, most| fields.number(key, rule, 1..=most);
+    config.pids = count("pids", "limit of", u32::MAX.into()).and_then(|pids| u32::try_from(pids).ok());
+    let kinds = ["auto", "quota", "loop", "tmpfs"];
+    let writable = |name: &str| match name {
+        "auto" => Some(Writable::Auto),
+        "quota" => Some(Writable::Quota),
+        "loop" => Some(Writable::Loop),
+        "tmpfs" => Some(Writable::Tmpfs),
+        _ => None,
+    };
+    set(&mut config.writable, one_of(fields, "writable", &kinds, writable));
+    let size = |key, rule| fields.parsed::<DiskSize>(key, rule).map(|size| size.0);
+    set(&mut config.writable_bytes, size("writable_size", "writable layer"));
+    set(&mut config.tmp_bytes, size("tmp_size", "/tmp"));
+    let inodes = |key| count(key, "", i64::MAX).and_then(|count| u64::try_from(count).ok());
+    set(&mut config.writable_inodes, inodes("writable_inodes"));
+    set(&mut config.tmp_inodes, inodes("tmp_inodes"));
+    config.read_only = fields.boolean("read_only").unwrap_or_default();
+    config.acceleration = fields.boolean("accelerate").unwrap_or_default();
+    let network = |name: &str| match name {
+        "none" => Some(Network::None),
+        "bridge" => Some(Network::Bridge),
+        "host" => Some(Network::Host),
+        _ => None,
+    };
+    set(&mut config.network, one_of(fields, "network", &["none", "bridge", "host"], network));
+    set(&mut config.timeout, fields.time("timeout", "timeout"));
+    config.start_deadline = fields.time("start_timeout", "start deadline");
+    set(&mut config.stop_grace, fields.time("stop_timeout", "stop grace"));
+}
+
+fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    let mode = |name: &str| match name {
+        "web-server" => Some(Mode::WebServer),
+        "job" => Some(Mode::Job),
+        _ => None,
+    };
+    let place = fields.get("mode").map_or(TOP, |node| node.place);
+    set(&mut config.mode, one_of(fields, "mode", &["web-server", "job"], mode));
+    fields.named("mode job", place);
+    let concurrency = fields.number("concurrency", "concurrency", 0..=u32::MAX.into());
+    set(&mut config.concurrency, concurrency.and_then(|count| u32::try_from(count).ok()));
+    set(&mut config.freeze, fields.boolean("freeze"));
+    if let Some(callbacks) = fields.table("callbacks") {
+        config.callbacks.initializer = callbacks.time("initializer", "initializer");
+        config.callbacks.pre_freeze = callbacks.time("pre_freeze", "pre-freeze");
+        config.callbacks.pre_stop = callbacks.time("pre_stop", "pre-stop");
+        callbacks.finish();
+    }
+    let Some(node) = fields.get("health_check") else { return };
+    fields.named("health check", node.place);
+    let Some(check) = fields.table("health_check") else { return };
+    let mut found = HealthCheck::new(check.text("path", "health check path").unwrap_or_default());
+    // None at all is allowed before the first check.
+    let delay = check.parsed::<crate::units::TimeLimit>("delay", "health check initial delay");
+    set(&mut found.initial_delay, delay.map(|delay| delay.0.unwrap_or_default()));
+    set(&mut found.period, check.time("period", "health check period"));
+    set(&mut found.timeout, check.time("timeout", "health check timeout"));
+    let times = |key, rule| check.number(key, rule, 1..=120).and_then(|count| u32::try_from(count).ok());
+    set(&mut found.failure_threshold, times("failures", "health check failure threshold"));
+    set(&mut found.success_threshold, times("successes", "health check success threshold"));
+    check.finish();
+    config.health_check = Some(found);
+}

@@ -1,0 +1,115 @@
+// Calls a function through one of the vendors' official SDKs and prints what each call came to, as JSON.
+//
+// call.js SDK HOST:PORT FUNCTION KEY_ID KEY_SECRET LARGE
+//
+// As call.py.
+'use strict';
+
+const { Readable } = require('stream');
+
+const [sdk, endpoint, name, keyId, keySecret, large] = process.argv.slice(2);
+const cases = ['success', 'function_error', 'unknown_function', 'too_large', 'asynchronous', 'timeout'];
+const service = 'default';
+
+function event(which) {
+  if (which === 'too_large') return JSON.stringify({ x: 'x'.repeat(Number(large)) });
+  const special = { function_error: { fail: true }, timeout: { sleep_ms: 60000 } };
+  return JSON.stringify(special[which] || { case: which });
+}
+
+const called = (which) => (which === 'unknown_function' ? 'no-such' : name);
+
+/** @alicloud/fc2, API 2016-08-15. */
+function fc2() {
+  const Client = require('@alicloud/fc2');
+  const options = { endpoint: `http://${endpoint}`, region: 'cn-hangzhou', accessKeyID: keyId, accessKeySecret: keySecret };
+  const client = new Client('1234567890123456', { ...options, timeout: 60000 });
+  return {
+    async call(which) {
+      const headers = which === 'asynchronous' ? { 'x-fc-invocation-type': 'Async' } : { 'x-fc-log-type': 'Tail' };
+      try {
+        const answer = await client.invokeFunction(service, called(which), event(which), headers);
+        const body = typeof answer.data === 'string' ? answer.data : JSON.stringify(answer.data);
+        return { body, headers: answer.headers };
+      } catch (error) {
+        return { error: error.code || error.name, message: error.message };
+      }
+    },
+    async other() {
+      const answer = await client.get(`/proxy/${service}/${name}/request`, { a: '1', b: '2 3' });
+      return { body: JSON.stringify(answer.data), status: 200 };
+    },
+  };
+}
+
+/** @alicloud/fc20230330. */
+function fc20230330() {
+  const fc = require('@alicloud/fc20230330');
+  const { $OpenApiUtil } = require('@alicloud/openapi-core');
+  const { RuntimeOptions } = require('@darabonba/typescript');
+  const Client = fc.default;
+  const client = new Client(
+    new $OpenApiUtil.Config({ accessKeyId: keyId, accessKeySecret: keySecret, endpoint, protocol: 'http' }),
+  );
+  return {
+    async call(which) {
+      const request = new fc.InvokeFunctionRequest({ body: Readable.from([Buffer.from(event(which))]) });
+      const headers = new fc.InvokeFunctionHeaders({
+        xFcInvocationType: which === 'asynchronous' ? 'Async' : 'Sync',
+        xFcLogType: 'Tail',
+      });
+      const options = new RuntimeOptions({ readTimeout: 60000, autoretry: false });
+      try {
+        const answer = await client.invokeFunctionWithOptions(called(which), request, headers, options);
+        const chunks = [];
+        for await (const chunk of answer.body || []) chunks.push(chunk);
+        return { body: Buffer.concat(chunks).toString(), headers: answer.headers, status: answer.statusCode };
+      } catch (error) {
+        const status = error.statusCode || (error.data && error.data.statusCode);
+        return { error: error.code, message: error.message, status };
+      }
+    },
+  };
+}
+
+/** tencentcloud-sdk-nodejs-scf. */
+function scf() {
+  const { scf: products } = require('tencentcloud-sdk-nodejs-scf');
+  const client = new products.v20180416.Client({
+    credential: { secretId: keyId, secretKey: keySecret },
+    region: 'ap-guangzhou',
+    profile: { httpProfile: { protocol: 'http://', endpoint, reqTimeout: 60 } },
+  });
+  const answered = async (call) => {
+    try {
+      return (await call()).Result;
+    } catch (error) {
+      return { error: error.code, message: error.message };
+    }
+  };
+  return {
+    call: (which) =>
+      answered(() =>
+        client.Invoke({
+          FunctionName: called(which),
+          ClientContext: event(which),
+          LogType: 'Tail',
+          InvocationType: which === 'asynchronous' ? 'Event' : 'RequestResponse',
+        }),
+      ),
+    other: () => answered(() => client.InvokeFunction({ FunctionName: name, Event: event('invoke_function') })),
+  };
+}
+
+async function main() {
+  const client = { fc2, fc20230330, scf }[sdk]();
+  const outcomes = {};
+  if (client.other) outcomes.other = await client.other();
+  for (const which of cases) outcomes[which] = await client.call(which);
+  process.stdout.write(JSON.stringify(outcomes));
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

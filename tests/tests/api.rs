@@ -1,0 +1,187 @@
+//! The invoke API on its Unix socket, as bytes: routes, errors in the shapes of each version, signatures,
+//! asynchronous events that fail.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skiff_tests::http::{Connection, Response};
+use skiff_tests::{Sandbox, Served, wait_for};
+
+#[track_caller]
+fn request(served: &Served, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    let socket = served.socket().with_file_name("api.sock");
+    let mut connection = Connection::unix(&socket).expect("it listens");
+    connection.request(method, target, headers, body)
+}
+
+#[track_caller]
+fn invoke(served: &Served, headers: &[(&str, &str)], event: &Value) -> Response {
+    let target = "/2023-03-30/functions/demo/invocations";
+    request(served, "POST", target, headers, event.to_string().as_bytes())
+}
+
+fn serve(sandbox: &Sandbox, options: &[&str]) -> Served {
+    sandbox.serve_function(&[&["--name", "demo"], options].concat())
+}
+
+#[test]
+fn errors_have_the_shape_of_their_version() {
+    let sandbox = Sandbox::new();
+    let served = serve(&sandbox, &[]);
+    let post = |target: &str| request(&served, "POST", target, &[], b"{}");
+    let three = post("/2023-03-30/functions/none/invocations");
+    assert_eq!(three.status, 404);
+    let id = three.header("x-fc-request-id").expect("an id").to_owned();
+    assert_eq!(
+        three.json(),
+        json!({ "RequestId": id, "Code": "FunctionNotFound", "Message": "function 'none' does not exist." })
+    );
+    assert_eq!(three.header("content-type"), Some("application/json"));
+    // A function of 3.0 is not there for 2.0.
+    let two = post("/2016-08-15/services/default/functions/demo/invocations");
+    let expected =
+        json!({ "ErrorCode": "ServiceNotFound", "ErrorMessage": "service 'default' does not exist" });
+    assert_eq!((two.status, two.json()), (404, expected));
+    let both = post("/2021-04-06/services/default/functions/demo/invocations").json();
+    assert_eq!((&both["Code"], &both["ErrorCode"]), (&json!("ServiceNotFound"), &json!("ServiceNotFound")));
+    for (target, code) in [
+        ("/2023-03-30/functions/demo/invocations?qualifier=7", "VersionNotFound"),
+        ("/2023-03-30/functions/demo/invocations?qualifier=prod", "AliasNotFound"),
+        ("/2023-03-30/functions/demo", "PathNotSupported"),
+        ("/", "PathNotSupported"),
+    ] {
+        assert_eq!(post(target).json()["Code"], code, "{target}");
+    }
+    for (header, value) in
+        [("x-fc-invocation-type", "Later"), ("x-fc-log-type", "All"), ("x-fc-async-delay", "3601")]
+    {
+        let answer = invoke(&served, &[(header, value)], &json!({}));
+        assert_eq!((answer.status, &answer.json()["Code"]), (400, &json!("InvalidArgument")), "{header}");
+    }
+    let other =
+        request(&served, "POST", "/", &[("X-TC-Action", "Invoke"), ("X-TC-Version", "2018-04-16")], b"{}");
+    assert_eq!(other.status, 200);
+    assert_eq!(other.json()["Response"]["Error"]["Code"], "MissingParameter");
+    served.stop();
+}
+
+#[test]
+fn events_of_tencents_are_json_of_known_actions() {
+    let sandbox = Sandbox::new();
+    let served = serve(&sandbox, &["--platform", "scf"]);
+    let call = |action: &str, version: &str, body: &Value| {
+        let headers = [("X-TC-Action", action), ("X-TC-Version", version)];
+        request(&served, "POST", "/", &headers, body.to_string().as_bytes()).json()["Response"].clone()
+    };
+    let function = |fields: &Value| {
+        let mut all = fields.clone();
+        all["FunctionName"] = "demo".into();
+        call("Invoke", "2018-04-16", &all)
+    };
+    assert_eq!(function(&json!({}))["Result"]["InvokeResult"], 0, "an event may be missing");
+    for (fields, code) in [
+        (json!({ "ClientContext": "no json" }), "InvalidParameterValue.ClientContext"),
+        (json!({ "InvocationType": "Later" }), "InvalidParameterValue"),
+        (json!({ "LogType": "All" }), "InvalidParameterValue"),
+        (json!({ "Namespace": "none" }), "ResourceNotFound.Namespace"),
+        (json!({ "Qualifier": "7" }), "ResourceNotFound.FunctionVersion"),
+        (json!({ "ClientContext": 7 }), "InvalidParameter"),
+        (
+            json!({ "InvocationType": "Event", "ClientContext": format!("\"{}\"", "x".repeat(128 * 1024)) }),
+            "InvalidParameter.Payload",
+        ),
+    ] {
+        assert_eq!(function(&fields)["Error"]["Code"], code, "{code}");
+    }
+    let named = json!({ "FunctionName": "demo" });
+    assert_eq!(call("Remove", "2018-04-16", &named)["Error"]["Code"], "InvalidAction");
+    assert_eq!(call("Invoke", "2017-03-12", &named)["Error"]["Code"], "NoSuchVersion");
+    assert!(call("Invoke", "2017-03-12", &named)["RequestId"].is_string());
+    served.stop();
+}
+
+#[test]
+fn a_target_in_a_header_leaves_the_path_clean() {
+    let sandbox = Sandbox::new();
+    let served = serve(&sandbox, &["--platform", "fc2"]);
+    let target = ("x-fc-invocation-target", "2016-08-15/proxy/default/demo");
+    let clean =
+        request(&served, "PUT", "/request/a%20b?c=d", &[target, ("authorization", "Basic eA==")], b"body");
+    let seen = clean.json();
+    assert_eq!((&seen["method"], &seen["uri"]), (&json!("PUT"), &json!("/request/a%20b?c=d")));
+    assert_eq!(seen["body"], "body");
+    // Without keys the API has no use for it, and the function may.
+    let has = |name: &str| seen["headers"].as_array().expect("headers").iter().any(|pair| pair[0] == name);
+    assert!(has("authorization") && !has("x-fc-invocation-target"), "{seen}");
+    let wrong = request(&served, "GET", "/", &[("x-fc-invocation-target", "demo")], b"");
+    assert_eq!((wrong.status, &wrong.json()["Code"]), (400, &json!("InvalidArgument")));
+    served.stop();
+}
+
+#[test]
+fn without_a_signature_nobody_calls() {
+    let sandbox = Sandbox::new();
+    let keys = sandbox.write("keys", "the-id the-secret-91bc\n");
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    let served = serve(&sandbox, &["--api-keys", keys.to_str().expect("utf-8")]);
+    let code = |headers: &[(&str, &str)]| {
+        let answer = invoke(&served, headers, &json!({ "a": 1 }));
+        (answer.status, answer.json()["Code"].as_str().unwrap_or_default().to_owned())
+    };
+    let date = ("date", "Wed, 25 Nov 2020 17:10:11 GMT");
+    for (headers, status, expected) in [
+        (vec![], 400, "MissingRequiredHeader"),
+        (vec![("authorization", "Bearer x")], 400, "InvalidArgument"),
+        (vec![("authorization", "FC the-id:eA==")], 400, "MissingRequiredHeader"),
+        (vec![("authorization", "FC nobody:eA=="), date], 403, "InvalidAccessKeyID"),
+        (vec![("authorization", "FC the-id:eA=="), date], 403, "AccessDenied"),
+    ] {
+        assert_eq!(code(&headers), (status, expected.to_owned()), "{headers:?}");
+    }
+    let unsigned =
+        request(&served, "POST", "/", &[("X-TC-Action", "Invoke"), ("X-TC-Version", "2018-04-16")], b"{}");
+    assert_eq!(unsigned.json()["Response"]["Error"]["Code"], "MissingParameter");
+    assert!(!served.stderr().contains("Invoke Start"), "the function was called");
+    // Its own socket is its owner's.
+    assert_eq!(served.get("/request").status, 200);
+    served.stop();
+}
+
+#[test]
+fn keys_that_others_can_read_are_refused() {
+    let sandbox = Sandbox::new();
+    let keys = sandbox.write("keys", "the-id the-secret-91bc\n");
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("set");
+    let refused =
+        sandbox.run(&["run", "oci:none", "--api-keys", keys.to_str().expect("utf-8")]).expect_code(2);
+    assert!(refused.stderr.contains("chmod 600") && !refused.stderr.contains("91bc"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_asynchronous_event_is_tried_again_and_told_of() {
+    let sandbox = Sandbox::new();
+    let (good, bad) = (sandbox.path().join("good"), sandbox.path().join("bad"));
+    let options = ["--async-retries", "1", "--async-on-success", good.to_str().expect("utf-8")];
+    let served =
+        serve(&sandbox, &[&options[..], &["--async-on-failure", bad.to_str().expect("utf-8")]].concat());
+    let later = [("X-Fc-Invocation-Type", "Async"), ("X-Fc-Async-Task-Id", "task-7")];
+    let taken = invoke(&served, &later, &json!({ "fail": true }));
+    assert_eq!((taken.status, taken.body.len()), (202, 0));
+    assert_eq!(taken.header("x-fc-async-task-id"), Some("task-7"));
+    let record = wait_for(Duration::from_secs(20), || {
+        std::fs::read_to_string(&bad).ok().filter(|text| text.ends_with('\n'))
+    });
+    let record: Value = serde_json::from_str(&record.expect("a record")).expect("JSON");
+    let context = &record["requestContext"];
+    assert_eq!(context["requestId"].as_str(), taken.header("x-fc-request-id"));
+    assert_eq!(
+        (&context["condition"], &context["approximateInvokeCount"]),
+        (&json!("RetriesExhausted"), &json!(2))
+    );
+    assert_eq!(record["responseContext"]["functionError"], "HandledInvocationError");
+    assert_eq!(record["responsePayload"]["errorMessage"], "the function says no");
+    let too_large = invoke(&served, &later, &json!("x".repeat(128 * 1024)));
+    assert_eq!((too_large.status, &too_large.json()["Code"]), (400, &json!("EntityTooLarge")));
+    assert!(!good.exists());
+    served.stop();
+}
