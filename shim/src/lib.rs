@@ -21,7 +21,10 @@ pub mod units;
 
 pub use base64::base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};
-pub use function::{Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, Secret};
+pub use function::{
+    Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, RoleCallback, RoleLease,
+    RoleRequest, RoleSource, Secret,
+};
 pub use instance::{
     EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
     Timeline,

@@ -38,7 +38,7 @@ use std::time::Duration;
 pub use config::ImageConfig;
 pub use credentials::{
     CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources, EndpointToken,
-    TemporaryCredentials,
+    TemporaryCredentials, parse_time, read_private,
 };
 pub use limits::{Attestations, Limits};
 pub use registry::proxies::Proxies;

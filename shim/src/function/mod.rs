@@ -5,6 +5,7 @@ mod callbacks;
 pub mod file;
 mod lifecycle;
 mod name;
+mod role;
 mod secret;
 mod validate;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use callbacks::{Callback, Callbacks, HealthCheck, Mode};
 pub use name::name_from_image;
+pub use role::{RoleCallback, RoleLease, RoleRequest, RoleSource};
 pub use secret::{Credentials, Secret};
 use skiff_runtime::{Network, Writable};
 
@@ -101,8 +103,10 @@ pub struct FunctionConfig {
     pub version: String,
     /// The handler name that fc shows and a container has no use for.
     pub handler: String,
-    /// Temporary credentials of the function's role; `None` when it has no role.
+    /// Temporary credentials of the function's role that stay as they are; `None` when it has no role.
     pub credentials: Option<Credentials>,
+    /// Where those come from that do not; goes before `credentials`.
+    pub role: Option<RoleSource>,
 }
 
 impl FunctionConfig {
@@ -146,6 +150,7 @@ impl FunctionConfig {
             version: defaults.version.to_owned(),
             handler: defaults.handler.to_owned(),
             credentials: None,
+            role: None,
         }
     }
 
@@ -213,6 +218,7 @@ impl fmt::Debug for FunctionConfig {
             .field("version", &self.version)
             .field("handler", &self.handler)
             .field("credentials", &self.credentials)
+            .field("role", &self.role)
             .finish()
     }
 }

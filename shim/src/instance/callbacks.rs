@@ -42,6 +42,7 @@ async fn send(
     (method, path): &(Method, &'static str),
     id: &str,
 ) -> Result<(), String> {
+    let credentials = shared.role.current();
     let context = InvocationContext {
         config: &shared.config,
         instance_id: &shared.id,
@@ -51,6 +52,7 @@ async fn send(
         client: None,
         origin: None,
         retries: 0,
+        credentials: credentials.as_deref(),
     };
     let mut request = Request::new(body::empty());
     *request.method_mut() = method.clone();

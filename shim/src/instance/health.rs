@@ -64,6 +64,7 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
     let config = &shared.config;
     let uri = check.path.parse::<Uri>().map_err(|error| error.to_string())?;
     let request_id = config.platform.new_callback_id();
+    let credentials = shared.role.current();
     let context = InvocationContext {
         config,
         instance_id: &shared.id,
@@ -73,6 +74,7 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
         client: None,
         origin: None,
         retries: 0,
+        credentials: credentials.as_deref(),
     };
     let mut headers = HeaderMap::new();
     let address = shared.guest.address(config.port()).to_string();

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Timeline;
 use super::activity::Active;
 use super::shared::Shared;
+use crate::Credentials;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
 };
@@ -23,6 +24,8 @@ pub(crate) struct Invocation {
     started: Instant,
     cold_start: Option<Timeline>,
     ended: bool,
+    /// What the role has at its beginning.
+    credentials: Option<Arc<Credentials>>,
     /// Keeps the instance from being frozen.
     _active: Active,
 }
@@ -72,6 +75,7 @@ impl Invocation {
             started: Instant::now(),
             cold_start: shared.cold_start().copied(),
             ended: false,
+            credentials: shared.role.current(),
             _active: shared.activity.begin(),
         };
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
@@ -90,6 +94,7 @@ impl Invocation {
             client: self.arrival.client,
             origin: self.arrival.origin.as_ref(),
             retries: self.arrival.retries,
+            credentials: self.credentials.as_deref(),
         }
     }
 

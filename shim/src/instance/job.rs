@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::guest::KILLED;
 use super::logs::{LogSink, LogStream, Logs};
-use super::start::{Launch, command, failed_start, spec};
+use super::start::{Launch, command, failed_start};
 use super::{EventOutcome, EventResult, LAST_LINES, Timeline};
 use crate::function::Mode;
 use crate::platform::{
@@ -64,14 +64,9 @@ impl Job {
         config.validate()?;
         let contract = config.platform.job().filter(|_| config.mode == Mode::Job).ok_or_else(not_a_job)?;
         let id: Arc<str> = config.platform.new_instance_id().into();
-        let launch = Launch {
-            id: Arc::clone(&id),
-            command: command(config, image),
-            config: Arc::clone(config),
-            started: Instant::now(),
-        };
+        let launch = Launch::new(Arc::clone(&id), config, command(config, image)).with_role().await?;
         let variable = variable(&contract, event).map_err(|(cause, why)| launch.refused(cause, why))?;
-        let mut spec = spec(config, &id);
+        let mut spec = launch.spec();
         spec.env.push(variable);
         let container = match runtime.start(image, spec).await {
             Ok(container) => container,
@@ -181,6 +176,7 @@ impl Job {
             client: None,
             origin: None,
             retries: 0,
+            credentials: None,
         }
     }
 

@@ -21,6 +21,7 @@ mod life_tests;
 mod logs;
 mod readiness;
 mod rehearsal;
+pub(crate) mod role;
 pub(crate) mod shared;
 mod start;
 #[cfg(test)]

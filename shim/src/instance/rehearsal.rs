@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_runtime::{Acceleration, Recorded, Runtime};
-use tokio::time::Instant;
 
 use super::LogLine;
 use super::logs::{LogStream, Logs};
 use super::readiness::{NotReady, first_connection};
-use super::start::{Launch, command, spec};
+use super::start::{Launch, command};
 use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
 
 /// What a rehearsal found.
@@ -30,13 +29,8 @@ pub(super) async fn rehearse(
 ) -> Result<Rehearsal> {
     config.validate()?;
     let id: Arc<str> = config.platform.new_instance_id().into();
-    let launch = Launch {
-        command: command(config, image),
-        config: Arc::clone(config),
-        started: Instant::now(),
-        id: Arc::clone(&id),
-    };
-    let mut spec = spec(config, &id);
+    let launch = Launch::new(Arc::clone(&id), config, command(config, image));
+    let mut spec = launch.spec();
     spec.acceleration = Acceleration::Record;
     let container = runtime.start(image, spec).await?;
     // A command whose output nobody reads would stand still.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::activity::Activity;
 use super::guest::{Guest, KILLED};
 use super::logs::Logs;
+use super::role::Role;
 use super::start::tell;
 use super::{State, Timeline};
 use crate::FunctionConfig;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     /// No invocation has come yet.
     pub(super) cold: AtomicBool,
     pub(crate) activity: Arc<Activity>,
+    pub(crate) role: Arc<Role>,
     /// As its health checks say.
     pub(super) healthy: AtomicBool,
     /// A failure after which its platform gives it no more invocations.

@@ -14,12 +14,13 @@ use super::activity::freeze_when_idle;
 use super::guest::{Guest, KILLED};
 use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
+use super::role::{self, Role};
 use super::shared::{Shared, drive};
 use super::{Instance, State, Timeline, callbacks, health};
 use crate::function::Callback;
 use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
-use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
+use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
 
 /// How long the last output of a container that failed may take to arrive.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub(super) struct Launch {
     /// The start command with its arguments, for error texts.
     pub(super) command: Vec<String>,
     pub(super) started: Instant,
+    /// What the function's role has.
+    pub(super) role: Arc<Role>,
 }
 
 /// Starts the container, then waits for its server.
@@ -45,13 +48,12 @@ pub(super) async fn start(
         check_port(config.port())?;
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
-    let launch =
-        Launch { command: command(config, image), config: Arc::clone(config), started: Instant::now(), id };
+    let launch = Launch::new(id, config, command(config, image)).with_role().await?;
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
     let pulled = image.timings;
     launch.tell(&logs, InstanceStep::ImageReady(pulled.resolve + pulled.pull + pulled.unpack));
-    let container = match runtime.start(image, spec(config, &launch.id)).await {
+    let container = match runtime.start(image, launch.spec()).await {
         Ok(container) => container,
         Err(error) => {
             launch.tell(&logs, InstanceStep::CreateFailed(&error.to_string()));
@@ -85,6 +87,34 @@ fn check_port(port: u16) -> Result<()> {
 }
 
 impl Launch {
+    pub(super) fn new(id: Arc<str>, config: &Arc<FunctionConfig>, command: Vec<String>) -> Self {
+        Self { id, config: Arc::clone(config), command, started: Instant::now(), role: Arc::default() }
+    }
+
+    /// Asks for what the function's role has. The time that this takes is the start's.
+    pub(super) async fn with_role(mut self) -> Result<Self> {
+        match Role::obtain(&self.config).await {
+            Ok(role) => {
+                self.role = Arc::new(role);
+                Ok(self)
+            }
+            Err(why) => {
+                let message = format!(
+                    "the credentials of the role of function {} are not there: {why}",
+                    self.config.name
+                );
+                let error = Error::new(ErrorKind::StartFailed, message.clone())
+                    .advise("look at their file (its owner's alone: chmod 600) or service, or run the function without a role");
+                let failure = self.failure(StartCause::Other(message), Vec::new(), None);
+                Err(error.with_start(self.config.platform, failure))
+            }
+        }
+    }
+
+    pub(super) fn spec(&self) -> ContainerSpec {
+        spec(&self.config, &self.id, self.role.current().as_deref())
+    }
+
     /// The logs of the instance that it is to become.
     pub(super) fn logs(&self, sink: Arc<dyn LogSink>) -> Logs {
         Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink)
@@ -130,6 +160,7 @@ impl Launch {
             activity: Arc::default(),
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),
+            role: Arc::clone(&self.role),
         });
         if let Err(reason) = prepare(&shared).await {
             return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
@@ -264,6 +295,9 @@ fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     if shared.config.freeze {
         tasks.push(tokio::spawn(freeze_when_idle(Arc::downgrade(shared))));
     }
+    if shared.config.role.is_some() {
+        tasks.push(tokio::spawn(role::refresh(Arc::downgrade(shared))));
+    }
     if let Some(check) = shared.config.health_check.clone() {
         tasks.push(tokio::spawn(health::watch(Arc::downgrade(shared), check)));
     }
@@ -297,10 +331,10 @@ fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
     }
 }
 
-pub(super) fn spec(config: &FunctionConfig, id: &str) -> ContainerSpec {
+pub(super) fn spec(config: &FunctionConfig, id: &str, role: Option<&Credentials>) -> ContainerSpec {
     let limits = config.platform.limits();
     let mut env = config.env.clone();
-    env.extend(config.platform.environment(config, id));
+    env.extend(config.platform.environment(config, id, role));
     ContainerSpec {
         id: id.to_owned(),
         hostname: id.to_owned(),

@@ -10,7 +10,6 @@ use futures_util::future::{BoxFuture, FutureExt};
 use skiff_runtime::{ErrorKind, Exit, Stats};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::guest::{Guest, KILLED};
 use super::logs::Stream;
@@ -110,12 +109,8 @@ impl Guest for TestGuest {
 
 /// An instance in front of a server that listens already.
 pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Instance {
-    let launch = Launch {
-        id: "the-instance".into(),
-        config: Arc::new(config),
-        command: vec!["serve".to_owned()],
-        started: Instant::now(),
-    };
+    let launch = Launch::new("the-instance".into(), &Arc::new(config), vec!["serve".to_owned()]);
+    let launch = launch.with_role().await.expect("a role");
     let output: Option<(Stream<tokio::io::Empty>, Stream<tokio::io::Empty>)> = None;
     let logs = launch.logs(Arc::new(|_: &LogLine| ()));
     launch.bring_up(Arc::new(guest.clone()), output, Timeline::default(), logs).await.expect("up")

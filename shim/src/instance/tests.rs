@@ -46,12 +46,8 @@ pub(super) async fn bring_up(
     guest: &TestGuest,
     config: Arc<FunctionConfig>,
 ) -> Result<(Instance, Lines), Error> {
-    let launch = Launch {
-        id: "the-instance".into(),
-        config,
-        command: ["python3", "app.py"].map(str::to_owned).to_vec(),
-        started: Instant::now(),
-    };
+    let command = ["python3", "app.py"].map(str::to_owned).to_vec();
+    let launch = Launch::new("the-instance".into(), &config, command).with_role().await?;
     let (mut out, stdout) = tokio::io::duplex(1024);
     let (_err, stderr) = tokio::io::duplex(1024);
     out.write_all(b"booting\n").await.expect("written");

@@ -25,8 +25,8 @@ pub use types::{
     InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
 };
 
-use crate::FunctionConfig;
 use crate::function::Callback;
+use crate::{Credentials, FunctionConfig};
 pub(crate) use fc::{Api as FcApi, api_error as fc_error};
 
 /// A vendor's contract.
@@ -55,8 +55,14 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// An address for a new instance; `None` leaves the choice to the runtime.
     fn new_address(&self) -> Option<Ipv4Addr>;
 
-    /// The variables that the platform adds to the container's environment.
-    fn environment(&self, config: &FunctionConfig, instance_id: &str) -> Vec<(String, String)>;
+    /// The variables that the platform adds to the container's environment; `role` is what the function's
+    /// role has at its start.
+    fn environment(
+        &self,
+        config: &FunctionConfig,
+        instance_id: &str,
+        role: Option<&Credentials>,
+    ) -> Vec<(String, String)>;
 
     /// The path that an event is posted to.
     fn event_path(&self) -> &'static str;

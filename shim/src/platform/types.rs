@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use skiff_runtime::Exit;
 
 use crate::instance::Timeline;
-use crate::{FunctionConfig, Secret};
+use crate::{Credentials, FunctionConfig, Secret};
 
 /// What a function has unless it says otherwise.
 #[derive(Debug)]
@@ -141,6 +141,8 @@ pub struct InvocationContext<'a> {
     pub origin: Option<&'a HeaderValue>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// The credentials that the function's role has now.
+    pub credentials: Option<&'a Credentials>,
 }
 
 /// How a platform runs functions that have no server.

@@ -73,8 +73,35 @@ impl CredentialEndpoint {
         proxies: &Proxies,
         times: &Times,
     ) -> Result<Lease> {
-        let what = format!("the credentials service {}", shown(&self.url));
-        let (url, socket) = self.address(request, &what)?;
+        let query = [("registry", request.registry.as_str()), ("repository", request.repository.as_str())];
+        let what = self.what();
+        match self.get(&query, ca_files, proxies, times).await? {
+            Some(body) => document::parse(&body, &what, SystemTime::now()),
+            None => Ok(Lease::lasting(Credentials::Anonymous)),
+        }
+    }
+
+    /// Asks the service for a document about something else, by these parameters. `None` is its 404.
+    ///
+    /// # Errors
+    /// `InvalidCredentials`, which shows nothing of the answer.
+    pub async fn document(&self, query: &[(&str, &str)]) -> Result<Option<Vec<u8>>> {
+        self.get(query, &[], &Proxies::from_env(), &Times::default()).await
+    }
+
+    fn what(&self) -> String {
+        format!("the credentials service {}", shown(&self.url))
+    }
+
+    async fn get(
+        &self,
+        query: &[(&str, &str)],
+        ca_files: &[PathBuf],
+        proxies: &Proxies,
+        times: &Times,
+    ) -> Result<Option<Vec<u8>>> {
+        let what = self.what();
+        let (url, socket) = self.address(query, &what)?;
         let tls = Tls { ca_files: ca_files.to_vec(), identity: None };
         let http = transport::build(&tls, proxies, times, socket.as_deref())?;
         let mut get = http.get(url).header(ACCEPT, "application/json");
@@ -82,15 +109,11 @@ impl CredentialEndpoint {
             get = get.header(AUTHORIZATION, token);
         }
         let answer = tokio::time::timeout(times.document, read(get, &what)).await;
-        let body = answer.map_err(|_| invalid(format!("{what} answers too slowly")))??;
-        match body {
-            Some(body) => document::parse(&body, &what, SystemTime::now()),
-            None => Ok(Lease::lasting(Credentials::Anonymous)),
-        }
+        answer.map_err(|_| invalid(format!("{what} answers too slowly")))?
     }
 
     /// The address to get, and the socket to get it by.
-    fn address(&self, request: &CredentialRequest, what: &str) -> Result<(Url, Option<PathBuf>)> {
+    fn address(&self, query: &[(&str, &str)], what: &str) -> Result<(Url, Option<PathBuf>)> {
         let refused = |why: &str| {
             invalid(format!("{what} {why}"))
                 .advise("give https://HOST/PATH, http://127.0.0.1:PORT/PATH or unix:/PATH")
@@ -111,9 +134,7 @@ impl CredentialEndpoint {
             "http" => return Err(refused("is not on this host, so it must be reached over HTTPS")),
             _ => return Err(refused("is neither HTTPS nor a Unix socket")),
         }
-        url.query_pairs_mut()
-            .append_pair("registry", &request.registry)
-            .append_pair("repository", &request.repository);
+        url.query_pairs_mut().extend_pairs(query);
         Ok((url, socket))
     }
 
@@ -170,7 +191,7 @@ mod tests {
     fn addresses() {
         let address = |url: &str| {
             CredentialEndpoint { url: url.into(), token: None }
-                .address(&CredentialRequest::new("[::1]:5000", "a/b"), "x")
+                .address(&[("registry", "[::1]:5000"), ("repository", "a/b")], "x")
                 .map(|(url, socket)| (url.to_string(), socket))
         };
         let (url, _) = address("https://h/p?k=v").expect("https");

@@ -12,6 +12,14 @@ use crate::Result;
 
 /// Reads the file; others than its owner and group must not be able to.
 pub(super) fn from_file(path: &Path, now: SystemTime) -> Result<Lease> {
+    document::parse(&read_private(path)?, &format!("the credentials file {}", path.display()), now)
+}
+
+/// Reads a file of secrets, of at most 64 KiB, that others than its owner and group cannot read.
+///
+/// # Errors
+/// `InvalidCredentials`, which shows nothing of the file.
+pub fn read_private(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     let unreadable =
         |e: std::io::Error| invalid(format!("the credentials file {shown} cannot be read")).because(e);
@@ -26,7 +34,10 @@ pub(super) fn from_file(path: &Path, now: SystemTime) -> Result<Lease> {
     }
     let mut text = Vec::new();
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).map_err(unreadable)?;
-    document::parse(&text, &format!("the credentials file {shown}"), now)
+    if text.len() > MAX_BYTES {
+        return Err(invalid(format!("the credentials file {shown} has more than {MAX_BYTES} bytes")));
+    }
+    Ok(text)
 }
 
 /// Opens a regular file; a FIFO neither blocks nor passes.

@@ -22,7 +22,9 @@ use std::time::SystemTime;
 
 pub use self::callback::{CredentialCallback, CredentialRequest, TemporaryCredentials};
 pub use self::endpoint::{CredentialEndpoint, EndpointToken};
+pub use self::file::read_private;
 pub(crate) use self::provider::Provider;
+pub use self::time::parse_time;
 use crate::{Error, ErrorKind, Result};
 
 /// Where credentials are looked for. The first that is given is asked: callback, file, helper,

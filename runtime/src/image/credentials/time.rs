@@ -1,5 +1,14 @@
 //! Times as JSON documents have them.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// An RFC 3339 time, to the second; one before 1970 is 1970.
+#[must_use]
+pub fn parse_time(text: &str) -> Option<SystemTime> {
+    let seconds = u64::try_from(parse_rfc3339(text)?).unwrap_or(0);
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
 /// Seconds since 1970 of an RFC 3339 time; fractions of a second are dropped.
 pub(super) fn parse_rfc3339(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use skiff::function::name_from_image;
 use skiff::platform::{self, Platform};
-use skiff::{Credentials, FunctionConfig, Secret};
+use skiff::{CredentialEndpoint, Credentials, EndpointToken, FunctionConfig, RoleSource, Secret};
 
 use super::lifecycle::LifecycleArgs;
 use super::source::variable;
@@ -115,6 +115,17 @@ pub(crate) struct FunctionArgs {
     #[arg(long, help_heading = "Identity")]
     pub(crate) handler: Option<String>,
 
+    /// Take the temporary credentials of the function's role from this JSON file, again before they
+    /// expire.
+    #[arg(long, value_name = "FILE", help_heading = "Identity", conflicts_with = "role_url")]
+    pub(crate) role_file: Option<PathBuf>,
+    /// Take them from a service: https://…, http://127.0.0.1…, or unix:/PATH.
+    #[arg(long, value_name = "URL", help_heading = "Identity")]
+    pub(crate) role_url: Option<String>,
+    /// A file with the token that the service is shown.
+    #[arg(long, value_name = "FILE", help_heading = "Identity", requires = "role_url")]
+    pub(crate) role_token_file: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) lifecycle: LifecycleArgs,
 }
@@ -176,6 +187,9 @@ impl FunctionArgs {
         config.working_dir = self.workdir.clone().or(config.working_dir.take());
         config.port = self.port.or(config.port);
         config.credentials = role_credentials(lookup)?;
+        if config.credentials.is_some() || self.role_file.is_some() || self.role_url.is_some() {
+            config.role = self.role();
+        }
         self.limit(&mut config);
         self.identify(&mut config);
         self.lifecycle.apply(&mut config);
@@ -198,6 +212,12 @@ impl FunctionArgs {
             }
             None => Ok(config),
         }
+    }
+
+    fn role(&self) -> Option<RoleSource> {
+        let token = self.role_token_file.clone().map(EndpointToken::File);
+        let service = |url: &String| RoleSource::Endpoint(CredentialEndpoint { url: url.clone(), token });
+        self.role_file.clone().map(RoleSource::File).or_else(|| self.role_url.as_ref().map(service))
     }
 
     fn limit(&self, config: &mut FunctionConfig) {

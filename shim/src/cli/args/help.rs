@@ -108,7 +108,7 @@ Environment:
       proxies on the way to registries (lower case too); never for this host's loopback.
   SKIFF_FUNCTION_ACCESS_KEY_ID, SKIFF_FUNCTION_ACCESS_KEY_SECRET, SKIFF_FUNCTION_SECURITY_TOKEN
       temporary credentials of the role that the function runs as; it gets them as the platform
-      gives them.
+      gives them. Those of --role-file and --role-url are refreshed.
   SKIFF_PLATFORM, and those that `skiff --help` names.";
 
 pub(super) const PULL: &str = "\

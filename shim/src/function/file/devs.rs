@@ -335,7 +335,7 @@ fn callback(life: &Fields<'_>, key: &'static str, rule: &str) -> Option<std::tim
 
 fn others(fields: &Fields<'_>) {
     fields.all_ignored(&["description", "tags", "code", "functionId"], "it changes nothing here");
-    fields.ignored("role", "give the role's credentials by variables, see `skiff run --help`");
+    fields.ignored("role", "give its credentials by --role-file, --role-url or variables");
     fields.ignored("logConfig", "logs go to the standard error");
     fields.all_ignored(
         &["vpcConfig", "internetAccess", "vpcBinding", "customDNS", "disableOndemand"],

@@ -81,6 +81,12 @@ impl<'a> Fields<'a> {
         self.report.fault(place, format!("{}{key}: {why}", self.path));
     }
 
+    /// A fault of the table as a whole, told at its first key.
+    pub(super) fn fault_here(&self, why: &str) {
+        let place = self.entries.first().map_or(Place { line: 1, column: 1 }, |entry| entry.place);
+        self.report.fault(place, format!("{} {why}", self.path.trim_end_matches('.')));
+    }
+
     fn typed<T>(
         &self,
         key: &'static str,

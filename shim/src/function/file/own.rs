@@ -1,11 +1,12 @@
 //! Skiff's own form: the options of `skiff run` as keys.
 
+use skiff_runtime::image::{CredentialEndpoint, EndpointToken};
 use skiff_runtime::{Network, Writable};
 
 use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
-use crate::function::{HealthCheck, Mode};
+use crate::function::{HealthCheck, Mode, RoleSource};
 use crate::platform;
 use crate::units::{Cpus, DiskSize, Memory};
 
@@ -61,6 +62,10 @@ fn identity(fields: &Fields<'_>, config: &mut FunctionConfig) {
 }
 
 fn command(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    if let Some(role) = fields.table("role") {
+        config.role = of_role(&role);
+        role.finish();
+    }
     config.entrypoint = fields.words("entrypoint", "entrypoint");
     config.cmd = fields.words("command", "command");
     config.env = fields.variables("env");
@@ -68,6 +73,24 @@ fn command(fields: &Fields<'_>, config: &mut FunctionConfig) {
     config.userns = fields.boolean("userns").unwrap_or_default();
     config.working_dir = fields.text("workdir", "working directory");
     config.port = fields.number("port", "port", 1..=65_535).and_then(|port| u16::try_from(port).ok());
+}
+
+/// A file, or a service with the file of its token.
+fn of_role(role: &Fields<'_>) -> Option<RoleSource> {
+    let (file, url, token) = (role.text("file", ""), role.text("url", ""), role.text("token_file", ""));
+    match (file, url) {
+        (Some(file), None) => Some(RoleSource::File(file.into())),
+        (None, Some(url)) => {
+            let token = token.map(|file| EndpointToken::File(file.into()));
+            Some(RoleSource::Endpoint(CredentialEndpoint { url, token }))
+        }
+        (file, _) => {
+            let why =
+                if file.is_some() { "has both a file and a url" } else { "has neither a file nor a url" };
+            role.fault_here(why);
+            None
+        }
+    }
 }
 
 fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {

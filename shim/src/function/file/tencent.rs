@@ -144,7 +144,7 @@ fn plain(uri: &str) -> String {
 
 fn others(fields: &Fields<'_>) {
     fields.all_ignored(&["Description", "Tags", "Handler", "Stamp", "CodeSource"], "it changes nothing here");
-    fields.ignored("Role", "give the role's credentials by variables, see `skiff run --help`");
+    fields.ignored("Role", "give its credentials by --role-file, --role-url or variables");
     fields.all_ignored(
         &["VpcConfig", "PublicNetConfig", "IntranetConfig", "IpConfig"],
         "what the function reaches is said by --network",

@@ -55,6 +55,10 @@ namespace = "team"
 version = "prod"
 handler = "index.handler"
 
+[role]
+url = "unix:/run/roles.sock"
+token_file = "/etc/token"
+
 [env]
 MODE = "test"
 LEVEL = 3
@@ -103,6 +107,9 @@ fn check_own(file: &FunctionFile) {
     let check = config.health_check.as_ref().expect("a check");
     assert_eq!((check.path.as_str(), check.initial_delay, check.period), ("/health", seconds(0), seconds(5)));
     assert_eq!((check.timeout, check.failure_threshold, check.success_threshold), (seconds(2), 4, 2));
+    assert!(
+        matches!(&config.role, Some(crate::RoleSource::Endpoint(service)) if service.url == "unix:/run/roles.sock")
+    );
     assert_eq!(file.warnings, []);
 }
 
@@ -190,6 +197,15 @@ fn rules_that_hang_together_are_told_where_they_are_broken() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("line 2, column 8: mode job: has neither callbacks"), "{told:?}");
     assert!(told[1].starts_with("line 4, column 12: pre-stop: platform scf has no"), "{told:?}");
+}
+
+#[test]
+fn a_role_has_one_source() {
+    let both = "[role]\nfile = \"a\"\nurl = \"https://h\"\n";
+    assert_eq!(faults(both, Language::Toml), ["line 2, column 1: role has both a file and a url"]);
+    let neither = "[role]\ntoken_file = \"a\"\n";
+    assert_eq!(faults(neither, Language::Toml), ["line 2, column 1: role has neither a file nor a url"]);
+    assert!(matches!(toml("[role]\nfile = \"a\"\n").config.role, Some(crate::RoleSource::File(_))));
 }
 
 #[test]

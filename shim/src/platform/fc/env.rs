@@ -5,10 +5,15 @@
 //! with 9000 as its default) and is not set.
 
 use super::Api;
-use crate::FunctionConfig;
 use crate::platform::types::exposed;
+use crate::{Credentials, FunctionConfig};
 
-pub(super) fn variables(api: Api, config: &FunctionConfig, instance_id: &str) -> Vec<(String, String)> {
+pub(super) fn variables(
+    api: Api,
+    config: &FunctionConfig,
+    instance_id: &str,
+    role: Option<&Credentials>,
+) -> Vec<(String, String)> {
     let mut variables = vec![
         ("FC_FUNC_CODE_PATH", "/code".to_owned()),
         ("FC_ACCOUNT_ID", config.account_id.clone()),
@@ -23,7 +28,7 @@ pub(super) fn variables(api: Api, config: &FunctionConfig, instance_id: &str) ->
         variables.push(("FC_SERVICE_NAME", config.namespace.clone()));
         variables.push(("FC_QUALIFIER", config.version.clone()));
     }
-    if let Some(role) = &config.credentials {
+    if let Some(role) = role {
         variables.push(("ALIBABA_CLOUD_ACCESS_KEY_ID", exposed(&role.access_key_id)));
         variables.push(("ALIBABA_CLOUD_ACCESS_KEY_SECRET", exposed(&role.access_key_secret)));
         variables.push(("ALIBABA_CLOUD_SECURITY_TOKEN", exposed(&role.security_token)));
@@ -47,7 +52,7 @@ mod tests {
         config.port = Some(8080);
         config.memory_mib = 1024;
         config.account_id = "1234567890123456".to_owned();
-        let variables = variables(Api::V3, &config, "c-1-2-3");
+        let variables = variables(Api::V3, &config, "c-1-2-3", config.credentials.as_ref());
         let expected = [
             ("FC_FUNC_CODE_PATH", "/code"),
             ("FC_ACCOUNT_ID", "1234567890123456"),
@@ -66,7 +71,7 @@ mod tests {
     fn a_role_adds_its_credentials() {
         let mut config = FunctionConfig::new("resize", fc());
         config.credentials = Some(role());
-        let variables = variables(Api::V3, &config, "c-1-2-3");
+        let variables = variables(Api::V3, &config, "c-1-2-3", config.credentials.as_ref());
         assert_eq!(
             variables[8..],
             [
@@ -80,9 +85,12 @@ mod tests {
     #[test]
     fn api_two_has_service_and_qualifier() {
         let config = FunctionConfig::new("resize", crate::platform::fc2());
-        let two = variables(Api::V2, &config, "c-1-2-3");
+        let two = variables(Api::V2, &config, "c-1-2-3", config.credentials.as_ref());
         assert_eq!(names(&two)[8..], ["FC_SERVICE_NAME", "FC_QUALIFIER"]);
         assert_eq!(two[9].1, "LATEST");
-        assert!(!names(&variables(Api::V3, &config, "c")).contains(&"FC_SERVICE_NAME"));
+        assert!(
+            !names(&variables(Api::V3, &config, "c", config.credentials.as_ref()))
+                .contains(&"FC_SERVICE_NAME")
+        );
     }
 }

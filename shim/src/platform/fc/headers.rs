@@ -111,7 +111,7 @@ pub(super) fn control_path(path: &str, headers: &mut HeaderMap) {
 
 /// Empty for a function without a role.
 fn credentials(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
-    let (id, key, token) = context.config.credentials.as_ref().map_or_else(Default::default, |role| {
+    let (id, key, token) = context.credentials.map_or_else(Default::default, |role| {
         (exposed(&role.access_key_id), exposed(&role.access_key_secret), exposed(&role.security_token))
     });
     for (name, value) in

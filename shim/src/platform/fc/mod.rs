@@ -21,8 +21,8 @@ use super::{
     Defaults, EventVerdict, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure,
     InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
-use crate::FunctionConfig;
 use crate::function::Callback;
+use crate::{Credentials, FunctionConfig};
 
 pub(crate) use errors::api_error;
 
@@ -128,8 +128,13 @@ impl Platform for Fc {
         Some(id::address(21, 0))
     }
 
-    fn environment(&self, config: &FunctionConfig, instance_id: &str) -> Vec<(String, String)> {
-        env::variables(self.api, config, instance_id)
+    fn environment(
+        &self,
+        config: &FunctionConfig,
+        instance_id: &str,
+        role: Option<&Credentials>,
+    ) -> Vec<(String, String)> {
+        env::variables(self.api, config, instance_id, role)
     }
 
     fn event_path(&self) -> &'static str {

@@ -48,7 +48,7 @@ pub(super) fn request(context: &InvocationContext<'_>, headers: &mut HeaderMap) 
 
 /// Absent for a function without a role.
 fn credentials(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
-    let Some(role) = &context.config.credentials else { return };
+    let Some(role) = context.credentials else { return };
     for (name, secret) in [
         ("x-scf-session-token", &role.security_token),
         ("x-scf-secret-id", &role.access_key_id),

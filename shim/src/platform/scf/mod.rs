@@ -15,7 +15,7 @@ use super::{
     Defaults, EventVerdict, ImageMemory, InvocationContext, InvocationFailure, InvocationKind,
     InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
-use crate::FunctionConfig;
+use crate::{Credentials, FunctionConfig};
 
 /// Tencent Cloud Serverless Cloud Function.
 #[derive(Debug)]
@@ -114,7 +114,12 @@ impl Platform for Scf {
         None
     }
 
-    fn environment(&self, config: &FunctionConfig, _instance_id: &str) -> Vec<(String, String)> {
+    fn environment(
+        &self,
+        config: &FunctionConfig,
+        _instance_id: &str,
+        _role: Option<&Credentials>,
+    ) -> Vec<(String, String)> {
         env::variables(config)
     }
 
