@@ -1,9 +1,10 @@
 //! Serverless Devs' `s.yaml`: the component `fc3` (API 3.0), and `fc` (2.0, a service and a function).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::FileOptions;
 use super::fields::{Fields, Report};
+use super::languages::size;
 use super::tree::{Entry, Node, Place, Value};
 use crate::FunctionConfig;
 use crate::function::{HealthCheck, Mode};
@@ -15,6 +16,10 @@ const MIB: u64 = 1 << 20;
 /// Nesting of `${vars.…}` in each other.
 const MAX_ROUNDS: usize = 8;
 
+/// How often they are replaced in all, and the longest text that may come of it, in bytes.
+const MAX_REPLACED: usize = 5_000;
+const MAX_TEXT: usize = 64 << 10;
+
 pub(super) fn read(
     node: &Node,
     report: &Report,
@@ -25,7 +30,14 @@ pub(super) fn read(
     let resources = top.get("resources").or_else(|| top.get("services"))?;
     let (service, chosen) = choose(resources, report, options.service)?;
     let mut props = chosen.clone();
-    Variables { vars: node.at(&["vars"]), options, report, told: RefCell::default() }.replace(&mut props, 0);
+    Variables {
+        vars: node.at(&["vars"]),
+        options,
+        report,
+        told: RefCell::default(),
+        left: Cell::new(MAX_REPLACED),
+    }
+    .replace(&mut props, 0);
     let (name, path) = (component(&props), format!("{service}."));
     let fields = Fields::new(report, props.entries()?, &path);
     fields.known(&["component", "actions", "extend"]);
@@ -76,6 +88,8 @@ struct Variables<'a> {
     options: FileOptions<'a>,
     report: &'a Report,
     told: RefCell<Vec<Place>>,
+    /// How many may still be replaced.
+    left: Cell<usize>,
 }
 
 impl Variables<'_> {
@@ -122,18 +136,30 @@ impl Variables<'_> {
                 Value::Bool(is) => out.push_str(if is { "true" } else { "false" }),
                 other => return Err(format!("${{{inner}}} is {} in the middle of a text", other.kind())),
             }
+            if out.len() > MAX_TEXT {
+                return Err(format!("variables that become more than {MAX_TEXT} bytes"));
+            }
             rest = after;
         }
         out.push_str(rest);
         Ok(Value::Text(out))
     }
 
+    /// A variable counts for all the values that it has.
+    fn count(&self, values: usize) -> Result<(), String> {
+        let left = self.left.get().checked_sub(values);
+        self.left.set(left.ok_or_else(|| format!("more than {MAX_REPLACED} variables to replace"))?);
+        Ok(())
+    }
+
     fn value(&self, inner: &str, place: Place, round: usize) -> Result<Value, String> {
+        self.count(1)?;
         if let Some(path) = inner.strip_prefix("vars.") {
             let keys: Vec<&str> = path.split('.').collect();
             let found = self.vars.and_then(|vars| vars.at(&keys));
-            let mut node =
-                found.cloned().ok_or_else(|| format!("${{{inner}}}: there is no such variable"))?;
+            let found = found.ok_or_else(|| format!("${{{inner}}}: there is no such variable"))?;
+            self.count(size(found))?;
+            let mut node = found.clone();
             node.place = place;
             self.replace(&mut node, round + 1);
             return Ok(node.value);

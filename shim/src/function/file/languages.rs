@@ -8,7 +8,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::tree::{Entry, Fatal, MAX_DEPTH, MAX_NODES, Node, Place, Value, add};
+use super::tree::{Entry, Fatal, Left, MAX_DEPTH, Node, Place, Value, add};
 
 /// TOML.
 pub(super) fn toml(text: &str) -> Result<Node, Fatal> {
@@ -16,25 +16,26 @@ pub(super) fn toml(text: &str) -> Result<Node, Fatal> {
         let at = error.span().map_or(0, |span| span.start);
         (Place::of(text, at), error.message().to_owned())
     })?;
-    let value = Value::Table(toml_entries(text, table.get_ref(), 0)?);
+    let value = Value::Table(toml_entries(text, table.get_ref(), 0, &mut Left::new())?);
     Ok(Node { place: Place { line: 1, column: 1 }, value })
 }
 
-fn toml_entries(text: &str, table: &DeTable<'_>, depth: usize) -> Result<Vec<Entry>, Fatal> {
+fn toml_entries(text: &str, table: &DeTable<'_>, depth: usize, left: &mut Left) -> Result<Vec<Entry>, Fatal> {
     let mut entries = Vec::new();
     for (key, value) in table {
         let place = Place::of(text, key.span().start);
         if depth >= MAX_DEPTH {
             return Err((place, too_deep()));
         }
-        add(&mut entries, key.get_ref().to_string(), place, toml_node(text, value, depth + 1)?)?;
+        add(&mut entries, key.get_ref().to_string(), place, toml_node(text, value, depth + 1, left)?)?;
     }
     entries.sort_by_key(|entry| entry.place);
     Ok(entries)
 }
 
-fn toml_node(text: &str, value: &Spanned<DeValue<'_>>, depth: usize) -> Result<Node, Fatal> {
+fn toml_node(text: &str, value: &Spanned<DeValue<'_>>, depth: usize, left: &mut Left) -> Result<Node, Fatal> {
     let place = Place::of(text, value.span().start);
+    left.take(1, place)?;
     if depth >= MAX_DEPTH {
         return Err((place, too_deep()));
     }
@@ -49,10 +50,10 @@ fn toml_node(text: &str, value: &Spanned<DeValue<'_>>, depth: usize) -> Result<N
         DeValue::Boolean(is) => Value::Bool(*is),
         DeValue::Datetime(_) => Value::Other("a date"),
         DeValue::Array(items) => {
-            let items = items.iter().map(|item| toml_node(text, item, depth + 1));
+            let items = items.iter().map(|item| toml_node(text, item, depth + 1, left));
             Value::List(items.collect::<Result<_, _>>()?)
         }
-        DeValue::Table(table) => Value::Table(toml_entries(text, table, depth)?),
+        DeValue::Table(table) => Value::Table(toml_entries(text, table, depth, left)?),
     };
     Ok(Node { place, value })
 }
@@ -69,12 +70,13 @@ pub(super) fn json(text: &str) -> Result<Node, Fatal> {
     let parsed = parse_to_ast(text, &CollectOptions::default(), &options);
     let parsed = parsed.map_err(|error| (Place::of(text, error.range().start), error.kind().to_string()))?;
     let value = parsed.value.ok_or((Place { line: 1, column: 1 }, "nothing stands there".to_owned()))?;
-    json_node(text, &value, 0)
+    json_node(text, &value, 0, &mut Left::new())
 }
 
-fn json_node(text: &str, value: &ast::Value<'_>, depth: usize) -> Result<Node, Fatal> {
+fn json_node(text: &str, value: &ast::Value<'_>, depth: usize, left: &mut Left) -> Result<Node, Fatal> {
     use jsonc_parser::common::Ranged as _;
     let place = Place::of(text, value.range().start);
+    left.take(1, place)?;
     if depth >= MAX_DEPTH {
         return Err((place, too_deep()));
     }
@@ -88,13 +90,13 @@ fn json_node(text: &str, value: &ast::Value<'_>, depth: usize) -> Result<Node, F
         ast::Value::BooleanLit(is) => Value::Bool(is.value),
         ast::Value::NullKeyword(_) => Value::Null,
         ast::Value::Array(items) => {
-            let items = items.elements.iter().map(|item| json_node(text, item, depth + 1));
+            let items = items.elements.iter().map(|item| json_node(text, item, depth + 1, left));
             Value::List(items.collect::<Result<_, _>>()?)
         }
         ast::Value::Object(object) => {
             let mut entries = Vec::new();
             for property in &object.properties {
-                let node = json_node(text, &property.value, depth + 1)?;
+                let node = json_node(text, &property.value, depth + 1, left)?;
                 let at = Place::of(text, property.range.start);
                 add(&mut entries, property.name.clone().into_string(), at, node)?;
             }
@@ -106,7 +108,7 @@ fn json_node(text: &str, value: &ast::Value<'_>, depth: usize) -> Result<Node, F
 
 /// YAML, one document of it.
 pub(super) fn yaml(text: &str) -> Result<Node, Fatal> {
-    let mut loader = Loader { events: Parser::new_from_str(text), anchors: Vec::new(), left: MAX_NODES };
+    let mut loader = Loader { events: Parser::new_from_str(text), anchors: Vec::new(), left: Left::new() };
     let start = Place { line: 1, column: 1 };
     loop {
         match loader.next()? {
@@ -127,7 +129,7 @@ struct Loader<'a> {
     events: Parser<'a, saphyr_parser::StrInput<'a>>,
     /// By their ids; ids begin with 1.
     anchors: Vec<(usize, Node)>,
-    left: usize,
+    left: Left,
 }
 
 impl<'a> Loader<'a> {
@@ -147,7 +149,7 @@ impl<'a> Loader<'a> {
         if depth >= MAX_DEPTH {
             return Err((place, too_deep()));
         }
-        self.count(1, place)?;
+        self.left.take(1, place)?;
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = tag.is_some_and(|tag| tag.suffix == "str") || style != ScalarStyle::Plain;
@@ -160,7 +162,7 @@ impl<'a> Loader<'a> {
                     self.anchors.iter().find(|(anchor, _)| *anchor == id).map(|(_, node)| node.clone());
                 let mut node =
                     found.ok_or((place, "an alias of nothing that stands before it".to_owned()))?;
-                self.count(size(&node), place)?;
+                self.left.take(size(&node), place)?;
                 node.place = place;
                 return Ok(node);
             }
@@ -202,20 +204,14 @@ impl<'a> Loader<'a> {
             add(&mut entries, name, key.place, node)?;
         }
     }
-
-    fn count(&mut self, nodes: usize, place: Place) -> Result<(), Fatal> {
-        self.left = self
-            .left
-            .checked_sub(nodes)
-            .ok_or_else(|| (place, format!("more than {MAX_NODES} values, aliases counted in full")))?;
-        Ok(())
-    }
 }
 
-fn size(node: &Node) -> usize {
+/// How many values a node counts for.
+pub(super) fn size(node: &Node) -> usize {
     1 + match &node.value {
         Value::List(items) => items.iter().map(size).sum(),
-        Value::Table(entries) => entries.iter().map(|entry| size(&entry.node)).sum(),
+        Value::Table(entries) => entries.iter().map(|entry| size(&entry.node) + entry.key.len() / 64).sum(),
+        Value::Text(text) => text.len() / 64,
         _ => 0,
     }
 }

@@ -29,7 +29,7 @@ use crate::platform::Warning;
 use crate::{Error, ErrorKind, FunctionConfig, Result};
 
 /// Bytes of a file at most.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 256 << 10;
 
 /// A function as a file has it.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Language {
 }
 
 impl FunctionFile {
-    /// Reads a file of at most 1 MiB.
+    /// Reads a file of at most 256 KiB.
     ///
     /// # Errors
     /// `InvalidFunction` with all faults ([`Error::faults`]); `Runtime(InvalidArgument)` for a file that
@@ -126,6 +126,9 @@ impl FunctionFile {
     /// # Errors
     /// As [`FunctionFile::read`].
     pub fn parse(text: &str, language: Language, what: &str, options: FileOptions<'_>) -> Result<Self> {
+        if text.len() as u64 > MAX_BYTES {
+            return Err(invalid(what, vec![format!("it has more than {MAX_BYTES} bytes")]));
+        }
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let node = match language {
             Language::Toml => languages::toml(text),

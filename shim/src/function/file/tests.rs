@@ -248,7 +248,36 @@ fn hostile_files_are_bounded() {
         let before = format!("*a{}, ", level - 1).repeat(10);
         bomb += &format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", "));
     }
-    assert!(faults(&bomb, Language::Yaml)[0].contains("more than 20000 values"));
+    assert!(faults(&bomb, Language::Yaml)[0].contains("more than 5000 values"));
+    // Many values, one long text that aliases repeat, variables that multiply.
+    let many = "\"a\",".repeat(50_000);
+    for (text, language) in [
+        (format!("{{\"command\": [{many}1]}}"), Language::Json),
+        (format!("command = [{many}1]"), Language::Toml),
+        ((0..19_000).map(|key| format!("k{key}: 1\n")).collect(), Language::Yaml),
+        (format!("vars: &a {}\ncommand: [{}]\n", "x".repeat(100_000), "*a, ".repeat(1000)), Language::Yaml),
+    ] {
+        assert!(faults(&text, language)[0].contains("more than 5000 values"));
+    }
+    let many = "${vars.a}".repeat(10_000);
+    for (vars, told) in [
+        (format!("  a: x\n  b: {many}\n"), "more than 5000 variables to replace"),
+        (
+            format!("  a: {}\n  b: {}\n", "x".repeat(10_000), "${vars.a}".repeat(10)),
+            "become more than 65536 bytes",
+        ),
+        (
+            format!("  a: [{}]\n  b: [{}]\n", "x, ".repeat(2000), "\"${vars.a}\", ".repeat(1000)),
+            "more than 5000 variables to replace",
+        ),
+    ] {
+        let text = format!(
+            "vars:\n{vars}resources:\n  a:\n    component: fc3\n    props:\n      functionName: ${{vars.b}}\n"
+        );
+        let found = faults(&text, Language::Yaml);
+        assert!(found.iter().any(|fault| fault.contains(told)), "{}", found.len());
+    }
+    assert!(faults(&" ".repeat(300_000), Language::Toml)[0].contains("more than 262144 bytes"));
     let long = format!("name = \"{}\"", "x".repeat(100_000));
     assert!(faults(&long, Language::Toml)[0].len() < 400, "a fault grows with its input");
 }
@@ -271,7 +300,7 @@ fn files_that_cannot_be_read_are_told() {
         (fifo, "is not a file"),
         (write("a.ini", b""), "is no file of a known kind"),
         (write("a.toml", b"\xff"), "is not a text in UTF-8"),
-        (write("big.toml", &vec![b' '; 1 << 21]), "is larger than 1048576 bytes"),
+        (write("big.toml", &vec![b' '; 1 << 21]), "is larger than 262144 bytes"),
     ] {
         let error = FunctionFile::read(&path, FileOptions::default()).expect_err(told);
         assert!(error.to_string().contains(told) && error.advice().is_some(), "{error}");

@@ -5,8 +5,9 @@ use crate::Error;
 /// Deepest nesting of lists and tables.
 pub(super) const MAX_DEPTH: usize = 32;
 
-/// Values of a file at most; an alias counts for all that it repeats.
-pub(super) const MAX_NODES: usize = 20_000;
+/// Values of a file at most; an alias counts for all that it repeats, and a long text for several. Finding
+/// the place of one takes time by the length of the file.
+pub(super) const MAX_NODES: usize = 5_000;
 
 /// Line and column, from 1 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +105,23 @@ pub(super) fn add(
     }
     entries.push(Entry { key, place, node });
     Ok(())
+}
+
+/// How many values a file may still have.
+#[derive(Debug)]
+pub(super) struct Left(usize);
+
+impl Left {
+    pub(super) fn new() -> Self {
+        Self(MAX_NODES)
+    }
+
+    pub(super) fn take(&mut self, nodes: usize, place: Place) -> Result<(), Fatal> {
+        let left = self.0.checked_sub(nodes);
+        self.0 =
+            left.ok_or_else(|| (place, format!("more than {MAX_NODES} values, aliases counted in full")))?;
+        Ok(())
+    }
 }
 
 /// What stops the reading of a file.
