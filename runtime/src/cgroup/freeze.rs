@@ -15,6 +15,14 @@ use crate::{Error, ErrorKind, Result};
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_micros(250);
 
+/// How far a group's freezing is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Thawed,
+    Freezing,
+    Frozen,
+}
+
 impl Group {
     /// Freezes every process of the group, and waits until all are, for at most `patience`. When
     /// one is not by then, all are thawed again. [`Group::thaw`] breaks it off meanwhile.
@@ -53,14 +61,15 @@ impl Group {
         self.set_frozen(true)?;
         let until = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
-        while !self.is_frozen()? {
-            if Instant::now() >= until || !self.is_stopped() {
-                return Ok(false);
+        loop {
+            match self.progress()? {
+                Progress::Frozen => return Ok(true),
+                Progress::Thawed => return Ok(false),
+                Progress::Freezing if Instant::now() >= until => return Ok(false),
+                Progress::Freezing => std::thread::sleep(pause),
             }
-            std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Ok(true)
     }
 
     /// A signal does not reach a frozen process of version 1; in version 2 SIGKILL does. Each group
@@ -88,15 +97,30 @@ impl Group {
             .map_err(|e| Error::host(format!("cannot write '{value}' to {}", path.display()), e))
     }
 
-    fn is_frozen(&self) -> Result<bool> {
-        let (file, line) = match self.hierarchy.version() {
-            Version::V1 => ("freezer.state", "FROZEN"),
-            Version::V2 => ("cgroup.events", "frozen 1"),
-        };
-        let path = self.freezer(file)?;
-        let text = fs::read_to_string(&path)
-            .map_err(|e| Error::host(format!("cannot read {}", path.display()), e))?;
-        Ok(text.lines().any(|l| l == line))
+    /// How far freezing is: one file tells in version 1, and of what is frozen in version 2.
+    fn progress(&self) -> Result<Progress> {
+        if self.hierarchy.version() == Version::V1 {
+            return Ok(match self.read_freezer("freezer.state")?.trim() {
+                "FROZEN" => Progress::Frozen,
+                "FREEZING" => Progress::Freezing,
+                _ => Progress::Thawed,
+            });
+        }
+        if self.read_freezer("cgroup.events")?.lines().any(|line| line == "frozen 1") {
+            return Ok(Progress::Frozen);
+        }
+        let asked = self.read_freezer("cgroup.freeze")?.trim() == "1";
+        Ok(if asked { Progress::Freezing } else { Progress::Thawed })
+    }
+
+    /// Whether its processes are stopped, or are being stopped, by the freezer.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.progress().is_ok_and(|progress| progress != Progress::Thawed)
+    }
+
+    fn read_freezer(&self, name: &str) -> Result<String> {
+        let path = self.freezer(name)?;
+        fs::read_to_string(&path).map_err(|e| Error::host(format!("cannot read {}", path.display()), e))
     }
 
     fn freezer(&self, name: &str) -> Result<PathBuf> {

@@ -28,12 +28,4 @@ impl Group {
         let joined = self.dirs().filter(|dir| processes(dir).contains(&member));
         joined.map(|dir| dir.join(name)).collect()
     }
-
-    /// Whether its processes are stopped, or are being stopped, by the freezer.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.dirs().any(|dir| {
-            let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
-            read("cgroup.freeze").trim() == "1" || read("freezer.state").trim_start().starts_with("FR")
-        })
-    }
 }

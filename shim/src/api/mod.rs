@@ -10,6 +10,7 @@
 
 pub mod auth;
 mod fc;
+mod post;
 mod queue;
 mod scf;
 
@@ -150,29 +151,39 @@ pub struct ApiOptions {
     pub asynchronous: AsyncOptions,
 }
 
-/// Serves the invoke APIs on `listener` until `shutdown` resolves; then takes no more connections, and lets
-/// requests and asynchronous events that run end within a grace of 10 s. Must be called in a tokio runtime.
-///
-/// # Errors
-/// `Listen` when the listener itself fails; broken connections and requests are not errors.
-pub async fn serve(
-    listener: Listener,
-    functions: Arc<dyn Functions>,
-    options: ApiOptions,
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
-    let queue = Arc::new(Queue::new(options.asynchronous));
-    let api = Api { functions, keys: options.keys, queue: Arc::clone(&queue) };
-    let served = serve_with(listener, Arc::new(api), shutdown).await;
-    queue.close().await;
-    served
-}
-
-/// What requests are answered with.
-struct Api {
+/// The invoke APIs of some functions, on one listener or several.
+pub struct Api {
     functions: Arc<dyn Functions>,
     keys: AccessKeys,
     queue: Arc<Queue>,
+}
+
+impl Api {
+    /// Those of these functions.
+    #[must_use]
+    pub fn new(functions: Arc<dyn Functions>, options: ApiOptions) -> Arc<Self> {
+        Arc::new(Self { functions, keys: options.keys, queue: Arc::new(Queue::new(options.asynchronous)) })
+    }
+
+    /// Lets asynchronous events that run end within a grace of 10 s; those that wait are lost, and told.
+    pub async fn close(&self) {
+        self.queue.close().await;
+    }
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+/// Serves the invoke APIs on `listener` until `shutdown` resolves; then takes no more connections, and lets
+/// requests that run end within a grace of 10 s. Must be called in a tokio runtime.
+///
+/// # Errors
+/// `Listen` when the listener itself fails; broken connections and requests are not errors.
+pub async fn serve(listener: Listener, api: Arc<Api>, shutdown: impl Future<Output = ()>) -> Result<()> {
+    serve_with(listener, api, shutdown).await
 }
 
 impl Handler for Api {

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Function;
+use super::{Function, post};
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
 /// Events that wait or run; more are refused.
@@ -52,6 +52,7 @@ pub struct AsyncOptions {
 /// One event on its way.
 pub(super) struct Event {
     function: Arc<dyn Function>,
+    policy: &'static Policy,
     payload: Bytes,
     request_id: String,
     taken: Instant,
@@ -61,40 +62,34 @@ pub(super) struct Event {
 impl Event {
     pub(super) fn new(
         function: Arc<dyn Function>,
+        policy: &'static Policy,
         payload: Bytes,
         request_id: String,
         delay: Duration,
     ) -> Self {
-        Self { function, payload, request_id, taken: Instant::now(), delay }
+        Self { function, policy, payload, request_id, taken: Instant::now(), delay }
     }
 }
 
 /// How a platform treats what failed.
-struct Policy {
-    retries: u32,
-    max_age: Duration,
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// How often errors of the function are tried again.
+    pub(super) retries: u32,
+    pub(super) max_age: Duration,
     /// Before a failed event is tried again; doubled each time up to `longest`.
-    first: Duration,
-    longest: Duration,
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+    /// After errors of the function it is always the first pause.
+    pub(super) steady_errors: bool,
 }
 
 impl Policy {
-    /// fc: 0.5 s, 1, 2, 4 … whoever's fault it was. scf: a minute after errors of the function; up to five
-    /// minutes after its own.
-    fn of(function: &dyn Function, options: &AsyncOptions) -> Self {
-        let scf = function.config().platform.name() == "scf";
-        let (retries, hours, first_ms, longest_s) =
-            if scf { (2, 6, 60_000, 300) } else { (3, 24, 500, 5 * 3600) };
-        Self {
-            retries: options.retries.unwrap_or(retries),
-            max_age: options.max_age.unwrap_or(Duration::from_secs(hours * 3600)),
-            first: Duration::from_millis(first_ms),
-            longest: Duration::from_secs(longest_s),
+    fn pause(&self, verdict: Verdict, tries: u32) -> Duration {
+        if verdict == Verdict::Error && self.steady_errors {
+            return self.first;
         }
-    }
-
-    fn pause(&self, retries: u32) -> Duration {
-        self.first.saturating_mul(1 << retries.min(20)).min(self.longest)
+        self.first.saturating_mul(1 << tries.min(20)).min(self.longest)
     }
 }
 
@@ -132,6 +127,8 @@ pub(super) struct Queue {
     /// As many of a function's events run at once as an instance of it works on.
     places: Mutex<HashMap<String, Arc<Semaphore>>>,
     events: Mutex<JoinSet<()>>,
+    /// Closed when the API ends; it never has a place.
+    end: Semaphore,
 }
 
 /// The room that an event takes until it is over.
@@ -145,6 +142,7 @@ impl Queue {
             bytes: Arc::new(Semaphore::new(MAX_BYTES)),
             places: Mutex::default(),
             events: Mutex::new(JoinSet::new()),
+            end: Semaphore::new(0),
         }
     }
 
@@ -167,17 +165,20 @@ impl Queue {
 
     /// Lets events that run end within a grace, and tells of those that are lost.
     pub(super) async fn close(&self) {
-        for places in locked(&self.places).values() {
-            // Those that wait for a place are over.
-            places.close();
-        }
+        self.end.close();
+        locked(&self.places).values().for_each(|places| places.close());
         let mut events = std::mem::take(&mut *locked(&self.events));
         let _ = tokio::time::timeout(GRACE, async { while events.join_next().await.is_some() {} }).await;
         let lost = events.len();
         if lost > 0 {
-            tracing::warn!(lost, "asynchronous events that waited to be tried again are lost");
+            tracing::warn!(lost, "asynchronous events that did not end in time are lost");
         }
         events.shutdown().await;
+    }
+
+    /// Waits so long; false when the API has ended meanwhile.
+    async fn rest(&self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.end.acquire()).await.is_err()
     }
 
     fn places(&self, function: &dyn Function) -> Arc<Semaphore> {
@@ -189,34 +190,40 @@ impl Queue {
     }
 
     async fn run(&self, event: Event) {
-        tokio::time::sleep(event.delay).await;
-        let policy = Policy::of(&*event.function, &self.options);
+        match self.work_on(&event).await {
+            Some((outcome, condition, tries)) => self.tell(&event, &outcome, condition, tries).await,
+            None => tracing::warn!(request = event.request_id, "an asynchronous event that waited is lost"),
+        }
+    }
+
+    /// What became of it, why it ended so, and how often it was tried; `None` when the API ended first.
+    async fn work_on(&self, event: &Event) -> Option<(EventOutcome, &'static str, u32)> {
+        let retries = self.options.retries.unwrap_or(event.policy.retries);
+        let max_age = self.options.max_age.unwrap_or(event.policy.max_age);
         let places = self.places(&*event.function);
         let (mut tries, mut errors) = (0, 0);
+        if !self.rest(event.delay).await {
+            return None;
+        }
         loop {
-            let Ok(place) = places.acquire().await else {
-                tracing::warn!(request = event.request_id, "an asynchronous event that waited is lost");
-                return;
-            };
+            let place = places.acquire().await.ok()?;
             let options =
                 InvokeOptions { log_tail: false, request_id: Some(event.request_id.clone()), retries: tries };
             let outcome = event.function.invoke(event.payload.clone(), options).await;
             drop(place);
             let verdict = verdict(&outcome);
             errors += u32::from(verdict == Verdict::Error);
-            let pause = policy.pause(tries);
+            let pause = event.policy.pause(verdict, tries);
             tries = tries.saturating_add(1);
             let condition = match verdict {
                 Verdict::Success => "Success",
                 Verdict::Refused => "RequestRefused",
-                Verdict::Error if errors > policy.retries => "RetriesExhausted",
-                _ if event.taken.elapsed() + pause > policy.max_age => "EventAgeExceeded",
-                _ => {
-                    tokio::time::sleep(pause).await;
-                    continue;
-                }
+                Verdict::Error if errors > retries => "RetriesExhausted",
+                _ if event.taken.elapsed() + pause > max_age => "EventAgeExceeded",
+                _ if self.rest(pause).await => continue,
+                _ => return None,
             };
-            return self.tell(&event, &outcome, condition, tries).await;
+            return Some((outcome, condition, tries));
         }
     }
 
@@ -285,9 +292,6 @@ fn append(path: &std::path::Path, line: &str) -> std::io::Result<()> {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-#[path = "post.rs"]
-mod post;
 
 #[cfg(test)]
 #[path = "queue_tests.rs"]

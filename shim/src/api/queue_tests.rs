@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::platform::{fc, scf};
+use crate::api::{fc as fc_api, scf as scf_api};
+use crate::platform::fc;
 use crate::proxy::body::Body;
 use crate::{FunctionConfig, Platform};
 
@@ -85,8 +86,13 @@ fn queue(retries: Option<u32>, dir: &tempfile::TempDir) -> Arc<Queue> {
 }
 
 fn push(queue: &Arc<Queue>, function: &Arc<Failing>) {
-    let event =
-        Event::new(Arc::clone(function) as _, "{\"k\":1}".into(), "the-request".into(), Duration::ZERO);
+    let event = Event::new(
+        Arc::clone(function) as _,
+        &fc_api::POLICY,
+        "{\"k\":1}".into(),
+        "the-request".into(),
+        Duration::ZERO,
+    );
     queue.push(event).expect("room");
 }
 
@@ -176,7 +182,13 @@ async fn events_that_wait_are_bounded_in_count_and_bytes() {
     let function = Failing::new(fc(), 0, function_error);
     let event = |bytes: usize| {
         let payload = vec![b' '; bytes].into();
-        Event::new(Arc::clone(&function) as _, payload, "r".into(), Duration::from_secs(1000))
+        Event::new(
+            Arc::clone(&function) as _,
+            &fc_api::POLICY,
+            payload,
+            "r".into(),
+            Duration::from_secs(1000),
+        )
     };
     queue.push(event(MAX_BYTES)).expect("room for one");
     assert_eq!(queue.push(event(1)), Err(2), "bytes");
@@ -229,15 +241,34 @@ async fn a_record_is_posted_until_it_is_taken() {
 }
 
 #[test]
-fn pauses_grow_as_the_platforms_say() {
-    let options = AsyncOptions::default();
-    let fc = Policy::of(&*Failing::new(fc(), 0, function_error), &options);
-    let pauses: Vec<u128> = (0..5).map(|retries| fc.pause(retries).as_millis()).collect();
-    assert_eq!(pauses, [500, 1000, 2000, 4000, 8000]);
-    assert_eq!((fc.pause(u32::MAX).as_secs(), fc.retries, fc.max_age.as_secs()), (5 * 3600, 3, 86_400));
-    let scf = Policy::of(&*Failing::new(scf(), 0, function_error), &options);
-    assert_eq!((scf.pause(0).as_secs(), scf.pause(9).as_secs()), (60, 300));
-    assert_eq!((scf.retries, scf.max_age.as_secs()), (2, 6 * 3600));
+fn pauses_are_as_the_platforms_say() {
+    let pauses = |policy: &Policy, verdict| {
+        (0..5).map(|tries| policy.pause(verdict, tries).as_millis()).collect::<Vec<_>>()
+    };
+    let (fc, scf) = (&fc_api::POLICY, &scf_api::POLICY);
+    assert_eq!(pauses(fc, Verdict::Error), [500, 1000, 2000, 4000, 8000]);
+    assert_eq!(fc.pause(Verdict::Throttled, u32::MAX).as_secs(), 5 * 3600);
+    assert_eq!(pauses(scf, Verdict::Error), [60_000; 5]);
+    assert_eq!(pauses(scf, Verdict::Throttled), [60_000, 120_000, 240_000, 300_000, 300_000]);
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_pauses_and_delays() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(fc(), 99, function_error));
+    push(&queue, &function);
+    let hour = Duration::from_secs(3600);
+    let late = Event::new(Arc::clone(&function) as _, &scf_api::POLICY, "{}".into(), "r".into(), hour);
+    queue.push(late).expect("room");
+    let minute =
+        Event::new(Arc::clone(&function) as _, &scf_api::POLICY, "{}".into(), "s".into(), Duration::ZERO);
+    queue.push(minute).expect("room");
+    while function.calls().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // One that fails is tried again in a minute; the end is not that far.
+    tokio::time::timeout(GRACE / 2, queue.close()).await.expect("it waits for nothing that does not run");
+    assert!(function.calls().len() < 4, "nothing is tried at the end");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! wrong stands in it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::auth::{self, Denied};
-use super::queue::Event;
+use super::queue::{Event, Policy};
 use super::{Api, Function, Missing, Target, Unread, pass_over, read, response};
 use crate::platform::scf;
 use crate::proxy::body::Body;
@@ -24,6 +25,15 @@ const VERSION: &str = "2018-04-16";
 
 /// Bytes of a call: an event is a text in JSON, where each of its bytes may become six.
 const MAX_CALL_BYTES: usize = 40 << 20;
+
+/// A minute after each error of the function; up to five after the platform's own, for six hours.
+pub(super) static POLICY: Policy = Policy {
+    retries: 2,
+    max_age: Duration::from_secs(6 * 3600),
+    first: Duration::from_secs(60),
+    longest: Duration::from_secs(300),
+    steady_errors: true,
+};
 
 /// Code and message, as the API names them.
 #[derive(Debug, PartialEq, Eq)]
@@ -201,7 +211,7 @@ fn check_event(function: &dyn Function, name: &str, event: &[u8], asynchronous: 
 
 fn accept(api: &Arc<Api>, function: Arc<dyn Function>, event: Bytes) -> Result<Outcome, Fault> {
     let id = scf().new_request_id();
-    let taken = api.queue.push(Event::new(function, event, id.clone(), std::time::Duration::ZERO));
+    let taken = api.queue.push(Event::new(function, &POLICY, event, id.clone(), Duration::ZERO));
     taken.map_err(|full| {
         Fault::new("ResourceUnavailable", format!("{full} asynchronous events wait already"))
     })?;

@@ -12,9 +12,6 @@ use skiff_runtime::image::{CredentialEndpoint, parse_time, read_private};
 
 use super::{Credentials, FunctionConfig, Secret};
 
-/// Longest secret, in bytes.
-const MAX_SECRET_BYTES: usize = 4096;
-
 /// Temporary credentials, and when they expire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleLease {
@@ -112,18 +109,8 @@ impl RoleSource {
 
 /// What goes into headers and variables.
 fn check(lease: &RoleLease) -> Result<(), String> {
-    let role = &lease.credentials;
-    for (what, secret) in [
-        ("access key id", &role.access_key_id),
-        ("access key secret", &role.access_key_secret),
-        ("security token", &role.security_token),
-    ] {
-        let text = secret.expose();
-        if text.is_empty() || text.len() > MAX_SECRET_BYTES || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(format!(
-                "the role's {what} must be 1 to {MAX_SECRET_BYTES} visible ASCII characters without spaces"
-            ));
-        }
+    if let Some(fault) = lease.credentials.faults().next() {
+        return Err(format!("the role's {fault}"));
     }
     match lease.expiry {
         Some(expiry) if expiry <= SystemTime::now() => Err("the role's credentials have expired".to_owned()),
@@ -151,6 +138,7 @@ fn parse(bytes: &[u8], what: &str) -> Result<RoleLease, String> {
         format!("{what} is no JSON with access_key_id, access_key_secret and security_token (line {line}, column {column})")
     })?;
     let text = |value: Option<Value>, name: &str| match value {
+        Some(Value::String(text)) if text.is_empty() => Err(format!("{name} of {what} is empty")),
         Some(Value::String(text)) => Ok(Secret::new(text)),
         Some(_) => Err(format!("{name} of {what} is no text")),
         None => Err(format!("{what} has no {name}")),
@@ -202,6 +190,10 @@ mod tests {
             ("s3cret-91bc", "line 1"),
             (r#"{"access_key_id":"s3cret-91bc"}"#, "has no access_key_secret"),
             (
+                r#"{"access_key_id":"s3cret-91bc","access_key_secret":"","security_token":"t"}"#,
+                "access_key_secret of it is empty",
+            ),
+            (
                 r#"{"access_key_id":["s3cret-91bc"],"access_key_secret":"s","security_token":"t"}"#,
                 "access_key_id of it is no text",
             ),
@@ -220,11 +212,7 @@ mod tests {
         for (text, told) in [
             (
                 r#"{"access_key_id":"s3cret 91bc","access_key_secret":"s","security_token":"t"}"#,
-                "access key id must be",
-            ),
-            (
-                r#"{"access_key_id":"i","access_key_secret":"","security_token":"t"}"#,
-                "access key secret must be",
+                "access key id: must be",
             ),
             (
                 r#"{"access_key_id":"i","access_key_secret":"s","security_token":"t","expiry":"2001-01-01T00:00:00Z"}"#,

@@ -36,6 +36,27 @@ pub struct Credentials {
     pub security_token: Secret,
 }
 
+/// Longest secret, in bytes.
+const MAX_SECRET_BYTES: usize = 4096;
+
+impl Credentials {
+    /// What cannot go into headers and variables. Shows no secret.
+    pub(super) fn faults(&self) -> impl Iterator<Item = String> + '_ {
+        let secrets = [
+            ("access key id", &self.access_key_id),
+            ("access key secret", &self.access_key_secret),
+            ("security token", &self.security_token),
+        ];
+        let bad = |secret: &Secret| {
+            let text = secret.expose();
+            text.len() > MAX_SECRET_BYTES || !text.bytes().all(|b| b.is_ascii_graphic())
+        };
+        secrets.into_iter().filter(move |(_, secret)| bad(secret)).map(|(what, _)| {
+            format!("{what}: must be at most {MAX_SECRET_BYTES} visible ASCII characters without spaces")
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

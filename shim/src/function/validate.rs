@@ -180,18 +180,7 @@ fn texts(config: &FunctionConfig, faults: &mut Vec<String>) {
             ));
         }
     }
-    let secrets = config.credentials.iter().flat_map(|role| {
-        [
-            ("access key id", &role.access_key_id),
-            ("access key secret", &role.access_key_secret),
-            ("security token", &role.security_token),
-        ]
-    });
-    for (what, secret) in secrets {
-        if secret.expose().len() > 4096 || !secret.expose().bytes().all(|b| b.is_ascii_graphic()) {
-            faults.push(format!("{what}: must be at most 4096 visible ASCII characters without spaces"));
-        }
-    }
+    faults.extend(config.credentials.iter().flat_map(super::Credentials::faults));
 }
 
 /// The first 64 characters: an error text must not grow with its input.

@@ -6,7 +6,7 @@ mod tc3;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::request::Parts;
@@ -152,10 +152,6 @@ fn now() -> SystemTime {
 fn check_time(told: SystemTime, now: SystemTime) -> std::result::Result<(), Denied> {
     let apart = now.duration_since(told).or_else(|_| told.duration_since(now)).unwrap_or_default();
     if apart > SKEW { Err(Denied::Expired) } else { Ok(()) }
-}
-
-fn after_epoch(seconds: u64) -> std::result::Result<SystemTime, Denied> {
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(Denied::Malformed)
 }
 
 /// In a time that tells nothing of where they differ.

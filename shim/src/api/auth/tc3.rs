@@ -2,15 +2,13 @@
 //! Signature=…` with a key for each day and service. The service is as the caller says: some SDKs make it
 //! of the host's name.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{HOST, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::{
-    AccessKeys, Denied, Fields, after_epoch, canonical_headers, check_time, hash, sign, text, verify,
-};
+use super::{AccessKeys, Denied, Fields, canonical_headers, check_time, hash, sign, text, verify};
 
 const ALGORITHM: &str = "TC3-HMAC-SHA256";
 
@@ -23,7 +21,8 @@ pub(super) fn check(keys: &AccessKeys, parts: &Parts, body: &[u8], now: SystemTi
     let (service, end) = rest.split_once('/').ok_or(Denied::Malformed)?;
     let secret = keys.secret(id)?;
     let timestamp = text(&parts.headers, "x-tc-timestamp")?;
-    check_time(after_epoch(timestamp.parse().map_err(|_| Denied::Malformed)?)?, now)?;
+    let seconds = Duration::from_secs(timestamp.parse().map_err(|_| Denied::Malformed)?);
+    check_time(UNIX_EPOCH.checked_add(seconds).ok_or(Denied::Malformed)?, now)?;
     if end != "tc3_request" || !fields.signed_headers.split(';').any(|name| name == "host") {
         return Err(Denied::Malformed);
     }

@@ -4,6 +4,7 @@ mod route;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -14,7 +15,7 @@ use hyper::body::Incoming;
 use route::{Action, Call, Version};
 
 use super::auth::{self, Denied};
-use super::queue::Event;
+use super::queue::{Event, Policy};
 use super::{Api, Function, Missing, Unread, pass_over, read, response};
 use crate::InvokeOptions;
 use crate::platform::{FcApi, fc_error};
@@ -28,6 +29,15 @@ const TASK_IDS: [&str; 2] = ["x-fc-async-task-id", "x-fc-stateful-async-invocati
 
 /// Longest delay of an asynchronous call, in seconds.
 const MAX_DELAY_S: u64 = 3600;
+
+/// 0.5 s, 1, 2, 4 … whoever's fault it was, for a day.
+pub(super) static POLICY: Policy = Policy {
+    retries: 3,
+    max_age: Duration::from_secs(24 * 3600),
+    first: Duration::from_millis(500),
+    longest: Duration::from_secs(5 * 3600),
+    steady_errors: false,
+};
 
 /// An answer of the API itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,7 +149,7 @@ fn accept(
     headers: &HeaderMap,
     id: &str,
 ) -> Result<Response<Body>, Fault> {
-    let taken = api.queue.push(Event::new(function, event, id.to_owned(), wishes.delay));
+    let taken = api.queue.push(Event::new(function, &POLICY, event, id.to_owned(), wishes.delay));
     taken.map_err(|full| {
         let status = StatusCode::TOO_MANY_REQUESTS;
         Fault::new(status, "ResourceExhausted", format!("{full} asynchronous events wait already"))
@@ -160,7 +170,7 @@ fn accept(
 struct Wishes {
     asynchronous: bool,
     log_tail: bool,
-    delay: std::time::Duration,
+    delay: Duration,
 }
 
 impl Wishes {
@@ -188,7 +198,7 @@ impl Wishes {
                 )?
             }
         };
-        Ok(Self { asynchronous, log_tail, delay: std::time::Duration::from_secs(delay) })
+        Ok(Self { asynchronous, log_tail, delay: Duration::from_secs(delay) })
     }
 }
 

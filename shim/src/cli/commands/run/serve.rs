@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde_json::json;
-use skiff::api::{self, ApiOptions, One};
+use skiff::api::{self, Api, ApiOptions, One};
 use skiff::proxy::{self, Listener};
 use skiff::{Exit, Instance, Runtime, State};
 use tokio::sync::watch;
@@ -53,8 +53,11 @@ impl Listeners {
         })
     }
 
-    fn addresses(listeners: &[Listener]) -> Vec<String> {
-        listeners.iter().map(Listener::address).collect()
+    /// What is told of each: words, event, address.
+    fn told(&self) -> Vec<(&'static str, &'static str, String)> {
+        let requests = self.requests.iter().map(|at| ("listening", "listening", at.address()));
+        let api = self.api.iter().map(|at| ("invoke API", "api_listening", at.address()));
+        requests.chain(api).collect()
     }
 }
 
@@ -76,19 +79,13 @@ impl Run<'_> {
         listeners: Listeners,
         options: ApiOptions,
     ) -> Result<ExitCode, Failure> {
-        let (requests, api) =
-            (Listeners::addresses(&listeners.requests), Listeners::addresses(&listeners.api));
-        let (shutdown, mut servers) = spawn(listeners, instance, &options);
-        for address in &requests {
+        let told = listeners.told();
+        let api = Api::new(Arc::new(One::new(Arc::clone(instance))), options);
+        let (shutdown, mut servers) = spawn(listeners, instance, &api);
+        for (words, event, address) in &told {
             self.console.result(
-                || format!("listening on {address}"),
-                || with_event("listening", json!({ "address": address, "instance": instance.id() })),
-            )?;
-        }
-        for address in &api {
-            self.console.result(
-                || format!("invoke API on {address}"),
-                || with_event("api_listening", json!({ "address": address, "instance": instance.id() })),
+                || format!("{words} on {address}"),
+                || with_event(event, json!({ "address": address, "instance": instance.id() })),
             )?;
         }
         let end = tokio::select! {
@@ -104,10 +101,15 @@ impl Run<'_> {
             );
         }
         shutdown.send_replace(true);
+        let over = async {
+            ended(&mut servers).await;
+            api.close().await;
+        };
         tokio::select! {
-            () = ended(&mut servers) => {}
-            _ = self.interrupts.second() => servers.shutdown().await,
+            () = over => {}
+            _ = self.interrupts.second() => {}
         }
+        servers.shutdown().await;
         match end {
             End::Signal(_) => Ok(ExitCode::SUCCESS),
             End::Function(state) => Err(Failure::ended(instance.id(), &how(state))),
@@ -119,11 +121,7 @@ impl Run<'_> {
 type Servers = JoinSet<skiff::Result<()>>;
 
 /// One task for each listener, all of which end when the sender says so.
-fn spawn(
-    listeners: Listeners,
-    instance: &Arc<Instance>,
-    options: &ApiOptions,
-) -> (watch::Sender<bool>, Servers) {
+fn spawn(listeners: Listeners, instance: &Arc<Instance>, api: &Arc<Api>) -> (watch::Sender<bool>, Servers) {
     let (shutdown, told) = watch::channel(false);
     let mut servers = Servers::new();
     let until = || {
@@ -137,8 +135,7 @@ fn spawn(
         servers.spawn(proxy::serve(listener, Arc::clone(instance), until()));
     }
     for listener in listeners.api {
-        let functions = Arc::new(One::new(Arc::clone(instance)));
-        servers.spawn(api::serve(listener, functions, options.clone(), until()));
+        servers.spawn(api::serve(listener, Arc::clone(api), until()));
     }
     (shutdown, servers)
 }

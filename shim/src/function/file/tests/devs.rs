@@ -1,0 +1,128 @@
+//! Files of Serverless Devs.
+
+use super::*;
+
+pub(super) const DEVS: &str = r#"
+edition: 3.0.0
+name: demo
+access: default
+vars:
+  region: cn-shanghai
+  image: &image "registry.cn-shanghai.aliyuncs.com/team/app:${env(TAG)}"
+  port: 8080
+resources:
+  site:
+    component: website
+    props: {}
+  app:
+    component: devsapp/fc3@0.1
+    props:
+      region: ${vars.region}
+      functionName: "app-${vars.region}"
+      runtime: custom-container
+      description: a function
+      cpu: 0.5
+      memorySize: 1024
+      diskSize: 10240
+      timeout: 600
+      instanceConcurrency: 10
+      internetAccess: true
+      role: acs:ram::1:role/x
+      environmentVariables:
+        MODE: prod
+        COUNT: 3
+      customContainerConfig:
+        image: *image
+        entrypoint: [ "/code/server" ]
+        command:
+          - --port
+          - "8080"
+        port: ${vars.port}
+        acrInstanceId: cri-1
+        healthCheckConfig:
+          httpGetUrl: /health
+          periodSeconds: 5
+      instanceLifecycleConfig:
+        initializer: { handler: index.initialize, timeout: 20 }
+        preStop: { handler: index.stop }
+      nasConfig: auto
+      triggers: []
+"#;
+
+#[test]
+fn serverless_devs_files_are_read() {
+    let file = parse(DEVS, Language::Yaml).expect("a function");
+    let config = &file.config;
+    assert_eq!(file.image.as_deref(), Some("registry.cn-shanghai.aliyuncs.com/team/app:7"));
+    assert_eq!((config.platform.name(), config.name.as_str()), ("fc", "app-cn-shanghai"));
+    assert_eq!((config.memory_mib, config.cpu_millis, config.writable_bytes), (1024, 500, 10 << 30));
+    assert_eq!((config.timeout.as_secs(), config.concurrency, config.port), (600, 10, Some(8080)));
+    assert_eq!(config.entrypoint, Some(vec!["/code/server".to_owned()]));
+    assert_eq!(config.cmd, Some(vec!["--port".to_owned(), "8080".to_owned()]));
+    assert_eq!(config.env.len(), 2);
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    assert_eq!(seconds(config.callbacks.initializer), Some(20));
+    assert_eq!(seconds(config.callbacks.pre_stop), Some(3), "the default");
+    assert_eq!(config.health_check.as_ref().map(|check| check.period.as_secs()), Some(5));
+    let ignored: Vec<&str> = file.warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert_eq!(ignored.len(), 6, "{ignored:#?}");
+    assert!(
+        ignored.iter().any(|text| text.contains("line 44, column 18: app.props.nasConfig is ignored")),
+        "{ignored:#?}"
+    );
+}
+
+#[test]
+fn one_of_several_services_is_chosen() {
+    let text = "services:\n  a:\n    component: fc3\n    props: {functionName: fa}\n  b:\n    component: fc\n    \
+                props: {service: {name: s}, function: {name: fb, caPort: 80, customContainerConfig: {image: i, \
+                command: '[\"/s\"]', args: '', webServerMode: false}}}\n";
+    let with =
+        |service| FunctionFile::parse(text, Language::Yaml, "f", FileOptions { service, lookup: None });
+    assert_eq!(with(Some("a")).expect("a").config.name, "fa");
+    let two = with(Some("b")).expect("b").config;
+    assert_eq!((two.platform.name(), two.namespace.as_str(), two.mode), ("fc2", "s", Mode::Job));
+    assert_eq!((two.entrypoint, two.port), (Some(vec!["/s".to_owned()]), Some(80)));
+    let error = with(None).expect_err("which?").to_string();
+    assert!(
+        error.contains("line 2, column 3: several functions: choose one of a, b by --service"),
+        "{error}"
+    );
+    let error = with(Some("c")).expect_err("none").to_string();
+    assert!(error.contains("no function 'c': there are a, b"), "{error}");
+}
+
+#[test]
+fn wrong_serverless_devs_files_are_told() {
+    let with = |props: &str| {
+        faults(&format!("resources:\n  a:\n    component: fc3\n    props:\n{props}"), Language::Yaml)
+    };
+    for (props, told) in [
+        (
+            "      runtime: python3.10\n",
+            "line 5, column 16: a.props.runtime: \"python3.10\" must be custom-container",
+        ),
+        (
+            "      memorysize: 512\n",
+            "line 5, column 7: a.props.memorysize: no such key; is memorySize meant?",
+        ),
+        ("      memorySize: 100\n", "line 5, column 19: memory 100 MiB: must be"),
+        ("      timeout: 1m\n", "line 5, column 16: a.props.timeout: must be a whole number, and is a text"),
+        ("      functionName: ${vars.none}\n", "line 5, column 21: ${vars.none}: there is no such variable"),
+        ("      functionName: ${env(NONE)}\n", "line 5, column 21: ${env(NONE)}: NONE is not set here"),
+        ("      functionName: ${config(x)}\n", "line 5, column 21: ${config(x)}: only"),
+        ("      functionName: a${vars\n", "line 5, column 21: a ${ without its }"),
+    ] {
+        let found = with(props);
+        assert!(found[0].starts_with(told), "{found:?}");
+    }
+    let endless = "vars:\n  a: ${vars.b}\n  b: ${vars.a}\nresources:\n  a:\n    component: fc3\n    props:\n      functionName: ${vars.a}\n";
+    let told = faults(endless, Language::Yaml);
+    assert!(told.iter().any(|fault| fault.ends_with("variables that lead to each other")), "{told:?}");
+    let command = "services:\n  a:\n    component: fc\n    props: {function: {customContainerConfig: {command: '/server'}}}\n";
+    assert!(faults(command, Language::Yaml)[0].contains("command: must be a JSON list of texts"));
+    assert!(
+        faults("resources: {a: {component: website}}", Language::Yaml)[0]
+            .contains("no service of the component")
+    );
+}

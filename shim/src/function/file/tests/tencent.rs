@@ -1,0 +1,86 @@
+//! Files of Tencent's.
+
+use super::*;
+
+pub(super) const TENCENT: &str = r#"{
+  "FunctionName": "resize",
+  "Namespace": "team",
+  "Runtime": "CustomImage",
+  "Type": "HTTP",
+  "MemorySize": 512,
+  "Timeout": 60,
+  "InitTimeout": 90,
+  "DiskSize": 1024,
+  "Code": {"ImageConfig": {
+    "ImageType": "personal",
+    "ImageUri": "ccr.ccs.tencentyun.com/team/resize:1@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    "Command": "python",
+    "Args": "-u app.py",
+    "ContainerImageAccelerate": true,
+    "ImagePort": 9000
+  }},
+  "Environment": {"Variables": [{"Key": "MODE", "Value": "prod"}]},
+  "InstanceConcurrencyConfig": {"DynamicEnabled": "FALSE", "MaxConcurrency": 20},
+  "Role": "SCF_ExecuteRole",
+  "VpcConfig": {"VpcId": "vpc-1"}
+}"#;
+
+#[test]
+fn tencents_files_are_read() {
+    let file = parse(TENCENT, Language::Json).expect("a function");
+    let config = &file.config;
+    let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    assert_eq!(file.image, Some(format!("ccr.ccs.tencentyun.com/team/resize@{digest}")));
+    assert_eq!(
+        (config.platform.name(), config.name.as_str(), config.namespace.as_str()),
+        ("scf", "resize", "team")
+    );
+    assert_eq!((config.memory_mib, config.timeout.as_secs(), config.writable_bytes), (512, 60, 1 << 30));
+    assert_eq!(config.start_deadline.map(|time| time.as_secs()), Some(90));
+    assert_eq!(config.entrypoint, Some(vec!["python".to_owned()]));
+    assert_eq!(config.cmd, Some(vec!["-u".to_owned(), "app.py".to_owned()]));
+    assert!(config.acceleration && config.concurrency == 20 && config.port == Some(9000));
+    assert_eq!(config.env, [("MODE".to_owned(), "prod".to_owned())]);
+    let ignored: Vec<&str> = file.warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert_eq!(ignored.len(), 4, "{ignored:#?}");
+    assert!(
+        ignored.iter().any(|text| text.starts_with("line 20, column 11: Role is ignored")),
+        "{ignored:#?}"
+    );
+    let job = TENCENT
+        .replace("\"ImagePort\": 9000", "\"ImagePort\": -1")
+        .replace("\"MaxConcurrency\": 20", "\"MaxConcurrency\": 1");
+    assert_eq!(parse(&job, Language::Json).expect("a job").config.mode, Mode::Job);
+}
+
+#[test]
+fn wrong_files_of_tencents_are_told() {
+    for (from, to, told) in [
+        ("\"MemorySize\": 512", "\"MemorySize\": 500", "line 6, column 17: memory 500 MiB: must be"),
+        (
+            "\"Timeout\": 60",
+            "\"Timeout\": \"60\"",
+            "line 7, column 14: Timeout: must be a whole number, and is a text",
+        ),
+        ("\"CustomImage\"", "\"Python3.9\"", "line 4, column 14: Runtime: \"Python3.9\" must be CustomImage"),
+        (
+            "\"Key\": \"MODE\"",
+            "\"Key\": \"SCF_MODE\"",
+            "line 18, column 33: variable \"SCF_MODE\": names beginning with SCF_",
+        ),
+        (
+            "\"Value\": \"prod\"",
+            "\"Value\": 3",
+            "line 18, column 33: Environment.Variables: must be {\"Key\": TEXT",
+        ),
+        ("\"Args\"", "\"Arguments\"", "line 14, column 5: Code.ImageConfig.Arguments: no such key"),
+        (
+            "\"ImagePort\": 9000",
+            "\"ImagePort\": -2",
+            "line 16, column 18: Code.ImageConfig.ImagePort: -2 must be -1 to 65535",
+        ),
+    ] {
+        let found = faults(&TENCENT.replace(from, to), Language::Json);
+        assert!(found[0].starts_with(told), "{found:?}");
+    }
+}
