@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::guest::KILLED;
 use super::logs::{LogSink, LogStream, Logs};
 use super::start::{Launch, command, failed_start};
-use super::{EventOutcome, EventResult, LAST_LINES, Timeline};
+use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Timeline};
 use crate::function::Mode;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, JobContract, StartCause,
@@ -34,6 +34,8 @@ pub struct Job {
     logs: Logs,
     timeline: Timeline,
     request_id: String,
+    /// How often its event has been tried before.
+    retries: u32,
     started: Instant,
 }
 
@@ -51,7 +53,22 @@ impl Job {
         logs: Arc<dyn LogSink>,
         event: Bytes,
     ) -> Result<Self> {
-        Box::pin(Self::start_unboxed(runtime, image, config, logs, event)).await
+        Self::start_with(runtime, image, config, logs, event, InvokeOptions::default()).await
+    }
+
+    /// As [`Job::start`], with what the caller asks for besides; a log is not among what it can have.
+    ///
+    /// # Errors
+    /// As [`Job::start`].
+    pub async fn start_with(
+        runtime: &Runtime,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        event: Bytes,
+        options: InvokeOptions,
+    ) -> Result<Self> {
+        Box::pin(Self::start_unboxed(runtime, image, config, logs, event, options)).await
     }
 
     async fn start_unboxed(
@@ -60,6 +77,7 @@ impl Job {
         config: &Arc<FunctionConfig>,
         sink: Arc<dyn LogSink>,
         event: Bytes,
+        options: InvokeOptions,
     ) -> Result<Self> {
         config.validate()?;
         let contract = config.platform.job().filter(|_| config.mode == Mode::Job).ok_or_else(not_a_job)?;
@@ -78,10 +96,20 @@ impl Job {
             logs.follow(LogStream::Stderr, stderr);
         }
         let timeline = Timeline::new(&image.timings, &container.timings());
-        let request_id = config.platform.new_request_id();
+        let request_id = options.request_id.unwrap_or_else(|| config.platform.new_request_id());
+        let retries = options.retries;
         let config = Arc::clone(config);
-        let job =
-            Self { id, config, contract, container, logs, timeline, request_id, started: launch.started };
+        let job = Self {
+            id,
+            config,
+            contract,
+            container,
+            logs,
+            timeline,
+            request_id,
+            retries,
+            started: launch.started,
+        };
         job.logs.platform(job.config.platform.log_start(&job.context(), &job.report()));
         Ok(job)
     }
@@ -175,7 +203,7 @@ impl Job {
             path: "",
             client: None,
             origin: None,
-            retries: 0,
+            retries: self.retries,
             credentials: None,
         }
     }

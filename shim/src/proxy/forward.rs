@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use super::answer::Answer;
 use super::body::{self, Body};
 use super::{headers, tunnel};
-use crate::instance::invocation::{Arrival, Invocation};
+use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
@@ -25,11 +25,12 @@ struct Upgrade {
     client: OnUpgrade,
 }
 
-/// Passes a request on. Every failure is an answer.
+/// Passes a request on; `held` is let go at its end. Every failure is an answer.
 pub(crate) async fn forward(
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
     request: Request<Incoming>,
+    held: Option<Held>,
 ) -> Response<Body> {
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
@@ -42,6 +43,7 @@ pub(crate) async fn forward(
         origin: request.headers().get(ORIGIN).cloned(),
         request_id: None,
         retries: 0,
+        held,
     };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use super::body::Body;
 use super::patience::{Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
-use crate::{Error, ErrorKind, Instance, Result};
+use crate::api::Function;
+use crate::{Error, ErrorKind, Result};
 
 /// Connections at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -42,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failures of accept in a row, after which the listener counts as broken.
 const ACCEPT_FAILURES: u32 = 600;
 
-/// Serves HTTP/1.1 on `listener` and passes every request to the instance until `shutdown`
+/// Serves HTTP/1.1 on `listener` and passes every request to the function until `shutdown`
 /// resolves; then takes no more connections and lets running requests end within a grace of 10 s.
 /// Removes the socket file at the end. Must be called in a tokio runtime.
 ///
@@ -50,10 +51,10 @@ const ACCEPT_FAILURES: u32 = 600;
 /// `Listen` when the listener itself fails; broken connections and requests are not errors.
 pub async fn serve(
     listener: Listener,
-    instance: Arc<Instance>,
+    function: Arc<dyn Function>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_with(listener, instance, shutdown).await
+    serve_with(listener, Arc::new(Through(function)), shutdown).await
 }
 
 /// What answers the requests of a listener.
@@ -69,9 +70,12 @@ pub(crate) trait Handler: Send + Sync + 'static {
     ) -> BoxFuture<'static, Response<Body>>;
 }
 
-impl Handler for Instance {
+/// Passes requests on to a function.
+struct Through(Arc<dyn Function>);
+
+impl Handler for Through {
     fn time(&self) -> Duration {
-        self.shared.config.timeout
+        self.0.longest()
     }
 
     fn answer(
@@ -79,7 +83,7 @@ impl Handler for Instance {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        self.pass(client, request)
+        self.0.forward(client, request)
     }
 }
 
