@@ -240,8 +240,8 @@ pub enum StartCause {
     TimedOut,
     /// The image could not be pulled.
     PullFailed(String),
-    /// The image's bytes did not come in time.
-    PullTimedOut,
+    /// The image did not come in the time that its pull was given; which time, and how far it came.
+    PullTimedOut(String),
     /// Its initializer failed or took too long; how.
     InitializerFailed(String),
     /// Its first health check failed: `status code: 500 ` or what came instead of a status.

@@ -70,7 +70,7 @@ pub(super) fn start(api: Api, failure: &StartFailure, kind: InvocationKind) -> P
         StartCause::Exited(_) => "CAExited",
         StartCause::CommandNotFound(_) => "CAFileNotFound",
         StartCause::CommandNotExecutable(_) => "CAFilePermission",
-        StartCause::PullFailed(_) | StartCause::PullTimedOut => "PreconditionFailed",
+        StartCause::PullFailed(_) | StartCause::PullTimedOut(_) => "PreconditionFailed",
         _ => "FunctionNotStarted",
     };
     let message = match api {
@@ -152,8 +152,9 @@ fn start_message_2(failure: &StartFailure) -> String {
 
 fn other_message(cause: &StartCause) -> String {
     match cause {
-        StartCause::PullFailed(reason) => format!("Failed to pull image: {reason}"),
-        StartCause::PullTimedOut => "Failed to pull image: timed out".to_owned(),
+        StartCause::PullFailed(reason) | StartCause::PullTimedOut(reason) => {
+            format!("Failed to pull image: {reason}")
+        }
         StartCause::Unhealthy(how) => {
             format!("The function http server cannot be started. check function health failed with {how}")
         }

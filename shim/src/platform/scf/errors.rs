@@ -60,7 +60,9 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
             (450, "InitContainerTimeout", format!("The container initialization timed out in {ms}ms."))
         }
         StartCause::PullFailed(reason) => (444, "PullImageFailed", format!("Failed to pull image: {reason}")),
-        StartCause::PullTimedOut => (447, "PullImageTimeOut", format!("Pulling image timed out in {ms}ms.")),
+        StartCause::PullTimedOut(reason) => {
+            (447, "PullImageTimeOut", format!("Pulling image timed out: {reason}"))
+        }
         StartCause::EventTooLarge(limit) => {
             (406, "RequestTooLarge", format!("payload size exceeds maximum allowed size ({limit} bytes)"))
         }
@@ -171,7 +173,7 @@ mod tests {
             (StartCause::CommandNotFound("./serve".into()), 445, "[./serve] no such file or directory"),
             (StartCause::CommandNotExecutable("./serve".into()), 445, "[./serve] permission denied"),
             (StartCause::PullFailed("manifest unknown".into()), 444, "manifest unknown"),
-            (StartCause::PullTimedOut, 447, "30000ms"),
+            (StartCause::PullTimedOut("not within 5s".into()), 447, "timed out: not within 5s"),
             (StartCause::TimedOut, 450, "30000ms"),
             (StartCause::Other("no space".into()), 500, "no space"),
         ];
