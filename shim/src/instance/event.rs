@@ -59,11 +59,18 @@ async fn exchange(
     if event.len() > limits.event_bytes {
         return Err(InvocationFailure::body_too_large(limits.event_bytes));
     }
+    if shared.config.platform.events_are_json() && !is_json(&event) {
+        return Err(InvocationFailure::InvalidEvent("the event is not JSON".to_owned()));
+    }
     let response = match shared.pool.send(request(invocation, event)).await {
         Ok(response) => response,
         Err(error) => return Err(shared.explain(error).await),
     };
     read(shared, response, limits.answer_bytes).await
+}
+
+fn is_json(event: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(event).is_ok()
 }
 
 fn request(invocation: &Invocation, event: Bytes) -> Request<body::Body> {

@@ -67,6 +67,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The path that an event is posted to.
     fn event_path(&self) -> &'static str;
 
+    /// Whether an event that is not JSON is refused before the function sees it.
+    fn events_are_json(&self) -> bool {
+        false
+    }
+
     /// Adds the headers of an event call that an HTTP client would send itself (content type and
     /// the like). [`Platform::prepare_request`] adds the rest.
     fn event_headers(&self, headers: &mut HeaderMap);

@@ -127,6 +127,10 @@ impl Platform for Scf {
         "/event-invoke"
     }
 
+    fn events_are_json(&self) -> bool {
+        true
+    }
+
     fn event_headers(&self, headers: &mut HeaderMap) {
         headers::event(headers);
     }
