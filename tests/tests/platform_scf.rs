@@ -151,6 +151,37 @@ fn a_command_that_is_not_there_or_cannot_be_executed() {
 }
 
 #[test]
+fn an_image_that_cannot_be_pulled_or_not_in_time() {
+    let outcome = failed_start("no-such-image", &[]);
+    let (status, body) = outcome.platform_answer();
+    assert_eq!(status, "444 (PullImageFailed)");
+    assert!(body.contains("no-such-image") && body.ends_with(r#""statusCode":444}"#), "{body}");
+    // A registry that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let image = format!("{}/team/resize:1", silent.local_addr().expect("an address"));
+    let sandbox = Sandbox::new();
+    let options = ["--platform", "scf", "--plain-http", "--pull-timeout", "1s"];
+    let outcome = sandbox.event(&image, &options).expect_code(3);
+    let (status, body) = outcome.platform_answer();
+    assert_eq!(status, "447 (PullImageTimeOut)");
+    let text = "Pulling image timed out: the pull did not end within 1 seconds: ";
+    assert!(body.contains(text) && body.ends_with(r#""statusCode":447}"#), "{body}");
+}
+
+#[test]
+fn an_event_that_is_not_json() {
+    let sandbox = Sandbox::new();
+    let args = ["run", &images::oci("function"), "--platform", "scf", "--event", "k=v"];
+    let outcome = sandbox.run(&args).fails(3, &["the event is not JSON"]);
+    let answer = outcome.json();
+    assert_eq!(
+        (&answer["statusCode"], &answer["errorMessage"]),
+        (&json!(400), &json!("the event is not JSON"))
+    );
+    assert_uuid(answer["requestId"].as_str().expect("an id"));
+}
+
+#[test]
 fn variables_that_scf_reserves_are_refused() {
     let sandbox = Sandbox::new();
     for name in ["SCF_MINE", "QCLOUD_MINE", "TENCENTCLOUD_MINE", "a-b"] {
