@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod units;
 
 pub use base64::base64;
+pub(crate) use base64::from_base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{
     Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, RoleCallback, RoleLease,
@@ -29,7 +30,7 @@ pub use instance::{
     EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
     Timeline,
 };
-pub use platform::{InstanceEvent, InvocationKind, Platform, PlatformAnswer, Warning};
+pub use platform::{HttpEvent, InstanceEvent, InvocationKind, Platform, PlatformAnswer, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::exec;
 pub use skiff_runtime::image::{

@@ -50,7 +50,8 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
     outcome
 }
 
-async fn exchange(
+/// Posts the event and reads the answer.
+pub(crate) async fn exchange(
     invocation: &Invocation,
     event: Bytes,
 ) -> Result<(StatusCode, HeaderMap, Bytes), InvocationFailure> {

@@ -11,7 +11,7 @@
 
 mod activity;
 mod callbacks;
-mod event;
+pub(crate) mod event;
 pub(crate) mod guest;
 mod health;
 pub(crate) mod invocation;

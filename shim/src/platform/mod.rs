@@ -18,11 +18,13 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 pub use types::{
-    Defaults, ImageMemory, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure, InvocationKind,
-    InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
+    Defaults, HttpCall, HttpEvent, ImageMemory, InstanceEvent, InstanceStep, InvocationContext,
+    InvocationFailure, InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause,
+    StartFailure, TailLine, Warning,
 };
 
 use crate::function::Callback;
@@ -70,6 +72,29 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Whether an event that is not JSON is refused before the function sees it.
     fn events_are_json(&self) -> bool {
         false
+    }
+
+    /// Whether HTTP requests can reach its functions as events, by [`Platform::http_event`].
+    fn has_http_events(&self) -> bool {
+        false
+    }
+
+    /// The event that an HTTP request becomes.
+    fn http_event(&self, _: HttpEvent, _: &InvocationContext<'_>, _: &HttpCall<'_>) -> Bytes {
+        Bytes::new()
+    }
+
+    /// The HTTP answer that the answer to such an event becomes.
+    ///
+    /// # Errors
+    /// Why it cannot become one.
+    fn http_answer(&self, _: HttpEvent, _answer: &[u8]) -> std::result::Result<Response<Bytes>, String> {
+        Err("the platform has no HTTP events".to_owned())
+    }
+
+    /// What the client of an HTTP request gets where the event that it became has failed so.
+    fn http_failure(&self, _: HttpEvent, answer: PlatformAnswer) -> PlatformAnswer {
+        answer
     }
 
     /// Adds the headers of an event call that an HTTP client would send itself (content type and

@@ -122,6 +122,41 @@ pub enum InvocationKind {
     Http,
 }
 
+/// The form in which an HTTP request becomes an event, and the answer to that an HTTP answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpEvent {
+    /// As a function URL does it.
+    Url,
+    /// As API Gateway does it, with an integrated request and an integrated answer.
+    Gateway,
+}
+
+impl HttpEvent {
+    /// Both, with their names on the command line and in files.
+    pub const ALL: [(&'static str, Self); 2] = [("url", Self::Url), ("gateway", Self::Gateway)];
+
+    /// The one of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, form)| form)
+    }
+}
+
+/// An HTTP request that is to become an event.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpCall<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path, as it was sent.
+    pub path: &'a str,
+    /// Its query, as it was sent.
+    pub query: Option<&'a str>,
+    /// Its headers, without those that clients may not send.
+    pub headers: &'a HeaderMap,
+    /// Its body.
+    pub body: &'a [u8],
+}
+
 /// One invocation on its way to an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct InvocationContext<'a> {
@@ -283,6 +318,8 @@ pub enum InvocationFailure {
     ConnectionBroken(String),
     /// The container's server does not speak HTTP as it should; why.
     BadResponse(String),
+    /// The answer to an event cannot become an answer to the HTTP request that the event was; why.
+    InvalidAnswer(String),
     /// The answer to an event is larger than the limit, in bytes.
     AnswerTooLarge(usize),
     /// The request is larger than the limit; which limit.

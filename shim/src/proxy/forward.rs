@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 
 use super::answer::Answer;
 use super::body::{self, Body};
-use super::{headers, tunnel};
+use super::{as_event, headers, tunnel};
 use crate::instance::invocation::{Arrival, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
@@ -33,6 +33,9 @@ pub(crate) async fn forward(
 ) -> Response<Body> {
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
+    }
+    if let Some(form) = shared.config.http_event {
+        return as_event::forward(shared, client, request, form).await;
     }
     let arrival = Arrival {
         kind: InvocationKind::Http,
@@ -60,7 +63,7 @@ pub(crate) async fn forward(
 }
 
 /// A request that is larger than its platform takes, as far as its head tells.
-fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
+pub(super) fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
     let limit = limits.request_header_bytes;
     if headers::size(request.headers()) > limit {
         let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
@@ -142,7 +145,7 @@ fn finish(
     Response::from_parts(parts, body::empty())
 }
 
-fn of_platform(answer: PlatformAnswer) -> Response<Body> {
+pub(super) fn of_platform(answer: PlatformAnswer) -> Response<Body> {
     let mut response = Response::new(body::full(answer.body));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;

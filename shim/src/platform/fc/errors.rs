@@ -217,7 +217,7 @@ pub(super) fn invocation(
             let status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
             api_error(api, status, "ClientClosedRequest", text, id)
         }
-        InvocationFailure::BadResponse(reason) => {
+        InvocationFailure::BadResponse(reason) | InvocationFailure::InvalidAnswer(reason) => {
             api_error(api, StatusCode::BAD_GATEWAY, "BadResponse", format!("bad response: {reason}"), id)
         }
         InvocationFailure::AnswerTooLarge(limit) => {

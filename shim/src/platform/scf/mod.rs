@@ -3,17 +3,19 @@
 mod env;
 mod errors;
 mod headers;
+mod http_event;
 mod logs;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
 use skiff_runtime::image::Limits as ImageLimits;
 
 use super::{
-    Defaults, EventVerdict, ImageMemory, InvocationContext, InvocationFailure, InvocationKind,
-    InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
+    Defaults, EventVerdict, HttpCall, HttpEvent, ImageMemory, InvocationContext, InvocationFailure,
+    InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::{Credentials, FunctionConfig};
 
@@ -129,6 +131,22 @@ impl Platform for Scf {
 
     fn events_are_json(&self) -> bool {
         true
+    }
+
+    fn has_http_events(&self) -> bool {
+        true
+    }
+
+    fn http_event(&self, form: HttpEvent, context: &InvocationContext<'_>, call: &HttpCall<'_>) -> Bytes {
+        http_event::event(form, context, call)
+    }
+
+    fn http_answer(&self, form: HttpEvent, answer: &[u8]) -> Result<Response<Bytes>, String> {
+        http_event::answer(form, answer)
+    }
+
+    fn http_failure(&self, form: HttpEvent, answer: PlatformAnswer) -> PlatformAnswer {
+        errors::of_http_event(form, answer)
     }
 
     fn event_headers(&self, headers: &mut HeaderMap) {
