@@ -30,7 +30,7 @@ pub use instance::{
     EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
     Timeline,
 };
-pub use platform::{HttpEvent, InstanceEvent, InvocationKind, Platform, PlatformAnswer, Warning};
+pub use platform::{HttpEvent, InstanceEvent, InvocationKind, Platform, PlatformAnswer, Trigger, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::exec;
 pub use skiff_runtime::image::{

@@ -182,6 +182,35 @@ fn an_event_that_is_not_json() {
 }
 
 #[test]
+fn a_timer_goes_off() {
+    let sandbox = Sandbox::new();
+    let run = |event: &str, more: &[&str]| {
+        let image = images::oci("function");
+        let args = ["run", &image, "--platform", "scf", "--event", event];
+        sandbox.run(&[&args[..], more].concat())
+    };
+    let answer = run("user \"msg\" body", &["--trigger", "timer:EveryDay"]).ok().json();
+    assert_eq!(answer["headers"]["x-scf-trigger-src"], "Timer");
+    let event = answer["event"].as_object().expect("an event");
+    let (name, message) = (&event["TriggerName"], &event["Message"]);
+    assert_eq!(
+        (&event["Type"], name, message),
+        (&json!("Timer"), &json!("EveryDay"), &json!("user \"msg\" body"))
+    );
+    let time = event["Time"].as_str().expect("a time");
+    assert!(time.len() == 20 && time.starts_with("20") && time.ends_with('Z') && event.len() == 4, "{time}");
+    // A job's is in its environment.
+    let job = run("x", &["--trigger", "timer", "--job", "--", "job"]).ok();
+    let line = job.stderr.lines().find(|line| line.contains("SCF_CUSTOM_CONTAINER_EVENT has "));
+    let line = line.expect("the event");
+    assert!(line.contains(r#"{"Type":"Timer","TriggerName":"timer","Time":""#), "{line}");
+    let plain = run("{}", &[]).ok().json();
+    assert!(plain["headers"]["x-scf-trigger-src"].is_null(), "{plain}");
+    let fc = ["run", &images::oci("function"), "--event", "x", "--trigger", "timer"];
+    sandbox.run(&fc).fails(2, &["platform fc has no timer events here"]);
+}
+
+#[test]
 fn variables_that_scf_reserves_are_refused() {
     let sandbox = Sandbox::new();
     for name in ["SCF_MINE", "QCLOUD_MINE", "TENCENTCLOUD_MINE", "a-b"] {

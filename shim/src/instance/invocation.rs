@@ -11,7 +11,7 @@ use super::activity::Active;
 use super::shared::Shared;
 use crate::Credentials;
 use crate::platform::{
-    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
+    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer, Trigger,
 };
 
 /// An invocation that runs. Dropped before it has ended, it was cancelled by its client.
@@ -46,6 +46,8 @@ pub(crate) struct Arrival {
     pub(crate) request_id: Option<String>,
     /// How often it has been tried before.
     pub(crate) retries: u32,
+    /// What has called instead of a caller.
+    pub(crate) trigger: Option<Trigger>,
 }
 
 impl Arrival {
@@ -59,6 +61,7 @@ impl Arrival {
             origin: None,
             request_id: None,
             retries: 0,
+            trigger: None,
         }
     }
 }
@@ -94,6 +97,7 @@ impl Invocation {
             client: self.arrival.client,
             origin: self.arrival.origin.as_ref(),
             retries: self.arrival.retries,
+            trigger: self.arrival.trigger,
             credentials: self.credentials.as_deref(),
         }
     }

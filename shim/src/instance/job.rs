@@ -176,6 +176,7 @@ impl Job {
             client: None,
             origin: None,
             retries: 0,
+            trigger: None,
             credentials: None,
         }
     }

@@ -46,6 +46,7 @@ pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
 use crate::function::Callback;
+use crate::platform::Trigger;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -74,6 +75,9 @@ pub struct InvokeOptions {
     pub request_id: Option<String>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// What calls instead of a caller (scf: `X-Scf-Trigger-Src`); its event is
+    /// [`Platform::timer_event`](crate::Platform::timer_event).
+    pub trigger: Option<Trigger>,
 }
 
 /// How an event call went.

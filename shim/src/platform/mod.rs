@@ -24,7 +24,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 pub use types::{
     Defaults, HttpCall, HttpEvent, ImageMemory, InstanceEvent, InstanceStep, InvocationContext,
     InvocationFailure, InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause,
-    StartFailure, TailLine, Warning,
+    StartFailure, TailLine, Trigger, Warning,
 };
 
 use crate::function::Callback;
@@ -72,6 +72,12 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Whether an event that is not JSON is refused before the function sees it.
     fn events_are_json(&self) -> bool {
         false
+    }
+
+    /// The event of a timer of that name which goes off at that time, with its message; `None` where the
+    /// platform's are not known.
+    fn timer_event(&self, _name: &str, _time: SystemTime, _message: &str) -> Option<Bytes> {
+        None
     }
 
     /// Whether HTTP requests can reach its functions as events, by [`Platform::http_event`].

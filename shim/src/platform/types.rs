@@ -122,6 +122,14 @@ pub enum InvocationKind {
     Http,
 }
 
+/// What has called a function instead of a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// A timer.
+    Timer,
+}
+
 /// The form in which an HTTP request becomes an event, and the answer to that an HTTP answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpEvent {
@@ -176,6 +184,8 @@ pub struct InvocationContext<'a> {
     pub origin: Option<&'a HeaderValue>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// What has called instead of a caller.
+    pub trigger: Option<Trigger>,
     /// The credentials that the function's role has now.
     pub credentials: Option<&'a Credentials>,
 }

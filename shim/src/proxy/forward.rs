@@ -45,6 +45,7 @@ pub(crate) async fn forward(
         origin: request.headers().get(ORIGIN).cloned(),
         request_id: None,
         retries: 0,
+        trigger: None,
     };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

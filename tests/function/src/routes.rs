@@ -16,7 +16,7 @@ use crate::query::Query;
 use crate::{lifecycle, load, view};
 
 /// Headers that the event answer repeats; never those that carry credentials.
-const SHOWN_HEADERS: [&str; 8] = [
+const SHOWN_HEADERS: [&str; 9] = [
     "content-type",
     "x-fc-request-id",
     "x-fc-control-path",
@@ -25,6 +25,7 @@ const SHOWN_HEADERS: [&str; 8] = [
     "x-scf-request-id",
     "x-scf-name",
     "x-scf-region",
+    "x-scf-trigger-src",
 ];
 
 /// Answers one request.

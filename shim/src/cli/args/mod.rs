@@ -22,7 +22,7 @@ pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, 
 pub(crate) use network::NetworkArgs;
 pub(crate) use source::{SourceArgs, source};
 
-use super::values::{EventSource, Listen};
+use super::values::{EventSource, Listen, TriggerArg};
 
 /// Runs custom-container functions on this host as Alibaba FC and Tencent SCF run them.
 #[derive(Debug, Parser)]
@@ -162,6 +162,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
+    /// Make the event that of a timer which goes off now, with the text of --event as its message:
+    /// timer, or timer:NAME (scf).
+    #[arg(long, value_name = "TRIGGER", help_heading = "Invocation", requires = "event")]
+    pub(crate) trigger: Option<TriggerArg>,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
     /// Arguments that replace the image's cmd.
@@ -280,6 +284,8 @@ mod tests {
             "run image --platform aws",
             "run image --memory 512",
             "run image --port 0",
+            "run image --trigger timer",
+            "run image --trigger cos --event x",
             "run image --pids 0",
             "run image extra",
             "pull image --memory 512MiB",

@@ -5,9 +5,10 @@ mod errors;
 mod headers;
 mod http_event;
 mod logs;
+mod timer;
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -131,6 +132,10 @@ impl Platform for Scf {
 
     fn events_are_json(&self) -> bool {
         true
+    }
+
+    fn timer_event(&self, name: &str, time: SystemTime, message: &str) -> Option<Bytes> {
+        Some(timer::event(name, time, message))
     }
 
     fn has_http_events(&self) -> bool {
