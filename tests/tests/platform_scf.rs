@@ -182,6 +182,29 @@ fn an_event_that_is_not_json() {
 }
 
 #[test]
+fn the_request_is_told_to_programs() {
+    let sandbox = Sandbox::new();
+    let records = |event: &str, code: i32| -> Vec<Value> {
+        let image = images::oci("function");
+        let args = ["run", &image, "--platform", "scf", "--name", "resize", "--output", "json"];
+        let outcome =
+            sandbox.run(&[&args[..], &["--event", event, "--timeout", "1s"]].concat()).expect_code(code);
+        let told = outcome.json_events();
+        let lines = told.iter().filter(|event| event["event"] == "log" && event["stream"] == "requests");
+        lines.map(|line| serde_json::from_str(line["line"].as_str().expect("text")).expect("JSON")).collect()
+    };
+    let good = records("{}", 0);
+    assert_eq!((good.len(), good[0].as_object().map(serde_json::Map::len)), (1, Some(14)), "{good:?}");
+    assert_eq!((&good[0]["SCF_FunctionName"], &good[0]["SCF_StatusCode"]), (&json!("resize"), &json!(200)));
+    let (start, end) = (&good[0]["SCF_StartTime"], &good[0]["SCF_LogTime"]);
+    assert!(start.as_u64() > Some(1_700_000_000_000) && start.as_u64() <= end.as_u64(), "{start} {end}");
+    assert!(good[0]["SCF_MemUsage"].as_f64().is_some_and(|mb| mb > 0.1 && mb < 128.0), "{good:?}");
+    let late = records(r#"{"sleep_ms":60000}"#, 3);
+    assert_eq!((&late[0]["SCF_StatusCode"], &late[0]["SCF_Level"]), (&json!(433), &json!("ERROR")));
+    assert!(late[0]["SCF_Duration"].as_u64() >= Some(1000), "{late:?}");
+}
+
+#[test]
 fn a_timer_goes_off() {
     let sandbox = Sandbox::new();
     let run = |event: &str, more: &[&str]| {

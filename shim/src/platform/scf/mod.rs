@@ -5,6 +5,7 @@ mod errors;
 mod headers;
 mod http_event;
 mod logs;
+mod records;
 mod timer;
 
 use std::net::Ipv4Addr;
@@ -25,6 +26,9 @@ use crate::{Credentials, FunctionConfig};
 pub(super) struct Scf;
 
 pub(super) static SCF: Scf = Scf;
+
+/// The status of a function's own error, `UserCodeError`.
+const FUNCTION_ERROR: u16 = 443;
 
 static DEFAULTS: Defaults = Defaults {
     port: 9000,
@@ -182,7 +186,7 @@ impl Platform for Scf {
         headers::id(context.request_id, &mut answer);
         let error = (!status.is_success()).then(|| format!("the server answered {}", status.as_u16()));
         let seen = match &error {
-            Some(_) => StatusCode::from_u16(443).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            Some(_) => StatusCode::from_u16(FUNCTION_ERROR).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             None => StatusCode::OK,
         };
         EventVerdict { status: seen, headers: answer, error }
@@ -195,6 +199,14 @@ impl Platform for Scf {
         headers: &mut HeaderMap,
     ) {
         headers::id(context.request_id, headers);
+    }
+
+    fn request_record(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        records::request(context, report, SystemTime::now())
     }
 
     fn job(&self) -> Option<JobContract> {
