@@ -27,8 +27,8 @@ pub use function::{
     RoleRequest, RoleSource, Secret,
 };
 pub use instance::{
-    EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
-    Timeline,
+    Ending, EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal,
+    State, Timeline,
 };
 pub use platform::{HttpEvent, InstanceEvent, InvocationKind, Platform, PlatformAnswer, Trigger, Warning};
 pub use skiff_runtime::doctor;

@@ -11,7 +11,7 @@ use tokio::time::timeout_at;
 
 use super::invocation::{Arrival, Invocation};
 use super::shared::Shared;
-use super::{EventOutcome, EventResult, InvokeOptions};
+use super::{EventOutcome, EventResult, InvokeOptions, ending};
 use crate::platform::{InvocationFailure, InvocationReport};
 use crate::proxy::body;
 
@@ -26,8 +26,12 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;
-    let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
-    let exchange = exchange.unwrap_or(Err(InvocationFailure::TimedOut));
+    let exchange = tokio::select! {
+        done = timeout_at(invocation.deadline(), exchange(&invocation, event)) => {
+            done.unwrap_or(Err(InvocationFailure::TimedOut))
+        }
+        ended = ending::asked(shared, options.ending.as_ref()) => Err(ended),
+    };
     let report = invocation.report();
     let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
     let wants_log = options.log_tail && shared.config.concurrency == 1;

@@ -11,6 +11,7 @@
 
 mod activity;
 mod callbacks;
+mod ending;
 pub(crate) mod event;
 pub(crate) mod guest;
 mod health;
@@ -36,6 +37,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use ending::Ending;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
 pub use logs::{LogLine, LogSink, LogStream};
@@ -78,6 +80,8 @@ pub struct InvokeOptions {
     /// What calls instead of a caller (scf: `X-Scf-Trigger-Src`); its event is
     /// [`Platform::timer_event`](crate::Platform::timer_event).
     pub trigger: Option<Trigger>,
+    /// What ends it besides its caller, who can drop it.
+    pub ending: Option<Ending>,
 }
 
 /// How an event call went.

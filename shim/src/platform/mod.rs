@@ -171,6 +171,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The log lines about SIGTERM that somebody had sent to the function's process.
+    fn log_signal(&self, _sent: bool) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How it runs functions without a server; `None` where it runs none.
     fn job(&self) -> Option<JobContract>;
 
@@ -265,7 +270,7 @@ fn seconds(time: Duration) -> f64 {
 }
 
 /// A time as `2019-11-29T09:53:30.859837462Z`.
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);

@@ -338,6 +338,8 @@ pub enum InvocationFailure {
     InvalidEvent(String),
     /// The client went away before it had the whole answer.
     Canceled,
+    /// Somebody else than the caller ended it.
+    Terminated,
 }
 
 impl InvocationFailure {

@@ -106,7 +106,9 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
             let text = "Invalid scf response format. please check your scf response format.";
             (403, INVALID_ANSWER, text.to_owned())
         }
-        InvocationFailure::Canceled => (499, "RequestCanceled", "Request canceled".to_owned()),
+        InvocationFailure::Canceled | InvocationFailure::Terminated => {
+            (499, "RequestCanceled", "Request canceled".to_owned())
+        }
         InvocationFailure::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
         InvocationFailure::AnswerTooLarge(_) => {

@@ -70,6 +70,12 @@ pub(super) fn report(context: &InvocationContext<'_>, report: &InvocationReport<
     )
 }
 
+/// The line about SIGTERM for the function's process.
+pub(super) fn signal(sent: bool) -> String {
+    let how = if sent { "Signal received successfully" } else { "Signal reception failed" };
+    format!("[PLATFORM] {how}")
+}
+
 fn ms(time: Duration) -> u128 {
     time.as_millis()
 }

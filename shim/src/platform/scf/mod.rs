@@ -217,11 +217,16 @@ impl Platform for Scf {
         })
     }
 
-    /// 433, 434 and 439 recycle the instance; where others run beside it, a time-out is that request's.
+    fn log_signal(&self, sent: bool) -> Vec<String> {
+        vec![logs::signal(sent)]
+    }
+
+    /// 433, 434 and 439 recycle the instance, and so does the end of an asynchronous request by its owner;
+    /// where others run beside it, a time-out and such an end are that request's.
     fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool {
         match failure {
             InvocationFailure::OutOfMemory | InvocationFailure::ProcessExited(_) => true,
-            InvocationFailure::TimedOut => config.concurrency == 1,
+            InvocationFailure::TimedOut | InvocationFailure::Terminated => config.concurrency == 1,
             _ => false,
         }
     }
