@@ -52,6 +52,7 @@ async fn send(
         client: None,
         origin: None,
         retries: 0,
+        trigger: None,
         credentials: credentials.as_deref(),
     };
     let mut request = Request::new(body::empty());

@@ -74,6 +74,7 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
         client: None,
         origin: None,
         retries: 0,
+        trigger: None,
         credentials: credentials.as_deref(),
     };
     let mut headers = HeaderMap::new();

@@ -11,7 +11,7 @@ use super::activity::Active;
 use super::shared::Shared;
 use crate::Credentials;
 use crate::platform::{
-    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
+    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer, Trigger,
 };
 
 /// An invocation that runs. Dropped before it has ended, it was cancelled by its client.
@@ -53,6 +53,8 @@ pub(crate) struct Arrival {
     pub(crate) retries: u32,
     /// Let go at its end.
     pub(crate) held: Option<Held>,
+    /// What has called instead of a caller.
+    pub(crate) trigger: Option<Trigger>,
 }
 
 impl Arrival {
@@ -67,6 +69,7 @@ impl Arrival {
             request_id: None,
             retries: 0,
             held: None,
+            trigger: None,
         }
     }
 }
@@ -103,6 +106,7 @@ impl Invocation {
             client: self.arrival.client,
             origin: self.arrival.origin.as_ref(),
             retries: self.arrival.retries,
+            trigger: self.arrival.trigger,
             credentials: self.credentials.as_deref(),
         }
     }

@@ -204,6 +204,7 @@ impl Job {
             client: None,
             origin: None,
             retries: self.retries,
+            trigger: None,
             credentials: None,
         }
     }

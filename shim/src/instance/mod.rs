@@ -11,7 +11,8 @@
 
 mod activity;
 mod callbacks;
-mod event;
+mod ending;
+pub(crate) mod event;
 pub(crate) mod guest;
 mod health;
 pub(crate) mod invocation;
@@ -36,6 +37,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use ending::Ending;
 use futures_util::future::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
@@ -47,6 +49,7 @@ pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
 use crate::function::Callback;
+use crate::platform::Trigger;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -75,6 +78,11 @@ pub struct InvokeOptions {
     pub request_id: Option<String>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// What calls instead of a caller (scf: `X-Scf-Trigger-Src`); its event is
+    /// [`Platform::timer_event`](crate::Platform::timer_event).
+    pub trigger: Option<Trigger>,
+    /// What ends it besides its caller, who can drop it.
+    pub ending: Option<Ending>,
 }
 
 /// How an event call went.

@@ -307,9 +307,14 @@ fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
 
 /// The error for an image that could not be pulled.
 pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+    let reason = error.to_string();
+    let cause = match error.kind() {
+        skiff_runtime::ErrorKind::PullTimedOut => StartCause::PullTimedOut(reason),
+        _ => StartCause::PullFailed(reason),
+    };
     let failure = StartFailure {
         request_id: config.platform.new_request_id(),
-        cause: StartCause::PullFailed(error.to_string()),
+        cause,
         command: Vec::new(),
         address: None,
         port: config.port(),

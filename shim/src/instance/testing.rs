@@ -25,12 +25,20 @@ pub(crate) struct TestGuest {
     frozen: Arc<AtomicBool>,
     freezes: Arc<AtomicUsize>,
     awake: Arc<AtomicBool>,
+    terms: Arc<AtomicUsize>,
 }
 
 impl TestGuest {
     pub(crate) fn at(address: SocketAddr) -> Self {
         let exit = Arc::new(watch::Sender::new(None));
-        Self { address, exit, frozen: Arc::default(), freezes: Arc::default(), awake: Arc::default() }
+        Self {
+            address,
+            exit,
+            frozen: Arc::default(),
+            freezes: Arc::default(),
+            awake: Arc::default(),
+            terms: Arc::default(),
+        }
     }
 
     /// Nothing listens there.
@@ -46,6 +54,11 @@ impl TestGuest {
     /// How often it has been frozen.
     pub(crate) fn freezes(&self) -> usize {
         self.freezes.load(Ordering::SeqCst)
+    }
+
+    /// How often it has been sent SIGTERM alone.
+    pub(crate) fn terms(&self) -> usize {
+        self.terms.load(Ordering::SeqCst)
     }
 
     /// Thaws it and keeps it awake, or no longer, as a command in the container does.
@@ -81,6 +94,11 @@ impl Guest for TestGuest {
             alive
         });
         self.wait()
+    }
+
+    fn terminate(&self) -> bool {
+        self.terms.fetch_add(1, Ordering::SeqCst);
+        self.exit.borrow().is_none()
     }
 
     fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>> {

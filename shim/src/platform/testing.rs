@@ -25,6 +25,7 @@ pub(super) fn context(config: &FunctionConfig, kind: InvocationKind) -> Invocati
         client: None,
         origin: None,
         retries: 0,
+        trigger: None,
         credentials: config.credentials.as_ref(),
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 
 use super::answer::Answer;
 use super::body::{self, Body};
-use super::{headers, tunnel};
+use super::{as_event, headers, tunnel};
 use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
@@ -35,6 +35,9 @@ pub(crate) async fn forward(
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
     }
+    if let Some(form) = shared.config.http_event {
+        return as_event::forward(shared, client, request, form).await;
+    }
     let arrival = Arrival {
         kind: InvocationKind::Http,
         path: request.uri().path().to_owned(),
@@ -44,6 +47,7 @@ pub(crate) async fn forward(
         request_id: None,
         retries: 0,
         held,
+        trigger: None,
     };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
@@ -62,7 +66,7 @@ pub(crate) async fn forward(
 }
 
 /// A request that is larger than its platform takes, as far as its head tells.
-fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
+pub(super) fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
     let limit = limits.request_header_bytes;
     if headers::size(request.headers()) > limit {
         let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
@@ -144,7 +148,7 @@ fn finish(
     Response::from_parts(parts, body::empty())
 }
 
-fn of_platform(answer: PlatformAnswer) -> Response<Body> {
+pub(super) fn of_platform(answer: PlatformAnswer) -> Response<Body> {
     let mut response = Response::new(body::full(answer.body));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;

@@ -119,6 +119,10 @@ impl Plan {
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
+        let event = match (&args.trigger, event) {
+            (Some(trigger), Some(message)) => Some(trigger.event(config.platform, &message)?),
+            (_, event) => event,
+        };
         let api = args.api.options()?;
         Ok(Self { source, options, config: Arc::new(config), event, api, warnings })
     }
