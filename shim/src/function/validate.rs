@@ -63,6 +63,10 @@ fn name(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
             limits.name_chars
         ));
     }
+    let both = name.len() + config.namespace.len();
+    if let Some(limit) = limits.full_name_chars.filter(|limit| both > *limit) {
+        faults.push(format!("namespace of {both} characters with the name: must be at most {limit}"));
+    }
 }
 
 fn resources(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
@@ -105,6 +109,13 @@ fn times(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
     };
     check("timeout", config.timeout, &limits.timeout_s);
     check("start deadline", config.start_deadline(), &limits.start_deadline_s);
+    match (config.websocket_idle, config.platform.defaults().websocket_idle) {
+        (Some(_), None) => {
+            faults.push(format!("WebSocket idle time: platform {} has no such limit", config.platform.name()))
+        }
+        (Some(time), Some(_)) => check("WebSocket idle time", time, &limits.websocket_idle_s),
+        (None, _) => {}
+    }
     if config.stop_grace > MAX_STOP_GRACE {
         faults.push(format!("stop grace {:?}: must be at most 90 s", config.stop_grace));
     }
@@ -245,6 +256,30 @@ mod tests {
         for bad in ["", "1a", "-a", "a b", "a/b", "ä", "a\n", &"x".repeat(61)] {
             assert_eq!(faults(&with(scf(), |c| c.name = bad.to_owned())).len(), 1, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_name_and_its_namespace_have_a_bound_together() {
+        let faults = |platform, namespace: usize| {
+            faults(&with(platform, |c| {
+                c.name = "n".repeat(60);
+                c.namespace = "s".repeat(namespace);
+            }))
+        };
+        assert!(faults(scf(), 58).is_empty() && faults(fc(), 64).len() <= 1);
+        let found = faults(scf(), 59);
+        assert_eq!(found, ["namespace of 119 characters with the name: must be at most 118"]);
+        assert!(faults(fc(), 59).is_empty(), "fc says nothing of it");
+    }
+
+    #[test]
+    fn a_websocket_may_be_idle_as_long_as_the_platform_says() {
+        let idle = |platform, seconds| {
+            faults(&with(platform, |c| c.websocket_idle = Some(Duration::from_secs(seconds))))
+        };
+        assert!(idle(scf(), 1).is_empty() && idle(scf(), 1800).is_empty());
+        assert_eq!((idle(scf(), 0).len(), idle(scf(), 1801).len()), (1, 1));
+        assert_eq!(idle(fc(), 15), ["WebSocket idle time: platform fc has no such limit"]);
     }
 
     #[test]

@@ -144,6 +144,7 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
 
 /// Switches to a protocol that says everything back, until the other side ends.
 fn upgrade(request: Request<Incoming>) -> Response<Body> {
+    let protocol = request.headers().get(hyper::header::UPGRADE).cloned();
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
@@ -152,7 +153,8 @@ fn upgrade(request: Request<Incoming>) -> Response<Body> {
     });
     let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
     response.headers_mut().insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(hyper::header::UPGRADE, HeaderValue::from_static("echo"));
+    let protocol = protocol.unwrap_or(HeaderValue::from_static("echo"));
+    response.headers_mut().insert(hyper::header::UPGRADE, protocol);
     response
 }
 

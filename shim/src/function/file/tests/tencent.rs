@@ -21,6 +21,8 @@ pub(super) const TENCENT: &str = r#"{
   }},
   "Environment": {"Variables": [{"Key": "MODE", "Value": "prod"}]},
   "InstanceConcurrencyConfig": {"DynamicEnabled": "FALSE", "MaxConcurrency": 20},
+  "ProtocolType": "WS",
+  "ProtocolParams": {"WSParams": {"IdleTimeOut": 600}},
   "Role": "SCF_ExecuteRole",
   "VpcConfig": {"VpcId": "vpc-1"}
 }"#;
@@ -37,6 +39,7 @@ fn tencents_files_are_read() {
     );
     assert_eq!((config.memory_mib, config.timeout.as_secs(), config.writable_bytes), (512, 60, 1 << 30));
     assert_eq!(config.start_deadline.map(|time| time.as_secs()), Some(90));
+    assert_eq!(config.websocket_idle.map(|time| time.as_secs()), Some(600));
     assert_eq!(config.entrypoint, Some(vec!["python".to_owned()]));
     assert_eq!(config.cmd, Some(vec!["-u".to_owned(), "app.py".to_owned()]));
     assert!(config.acceleration && config.concurrency == 20 && config.port == Some(9000));
@@ -44,7 +47,7 @@ fn tencents_files_are_read() {
     let ignored: Vec<&str> = file.warnings.iter().map(|warning| warning.message.as_str()).collect();
     assert_eq!(ignored.len(), 4, "{ignored:#?}");
     assert!(
-        ignored.iter().any(|text| text.starts_with("line 20, column 11: Role is ignored")),
+        ignored.iter().any(|text| text.starts_with("line 22, column 11: Role is ignored")),
         "{ignored:#?}"
     );
     let job = TENCENT
@@ -72,6 +75,11 @@ fn wrong_files_of_tencents_are_told() {
             "\"Value\": \"prod\"",
             "\"Value\": 3",
             "line 18, column 33: Environment.Variables: must be {\"Key\": TEXT",
+        ),
+        (
+            "\"IdleTimeOut\": 600",
+            "\"IdleTimeOut\": 1801",
+            "line 21, column 50: WebSocket idle time 1801s: must be 1 s to 1800 s",
         ),
         ("\"Args\"", "\"Arguments\"", "line 14, column 5: Code.ImageConfig.Arguments: no such key"),
         (
