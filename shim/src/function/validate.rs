@@ -331,6 +331,28 @@ mod tests {
     }
 
     #[test]
+    fn scf_bounds_variables_and_times() {
+        let one = |name: &str, value: &str| faults(&with(scf(), |c| set(c, name, value)));
+        assert!(one("AB", "").is_empty() && one(&"A".repeat(64), "").is_empty());
+        for name in ["A", &"A".repeat(65)] {
+            assert_eq!(one(name, "").len(), 1, "{name}");
+        }
+        assert!(one("KEY", &"s".repeat(4093)).is_empty());
+        assert_eq!(one("KEY", &"s".repeat(4094)).len(), 1, "4 KB in all, names included");
+        type Change = fn(&mut FunctionConfig, u64);
+        let changes: [(Change, u64, u64); 2] = [
+            (|c, seconds| c.timeout = Duration::from_secs(seconds), 1, 86_400),
+            (|c, seconds| c.start_deadline = Some(Duration::from_secs(seconds)), 1, 300),
+        ];
+        for (index, (change, least, most)) in changes.into_iter().enumerate() {
+            for (seconds, valid) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
+                let found = faults(&with(scf(), |c| change(c, seconds)));
+                assert_eq!(found.is_empty(), valid, "{index}: {seconds} s: {found:?}");
+            }
+        }
+    }
+
+    #[test]
     fn times_and_sizes_are_bounded() {
         type Change = fn(&mut FunctionConfig);
         let changes: [Change; 8] = [

@@ -263,6 +263,33 @@ mod tests {
     use crate::platform::testing::context;
 
     #[test]
+    fn some_failures_recycle_the_instance() {
+        let exit = skiff_runtime::Exit { code: Some(1), signal: None, oom_killed: false };
+        let table = [
+            (InvocationFailure::TimedOut, true, false),
+            (InvocationFailure::OutOfMemory, true, true),
+            (InvocationFailure::ProcessExited(Some(exit)), true, true),
+            (InvocationFailure::Terminated, true, false),
+            (InvocationFailure::Canceled, false, false),
+            (InvocationFailure::ConnectionBroken(String::new()), false, false),
+            (InvocationFailure::BadResponse(String::new()), false, false),
+            (InvocationFailure::InvalidAnswer(String::new()), false, false),
+            (InvocationFailure::AnswerTooLarge(1), false, false),
+            (InvocationFailure::RequestTooLarge(String::new()), false, false),
+            (InvocationFailure::InvalidEvent(String::new()), false, false),
+            (InvocationFailure::WebSocketIdle, false, false),
+            (InvocationFailure::WebSocketBroken, false, false),
+        ];
+        let mut config = FunctionConfig::new("resize", &SCF);
+        for (failure, alone, beside_others) in table {
+            for (concurrency, recycles) in [(1, alone), (2, beside_others)] {
+                config.concurrency = concurrency;
+                assert_eq!(SCF.recycles(&config, &failure), recycles, "{failure:?} with {concurrency}");
+            }
+        }
+    }
+
+    #[test]
     fn a_status_outside_2xx_is_a_function_error() {
         let config = FunctionConfig::new("resize", &SCF);
         let context = context(&config, InvocationKind::Event);

@@ -57,6 +57,37 @@ fn tencents_files_are_read() {
 }
 
 #[test]
+fn what_changes_nothing_here_is_named() {
+    let with =
+        TENCENT.replace("\"ImageType\"", "\"EntryPoint\": \"sh\", \"RegistryId\": \"tcr-1\", \"ImageType\"");
+    let with = with.replace(
+        "\"Role\"",
+        "\"ClsLogsetId\": \"1\", \"ClsTopicId\": \"2\", \"CfsConfig\": {}, \"Layers\": [], \"PublicNetConfig\": {}, \"Role\"",
+    );
+    let file = parse(&with, Language::Json).expect("a function");
+    let named: Vec<&str> = file
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.message.split(": ").nth(1)?.strip_suffix(" is ignored"))
+        .collect();
+    for key in [
+        "Code.ImageConfig.EntryPoint",
+        "Code.ImageConfig.RegistryId",
+        "Code.ImageConfig.ImageType",
+        "ClsLogsetId",
+        "ClsTopicId",
+        "CfsConfig",
+        "Layers",
+        "VpcConfig",
+        "PublicNetConfig",
+        "Role",
+    ] {
+        assert!(named.contains(&key), "{key} in {named:?}");
+    }
+    assert_eq!(file.config.entrypoint, Some(vec!["python".to_owned()]), "an EntryPoint is not used");
+}
+
+#[test]
 fn wrong_files_of_tencents_are_told() {
     for (from, to, told) in [
         ("\"MemorySize\": 512", "\"MemorySize\": 500", "line 6, column 17: memory 500 MiB: must be"),
