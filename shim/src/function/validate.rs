@@ -111,7 +111,8 @@ fn times(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
     check("start deadline", config.start_deadline(), &limits.start_deadline_s);
     match (config.websocket_idle, config.platform.defaults().websocket_idle) {
         (Some(_), None) => {
-            faults.push(format!("WebSocket idle time: platform {} has no such limit", config.platform.name()))
+            faults
+                .push(format!("WebSocket idle time: platform {} has no such limit", config.platform.name()));
         }
         (Some(time), Some(_)) => check("WebSocket idle time", time, &limits.websocket_idle_s),
         (None, _) => {}
