@@ -275,3 +275,37 @@ fn what_is_asked_of_tencents_requests_is_checked() {
     );
     served.stop();
 }
+
+#[test]
+fn wrong_signatures_of_tencents_have_its_codes() {
+    let sandbox = Sandbox::new();
+    let keys = sandbox.write("keys", "the-id the-secret-91bc\n");
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    let served = serve(&sandbox, &["--platform", "scf", "--api-keys", keys.to_str().expect("utf-8")]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs();
+    let (now, long_ago) = (now.to_string(), (now - 3600).to_string());
+    let signed = |id: &str| {
+        let fields = "SignedHeaders=content-type;host, Signature=";
+        format!("TC3-HMAC-SHA256 Credential={id}/2026-01-01/scf/tc3_request, {fields}{}", "0".repeat(64))
+    };
+    for (authorization, timestamp, code) in [
+        ("Bearer x", &now, "AuthFailure.InvalidAuthorization"),
+        (&*signed("nobody"), &now, "AuthFailure.SecretIdNotFound"),
+        (&*signed("the-id"), &now, "AuthFailure.SignatureFailure"),
+        (&*signed("the-id"), &long_ago, "AuthFailure.SignatureExpire"),
+    ] {
+        let headers = [
+            ("X-TC-Action", "Invoke"),
+            ("X-TC-Version", "2018-04-16"),
+            ("X-TC-Timestamp", timestamp),
+            ("Authorization", authorization),
+            ("Content-Type", "application/json"),
+        ];
+        let answer = request(&served, "POST", "/", &headers, br#"{"FunctionName":"demo"}"#);
+        let error = answer.json()["Response"]["Error"].clone();
+        assert_eq!((answer.status, &error["Code"]), (200, &json!(code)), "{error}");
+        assert!(!error.to_string().contains("91bc"), "{error}");
+    }
+    assert!(!served.stderr().contains("START RequestId"), "the function was called");
+    served.stop();
+}

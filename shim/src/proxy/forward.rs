@@ -142,9 +142,9 @@ fn finish(
         let reason = "it switched protocols unasked".to_owned();
         return of_platform(invocation.fail(&InvocationFailure::BadResponse(reason)));
     };
-    headers::set_upgrade(&mut parts.headers, protocol);
+    headers::set_upgrade(&mut parts.headers, protocol.clone());
     invocation.answers(parts.status);
-    tokio::spawn(tunnel::run(invocation, upgrade.client, server));
+    tokio::spawn(async move { tunnel::run(invocation, upgrade.client, server, protocol.as_bytes()).await });
     Response::from_parts(parts, body::empty())
 }
 

@@ -26,6 +26,7 @@ mod socket_tests;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod websocket;
 
 pub(crate) use forward::forward;
 pub use server::serve;
