@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::catalog::unique;
+use super::catalog::{Snapshot, unique};
 use super::chain::chain_id;
 use super::lease::Parts;
 use super::{Store, chain, gc, remove};
@@ -308,8 +308,27 @@ impl Store {
                 damage.removed = true;
             }
         }
+        self.forget_chains(&snapshot, damages)?;
         drop(alone);
         self.empty_trash().map(drop)
+    }
+
+    /// Takes away what was made from layers that have been removed: files of it are theirs.
+    fn forget_chains(&self, snapshot: &Snapshot, damages: &[Damage]) -> Result<()> {
+        let removed: HashSet<&str> = damages
+            .iter()
+            .filter(|damage| damage.removed)
+            .filter_map(|damage| damage.part.strip_prefix("layer "))
+            .collect();
+        let has_one = |parts: &Parts| parts.diff_ids.iter().any(|id| removed.contains(id.as_str()));
+        let lacking = snapshot.images.values().map(|entry| entry.record.parts()).filter(has_one);
+        let names: HashSet<String> = lacking.map(|parts| chain_id(&parts.diff_ids).to_string()).collect();
+        for (name, path) in self.contents(chain::DIRECTORY)? {
+            if names.contains(&name) {
+                self.discard(&path)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -83,7 +83,8 @@ pub(crate) fn verify_layer(layer_dir: &Path, diff_id: &Digest) -> Result<LayerRe
     Ok(report)
 }
 
-struct Layer {
+/// A layer in the store.
+pub(super) struct Layer {
     dir: OwnedFd,
     path: PathBuf,
     shown: String,
@@ -111,7 +112,9 @@ impl Directories {
 }
 
 impl Layer {
-    fn open(path: &Path) -> Result<Self> {
+    /// # Errors
+    /// `Host`.
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let shown = path.display().to_string();
         let dir = rustix::fs::open(path, flags, Mode::empty())
@@ -129,12 +132,19 @@ impl Layer {
         })
     }
 
-    fn rebuilt(&self, from: Content) -> Result<Rebuilt> {
+    /// Its archive, put together again.
+    pub(super) fn rebuilt(&self, from: Content) -> Result<Rebuilt> {
         let recipe = File::from(self.file(recipe::NAME, OFlags::empty())?);
-        Rebuilt::new(recipe, self.file("fs", OFlags::DIRECTORY)?, from)
+        Rebuilt::new(recipe, self.root()?, from)
     }
 
-    fn broken(&self, error: Error) -> Error {
+    /// Its own root directory.
+    pub(super) fn root(&self) -> Result<OwnedFd> {
+        self.file("fs", OFlags::DIRECTORY)
+    }
+
+    /// The error for a recipe that makes no archive.
+    pub(super) fn broken(&self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::InvalidImage | ErrorKind::CorruptImage | ErrorKind::LimitExceeded => {
                 let message = format!("the recipe of the layer {} is broken", self.shown);
@@ -169,7 +179,7 @@ impl Layer {
     /// The second pass: compares entries, and looks for what has none.
     fn compare(&self, directories: &Directories) -> Result<Option<Difference>> {
         let mut entries = Entries::new(self.rebuilt(Content::Zeros)?);
-        let mut comparison = Comparison::new(self.file("fs", OFlags::DIRECTORY)?);
+        let mut comparison = Comparison::new(self.root()?);
         implied::read(&self.path, |path| comparison.listed(path))?;
         let mut count = 0;
         while let Some(entry) = entries.next().map_err(|e| self.broken(e))? {
