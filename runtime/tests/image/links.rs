@@ -55,6 +55,17 @@ const CASES: &[(&str, Layers)] = &[
     ("an opaque directory", &[MERGED, &[File("lib/.wh..wh..opq", ""), File("lib/x", "x")]]),
     ("an opaque directory of nothing", &[MERGED, &[File("lib64/sub/.wh..wh..opq", "")]]),
     ("the link is removed and a directory is made", &[MERGED, &[File(".wh.lib", ""), File("lib/x", "x")]]),
+    (
+        "the same beside a name through another link",
+        &[MERGED, &[File(".wh.lib", ""), File("lib/x", "x"), File("bin/y", "y")]],
+    ),
+    (
+        "one of two links is hidden",
+        &[
+            &[Dir("a", 0o755), Dir("opt", 0o755), Sym("../opt", "a/l"), Sym("opt", "m")],
+            &[Dir("a", 0o755), File("a/.wh..wh..opq", ""), File("a/l/x", "x"), File("m/y", "y")],
+        ],
+    ),
     ("a directory takes the link's place", &[MERGED, &[Dir("lib", 0o700), File("lib/x", "x")]]),
     ("another link takes its place", &[MERGED, &[Sym("opt", "lib")], &[File("lib/x", "x")]]),
     ("it is removed below", &[MERGED, &[File(".wh.lib", "")], &[File("lib/x", "x"), File("bin/y", "y")]]),
@@ -103,6 +114,19 @@ async fn umoci_unpacks_the_same() {
         let report = verify(&place, false);
         assert!(report.is_sound() && report.unverifiable.is_empty(), "{what}: {report:?}");
         place.nothing_half_made();
+    }
+}
+
+/// As without links: an entry for the directory may come after what is in it. (umoci would have put `x`
+/// where the link leads.)
+#[tokio::test]
+async fn a_directory_that_comes_late_takes_the_links_place_all_the_same() {
+    let place = Place::new();
+    let layer = [File("lib/x", "x"), Dir("lib", 0o700), File("bin/y", "y")];
+    for (name, layer, count) in [("one", &layer[..2], 0), ("two", &layer[..], 1)] {
+        let image = place.pull(&source(&place, name, &[MERGED, layer])).await.unwrap();
+        assert_eq!(redirected(&image).len(), count);
+        assert_eq!(shell(&place, &image, "cat lib/x; stat -c %a lib; ls usr/lib | wc -l"), "x700\n4");
     }
 }
 
