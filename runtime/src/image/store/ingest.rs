@@ -194,11 +194,12 @@ impl Ingest {
     }
 
     /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that. One that
-    /// could not be hashed again after a crash (`replaced`) waits for them.
+    /// could not be hashed again after a crash (`replaced`) waits for them, and its files are noted.
     pub(crate) fn commit(self, record: &LayerRecord, replaced: bool) -> Result<()> {
         record.write(self.dir.as_fd())?;
         self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
         if replaced {
+            unpack::note(&self.path)?;
             rustix::fs::syncfs(&self.dir).map_err(|e| self.failed("syncfs for", e.into()))?;
         } else {
             settle::mark(&self.marker)?;

@@ -68,8 +68,8 @@ pub struct VerifyReport {
     /// Names (or digests) of images that lack parts, also those that lost one to the repair; they are
     /// pulled again when they are asked for.
     pub incomplete: Vec<String>,
-    /// DiffIDs of layers that cannot be hashed again: an older version of Skiff made them, or their
-    /// archive names a file twice.
+    /// DiffIDs of layers that cannot be verified, since an older version of Skiff unpacked them. Pull their
+    /// images again.
     pub unverifiable: Vec<String>,
 }
 
@@ -357,7 +357,7 @@ fn check_files(dir: &Path, diff_id: &Digest) -> Result<Found> {
         }
         (None, Rehash::Differs { found }) => Found::Damaged(format!("its archive has the digest {found}")),
         (None, Rehash::Impossible) => Found::Unverifiable,
-        (None, Rehash::Equal) => Found::Sound,
+        (None, Rehash::Equal | Rehash::Noted) => Found::Sound,
     })
 }
 
