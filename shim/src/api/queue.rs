@@ -207,8 +207,12 @@ impl Queue {
         }
         loop {
             let place = places.acquire().await.ok()?;
-            let options =
-                InvokeOptions { log_tail: false, request_id: Some(event.request_id.clone()), retries: tries };
+            let options = InvokeOptions {
+                log_tail: false,
+                request_id: Some(event.request_id.clone()),
+                retries: tries,
+                asynchronous: true,
+            };
             let outcome = event.function.invoke(event.payload.clone(), options).await;
             drop(place);
             let verdict = verdict(&outcome);

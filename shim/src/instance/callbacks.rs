@@ -52,6 +52,8 @@ async fn send(
         client: None,
         origin: None,
         retries: 0,
+        asynchronous: false,
+        code_checksum: &shared.code_checksum,
         credentials: credentials.as_deref(),
     };
     let mut request = Request::new(body::empty());

@@ -22,6 +22,7 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
     let arrival = Arrival {
         request_id: options.request_id,
         retries: options.retries,
+        asynchronous: options.asynchronous,
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;

@@ -34,6 +34,7 @@ pub struct Job {
     logs: Logs,
     timeline: Timeline,
     request_id: String,
+    code_checksum: String,
     started: Instant,
 }
 
@@ -79,9 +80,9 @@ impl Job {
         }
         let timeline = Timeline::new(&image.timings, &container.timings());
         let request_id = config.platform.new_request_id();
-        let config = Arc::clone(config);
+        let (config, code_checksum) = (Arc::clone(config), config.platform.code_checksum(&image.digest));
         let job =
-            Self { id, config, contract, container, logs, timeline, request_id, started: launch.started };
+            Self { id, config, contract, container, logs, timeline, request_id, code_checksum, started: launch.started };
         job.logs.platform(job.config.platform.log_start(&job.context(), &job.report()));
         Ok(job)
     }
@@ -176,6 +177,8 @@ impl Job {
             client: None,
             origin: None,
             retries: 0,
+            asynchronous: false,
+            code_checksum: &self.code_checksum,
             credentials: None,
         }
     }

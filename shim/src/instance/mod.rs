@@ -19,6 +19,7 @@ mod job;
 #[cfg(test)]
 mod life_tests;
 mod logs;
+mod metrics;
 mod readiness;
 mod rehearsal;
 pub(crate) mod role;
@@ -74,6 +75,8 @@ pub struct InvokeOptions {
     pub request_id: Option<String>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// Whether it is an asynchronous event, as records tell it.
+    pub asynchronous: bool,
 }
 
 /// How an event call went.

@@ -25,12 +25,20 @@ pub(crate) struct TestGuest {
     frozen: Arc<AtomicBool>,
     freezes: Arc<AtomicUsize>,
     awake: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl TestGuest {
     pub(crate) fn at(address: SocketAddr) -> Self {
         let exit = Arc::new(watch::Sender::new(None));
-        Self { address, exit, frozen: Arc::default(), freezes: Arc::default(), awake: Arc::default() }
+        Self {
+            address,
+            exit,
+            frozen: Arc::default(),
+            freezes: Arc::default(),
+            awake: Arc::default(),
+            connections: Arc::default(),
+        }
     }
 
     /// Nothing listens there.
@@ -54,6 +62,11 @@ impl TestGuest {
         self.frozen.fetch_and(!awake, Ordering::SeqCst);
     }
 
+    /// How many connections have been made to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn end(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
     }
@@ -65,6 +78,7 @@ impl Guest for TestGuest {
     }
 
     fn connect(&self, _port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        self.connections.fetch_add(1, Ordering::SeqCst);
         TcpStream::connect(self.address).boxed()
     }
 

@@ -1,6 +1,7 @@
 //! Bodies: passed on as they come.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -28,10 +29,23 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 }
 
 /// The body of a client's request as it comes, without the trailers that clients may not send; it breaks
-/// off after the platform's limit.
-pub(crate) fn of_client(body: Incoming, platform: &'static dyn Platform) -> Body {
+/// off after the platform's limit. Why it broke off is noted in `broken`.
+pub(crate) fn of_client(
+    body: Incoming,
+    platform: &'static dyn Platform,
+    broken: Arc<OnceLock<Broken>>,
+) -> Body {
     let left = platform.limits().http_body_bytes;
-    ClientBody { body, platform, left }.boxed_unsync()
+    ClientBody { body, platform, left, broken }.boxed_unsync()
+}
+
+/// Why a client's body has no end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// It went away, or what it sends is no body.
+    Client,
+    /// Its body is larger than its platform takes, in bytes.
+    TooLarge(usize),
 }
 
 /// The client's body is larger than its platform takes, in bytes.
@@ -67,6 +81,7 @@ struct ClientBody {
     platform: &'static dyn Platform,
     /// Bytes that may still come.
     left: usize,
+    broken: Arc<OnceLock<Broken>>,
 }
 
 impl ClientBody {
@@ -74,7 +89,11 @@ impl ClientBody {
         let length = frame.data_ref().map_or(0, Bytes::len);
         match self.left.checked_sub(length) {
             Some(left) => self.left = left,
-            None => return Err(TooLarge(self.platform.limits().http_body_bytes)),
+            None => {
+                let limit = self.platform.limits().http_body_bytes;
+                let _ = self.broken.set(Broken::TooLarge(limit));
+                return Err(TooLarge(limit));
+            }
         }
         Ok(())
     }
@@ -90,7 +109,10 @@ impl HttpBody for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         polled.map(|frame| {
-            let frame = frame?.map_err(|error| BodyError::from(ClientBroke(error)));
+            let frame = frame?.map_err(|error| {
+                let _ = self.broken.set(Broken::Client);
+                BodyError::from(ClientBroke(error))
+            });
             let frame = frame.and_then(|frame| self.count(&frame).map(|()| frame).map_err(BodyError::from));
             // Servers may take a trailer for a header: the platform's own are no client's to send.
             Some(frame.map(|mut frame| {

@@ -2,7 +2,7 @@
 //! as they are, but for what belongs to the connections and to the platform.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::header::{HOST, ORIGIN};
 use http::uri::PathAndQuery;
@@ -13,8 +13,9 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout_at;
 
 use super::answer::Answer;
-use super::body::{self, Body};
-use super::{headers, tunnel};
+use super::body::{self, Body, Broken};
+use super::gather::{Gathered, gather};
+use super::{headers, http2, tunnel};
 use crate::instance::invocation::{Arrival, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
@@ -42,20 +43,29 @@ pub(crate) async fn forward(
         origin: request.headers().get(ORIGIN).cloned(),
         request_id: None,
         retries: 0,
+        asynchronous: false,
+        log_tail: shared.config.platform.wants_log(request.headers()),
     };
-    let mut invocation = Invocation::begin(&shared, arrival).await;
+    let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
-        return of_platform(invocation.fail(&failure));
+        return failed(invocation, &failure);
     }
-    let (request, upgrade) = prepare(&invocation, request);
-    let sent = match timeout_at(invocation.deadline(), shared.pool.send(request)).await {
+    let (grpc, broken) = (http2::is_grpc(&request), Arc::default());
+    let (request, upgrade) = prepare(&invocation, request, &broken);
+    let sending = async {
+        match grpc {
+            true => shared.pool.send_http2(request, &broken).await,
+            false => shared.pool.send(request).await,
+        }
+    };
+    let sent = match timeout_at(invocation.deadline(), sending).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(shared.explain(error).await),
         Err(_) => Err(InvocationFailure::TimedOut),
     };
     match sent {
-        Ok(response) => finish(invocation, response, upgrade),
-        Err(failure) => of_platform(invocation.fail(&failure)),
+        Ok(response) => finish(invocation, response, upgrade, grpc).await,
+        Err(failure) => failed(invocation, &failure),
     }
 }
 
@@ -87,11 +97,16 @@ fn answer_over_a_limit(limits: &Limits, response: &Response<Incoming>) -> Option
     Some(InvocationFailure::AnswerTooLarge(limit))
 }
 
-fn prepare(invocation: &Invocation, mut request: Request<Incoming>) -> (Request<Body>, Option<Upgrade>) {
+fn prepare(
+    invocation: &Invocation,
+    mut request: Request<Incoming>,
+    broken: &Arc<OnceLock<Broken>>,
+) -> (Request<Body>, Option<Upgrade>) {
     let upgrade = headers::upgrade(request.headers())
         .map(|protocol| Upgrade { protocol, client: hyper::upgrade::on(&mut request) });
     let (mut parts, body) = request.into_parts();
     headers::strip(&mut parts.headers);
+    http2::join_cookies(&mut parts.headers);
     if let Some(upgrade) = &upgrade {
         headers::set_upgrade(&mut parts.headers, upgrade.protocol.clone());
     }
@@ -108,38 +123,51 @@ fn prepare(invocation: &Invocation, mut request: Request<Incoming>) -> (Request<
     let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(target);
     parts.version = Version::HTTP_11;
-    let body = body::of_client(body, shared.config.platform);
+    let body = body::of_client(body, shared.config.platform, Arc::clone(broken));
     (Request::from_parts(parts, body), upgrade)
 }
 
-fn finish(
+async fn finish(
     mut invocation: Invocation,
     mut response: Response<Incoming>,
     upgrade: Option<Upgrade>,
+    grpc: bool,
 ) -> Response<Body> {
-    let limits = invocation.shared.config.platform.limits();
-    if let Some(failure) = answer_over_a_limit(limits, &response) {
-        return of_platform(invocation.fail(&failure));
+    let platform = invocation.shared.config.platform;
+    if let Some(failure) = answer_over_a_limit(platform.limits(), &response) {
+        return failed(invocation, &failure);
     }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = headers::upgrade(response.headers());
     let server = switched.then(|| hyper::upgrade::on(&mut response));
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
-    invocation.shared.config.platform.finish_response(&invocation.context(), &mut parts.headers);
+    invocation.answers(parts.status, platform.reported_error(&parts.headers));
+    platform.finish_response(&invocation.context(), &mut parts.headers);
     parts.version = Version::HTTP_11;
     let Some(server) = server else {
-        invocation.answers(parts.status);
-        return Response::from_parts(parts, Answer::new(body, invocation).boxed_unsync());
+        return match gather(&invocation, body).await {
+            Ok(Gathered::Streams(body)) => {
+                Response::from_parts(parts, Answer::new(body, invocation, grpc).boxed_unsync())
+            }
+            Ok(Gathered::Whole(whole)) => {
+                invocation.succeed_over_http(&mut parts.headers).await;
+                Response::from_parts(parts, body::full(whole))
+            }
+            Err(failure) => failed(invocation.unanswered(), &failure),
+        };
     };
     let (Some(upgrade), Some(protocol)) = (upgrade, protocol) else {
         let reason = "it switched protocols unasked".to_owned();
-        return of_platform(invocation.fail(&InvocationFailure::BadResponse(reason)));
+        return failed(invocation.unanswered(), &InvocationFailure::BadResponse(reason));
     };
     headers::set_upgrade(&mut parts.headers, protocol);
-    invocation.answers(parts.status);
     tokio::spawn(tunnel::run(invocation, upgrade.client, server));
     Response::from_parts(parts, body::empty())
+}
+
+fn failed(mut invocation: Invocation, failure: &InvocationFailure) -> Response<Body> {
+    of_platform(invocation.fail_over_http(failure))
 }
 
 fn of_platform(answer: PlatformAnswer) -> Response<Body> {

@@ -9,9 +9,15 @@
 mod answer;
 pub(crate) mod body;
 mod forward;
+mod gather;
+#[cfg(test)]
+mod gather_tests;
 mod headers;
 #[cfg(test)]
 mod hostile_tests;
+mod http2;
+#[cfg(test)]
+mod http2_tests;
 #[cfg(test)]
 mod limits_tests;
 mod patience;
@@ -23,6 +29,7 @@ mod socket_tests;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod version;
 
 pub(crate) use forward::forward;
 pub use server::serve;

@@ -18,7 +18,9 @@ pub(super) async fn run(mut invocation: Invocation, client: OnUpgrade, server: O
         copy_bidirectional(&mut client, &mut server).await.map_err(|e| e.to_string())
     };
     match timeout_at(invocation.deadline(), copy).await {
-        Ok(Ok(_)) => invocation.succeed(None, None),
+        Ok(Ok(_)) => {
+            invocation.succeed(None, None);
+        }
         Ok(Err(reason)) => drop(invocation.fail(&InvocationFailure::ConnectionBroken(reason))),
         Err(_) => drop(invocation.fail(&InvocationFailure::TimedOut)),
     }

@@ -44,6 +44,9 @@ pub(crate) struct LifecycleArgs {
     /// Requests that one instance works on at once, as its function is configured [default: 1].
     #[arg(long, value_name = "COUNT")]
     pub(crate) concurrency: Option<u32>,
+    /// Tell so often what each instance uses, 1s or more (fc, with --output json).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) metrics_period: Option<Time>,
     /// Let the function's processes run between invocations too; the clouds freeze them.
     #[arg(long)]
     pub(crate) no_freeze: bool,
@@ -63,6 +66,7 @@ impl LifecycleArgs {
             config.health_check = Some(self.check(path));
         }
         replace(&mut config.concurrency, self.concurrency);
+        config.metrics_period = or(self.metrics_period, config.metrics_period);
         config.freeze &= !self.no_freeze;
     }
 
