@@ -13,6 +13,8 @@
 
 pub mod acceleration;
 mod awake;
+#[doc(hidden)]
+pub mod breakpoint;
 mod cgroup;
 mod container;
 pub mod doctor;

@@ -20,7 +20,7 @@ use crate::rootfs::quota::Area;
 use crate::rootfs::{Cap, Choice, Disks};
 use crate::rundir::RunDir;
 use crate::sandbox::Claim;
-use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result};
+use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result, breakpoint};
 
 /// Where a runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -200,6 +200,7 @@ impl Runtime {
         // A thread that waits for a filesystem cannot be killed: it ends when that answers.
         let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
         let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
+        breakpoint::reach("daemon-prepared");
         let held = (image.lease.descriptor().is_some(), claim.is_some());
         if let Some(claim) = claim {
             fds.insert(HELD_PLACE, claim.lock);
@@ -224,6 +225,7 @@ impl Runtime {
             label: Label(spec.label.clone()),
         };
         let started = self.keeper.start(order, &fds).await?;
+        breakpoint::reach("daemon-started");
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
         timings.create = micros(started.steps.create_us);
@@ -282,9 +284,11 @@ impl Runtime {
     /// # Errors
     /// `Host` when something could not be removed.
     pub async fn shutdown(&self) -> Result<()> {
+        breakpoint::reach("daemon-shuts-down");
         self.namespaces.close();
         self.keeper.shutdown().await;
         self.recordings.finish().await;
+        breakpoint::reach("daemon-kept-nothing");
         let (run, disks) = (self.run.clone(), Arc::clone(&self.disks));
         let removed = tokio::task::spawn_blocking(move || {
             disks.close();

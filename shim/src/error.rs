@@ -48,6 +48,10 @@ pub enum ErrorKind {
     AddressInUse,
     /// A socket path or address that cannot be listened on.
     Listen,
+    /// There is no function of that name.
+    NotFound,
+    /// All instances of a function are busy, and too many callers wait.
+    Busy,
     /// An error of the runtime.
     Runtime(skiff_runtime::ErrorKind),
 }
@@ -57,7 +61,12 @@ impl ErrorKind {
     #[must_use]
     pub fn fault(self) -> Fault {
         match self {
-            Self::InvalidFunction | Self::InvalidEvent | Self::AddressInUse | Self::Listen => Fault::Caller,
+            Self::InvalidFunction
+            | Self::InvalidEvent
+            | Self::AddressInUse
+            | Self::Listen
+            | Self::NotFound
+            | Self::Busy => Fault::Caller,
             Self::StartFailed => Fault::Image,
             Self::Runtime(kind) => kind.fault(),
         }
@@ -67,8 +76,12 @@ impl ErrorKind {
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {
-            Self::AddressInUse => true,
-            Self::InvalidFunction | Self::InvalidEvent | Self::StartFailed | Self::Listen => false,
+            Self::AddressInUse | Self::Busy => true,
+            Self::InvalidFunction
+            | Self::InvalidEvent
+            | Self::StartFailed
+            | Self::Listen
+            | Self::NotFound => false,
             Self::Runtime(kind) => kind.is_retryable(),
         }
     }
@@ -82,6 +95,8 @@ impl ErrorKind {
             Self::StartFailed => "start_failed",
             Self::AddressInUse => "address_in_use",
             Self::Listen => "listen_failed",
+            Self::NotFound => "function_not_found",
+            Self::Busy => "busy",
             Self::Runtime(kind) => kind.as_str(),
         }
     }
@@ -93,6 +108,7 @@ impl ErrorKind {
         match self {
             Self::InvalidFunction
             | Self::InvalidEvent
+            | Self::NotFound
             | Self::Runtime(R::InvalidReference | R::InvalidArgument | R::InvalidCredentials) => {
                 ExitCode::Usage
             }
@@ -135,6 +151,22 @@ impl Error {
     pub(crate) fn because(mut self, cause: impl Into<Cause>) -> Self {
         self.0.cause = Some(cause.into());
         self
+    }
+
+    /// The same error again, for another who is told of it. Its causes are part of the message.
+    pub(crate) fn copy(&self) -> Self {
+        let inner = &self.0;
+        let start = inner.start.as_ref();
+        let start =
+            start.map(|start| FailedStart { platform: start.platform, failure: start.failure.clone() });
+        Self(Box::new(Inner {
+            kind: inner.kind,
+            message: self.chain().into(),
+            advice: inner.advice.clone(),
+            cause: None,
+            faults: inner.faults.clone(),
+            start,
+        }))
     }
 
     pub(crate) fn with_faults(mut self, faults: Vec<String>) -> Self {

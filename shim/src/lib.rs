@@ -16,6 +16,7 @@ mod error;
 pub mod function;
 pub mod instance;
 pub mod platform;
+pub mod pool;
 pub mod proxy;
 pub mod units;
 

@@ -8,12 +8,14 @@ mod baseline;
 pub mod http;
 pub mod images;
 pub mod process;
+mod proxy;
 mod registry;
 mod sandbox;
 mod served;
 pub mod topology;
 
 pub use baseline::Baseline;
+pub use proxy::Proxy;
 pub use registry::{PASSWORD, Registry, USERNAME};
 pub use sandbox::{Outcome, Sandbox};
 pub use served::Served;

@@ -17,6 +17,18 @@ pub const USERNAME: &str = "tester";
 /// That user's password. Tests look for it where it must not be.
 pub const PASSWORD: &str = "hunter2-7c1e9f";
 
+/// How `openssl req` makes a key.
+const EC: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+
+/// Who may ask a registry, and how.
+#[derive(Clone, Copy, Debug, Default)]
+struct Access {
+    tls: bool,
+    password: bool,
+    /// A certificate of the registry's authority has to be shown.
+    certificate: bool,
+}
+
 /// A running registry; killed when dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -30,24 +42,33 @@ impl Registry {
     /// Over plain HTTP, for everybody.
     #[must_use]
     pub fn http() -> Self {
-        Self::start(&images::dir().join("registry"), false, false)
+        Self::start(&images::dir().join("registry"), Access::default())
     }
 
-    /// Over TLS with a certificate of its own authority, for [`USERNAME`] with [`PASSWORD`].
+    /// Over TLS with a certificate of its own authority, for [`USERNAME`] with [`PASSWORD`]. The
+    /// certificate is also good for Docker Hub's registry and for `registry.invalid`.
     #[must_use]
     pub fn tls() -> Self {
-        Self::start(&images::dir().join("registry"), true, true)
+        let access = Access { tls: true, password: true, certificate: false };
+        Self::start(&images::dir().join("registry"), access)
+    }
+
+    /// Over TLS, for who shows the certificate of [`Registry::client`].
+    #[must_use]
+    pub fn for_certificates() -> Self {
+        let access = Access { tls: true, password: false, certificate: true };
+        Self::start(&images::dir().join("registry"), access)
     }
 
     /// Over plain HTTP, with a copy of the images that the test may spoil.
     #[must_use]
     pub fn spoilable() -> Self {
-        let mut registry = Self::start(&images::dir().join("registry"), false, false);
+        let mut registry = Self::http();
         registry.stop();
         let copy = registry.dir.path().join("storage");
         must("cp", &["-al", &registry.storage.display().to_string(), &copy.display().to_string()]);
         registry.storage = copy;
-        registry.configure(false, false);
+        registry.configure(Access::default());
         registry.launch();
         registry
     }
@@ -68,6 +89,12 @@ impl Registry {
     #[must_use]
     pub fn ca_file(&self) -> String {
         self.dir.path().join("ca.pem").display().to_string()
+    }
+
+    /// A client's certificate and its key, as arguments of `--client-cert` and `--client-key`.
+    #[must_use]
+    pub fn client(&self) -> [String; 2] {
+        ["client.pem", "client.key"].map(|name| self.dir.path().join(name).display().to_string())
     }
 
     /// The digest of an image's manifest.
@@ -109,16 +136,16 @@ impl Registry {
         self.storage.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
-    fn start(storage: &Path, tls: bool, password: bool) -> Self {
+    fn start(storage: &Path, access: Access) -> Self {
         let dir = Self::directory();
         let mut registry = Self { dir, storage: storage.to_owned(), port: free_port(), child: None };
-        if tls {
+        if access.tls {
             registry.make_certificates();
         }
-        if password {
+        if access.password {
             registry.file("htpasswd", &must("htpasswd", &["-Bbn", USERNAME, PASSWORD]));
         }
-        registry.configure(tls, password);
+        registry.configure(access);
         registry.launch();
         registry
     }
@@ -130,7 +157,7 @@ impl Registry {
         tempfile::tempdir_in(parent).expect("a directory")
     }
 
-    fn configure(&self, tls: bool, password: bool) {
+    fn configure(&self, access: Access) {
         let dir = self.dir.path().display();
         let mut config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: \
@@ -138,10 +165,13 @@ impl Registry {
             self.storage.display(),
             self.address(),
         );
-        if tls {
-            config.push_str(&format!("  tls: {{certificate: {dir}/server.pem, key: {dir}/server.key}}\n"));
+        if access.tls {
+            let clients =
+                if access.certificate { format!(", clientcas: [{dir}/ca.pem]") } else { String::new() };
+            let own = format!("certificate: {dir}/server.pem, key: {dir}/server.key");
+            config.push_str(&format!("  tls: {{{own}{clients}}}\n"));
         }
-        if password {
+        if access.password {
             config.push_str(&format!("auth:\n  htpasswd: {{realm: test, path: {dir}/htpasswd}}\n"));
         }
         self.file("config.yml", &config);
@@ -177,21 +207,29 @@ impl Registry {
         path.display().to_string()
     }
 
-    /// An authority and a certificate for 127.0.0.1 that it has signed.
+    /// An authority, and what it has signed: a certificate for 127.0.0.1 and some names, and one for a
+    /// client.
     fn make_certificates(&self) {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let (ca, ca_key, request) = (path("ca.pem"), path("ca.key"), path("server.csr"));
-        let (certificate, key) = (path("server.pem"), path("server.key"));
-        let ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let (ca, ca_key) = (path("ca.pem"), path("ca.key"));
         let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=Skiff test CA", "-keyout", &ca_key];
-        must("openssl", &[&authority[..], &ec, &["-out", &ca]].concat());
-        let server = ["req", "-new", "-subj", "/CN=127.0.0.1", "-keyout", &key, "-out", &request];
-        must("openssl", &[&server[..], &ec].concat());
-        let extensions = self.file(
-            "extensions",
-            "subjectAltName = IP:127.0.0.1, DNS:localhost\nbasicConstraints = critical, CA:FALSE\n",
-        );
+        must("openssl", &[&authority[..], &EC, &["-out", &ca]].concat());
+        let names = "IP:127.0.0.1, DNS:localhost, DNS:registry-1.docker.io, DNS:registry.invalid";
+        self.sign("server", &format!("subjectAltName = {names}\n"));
+        self.sign("client", "extendedKeyUsage = clientAuth\n");
+    }
+
+    /// A key and a certificate for it, by the authority.
+    fn sign(&self, name: &str, extensions: &str) {
+        let path =
+            |name: &str, end: &str| self.dir.path().join(format!("{name}.{end}")).display().to_string();
+        let (key, request, subject) = (path(name, "key"), path(name, "csr"), format!("/CN={name}"));
+        let wanted = ["req", "-new", "-subj", &subject, "-keyout", &key, "-out", &request];
+        must("openssl", &[&wanted[..], &EC].concat());
+        let extensions = self
+            .file(&format!("{name}.ext"), &format!("basicConstraints = critical, CA:FALSE\n{extensions}"));
         let sign = ["x509", "-req", "-days", "2", "-CAcreateserial", "-extfile", &extensions];
+        let (ca, ca_key, certificate) = (path("ca", "pem"), path("ca", "key"), path(name, "pem"));
         let files = ["-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-out", &certificate];
         must("openssl", &[&sign[..], &files].concat());
     }

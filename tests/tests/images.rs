@@ -126,6 +126,10 @@ fn an_imported_image_runs_under_its_name_without_a_registry() {
     // Archives are sources of `pull` and `run` too.
     sandbox.run(&["pull", &source]).ok();
     sandbox.event(&source, &[]).ok();
+    // And an OCI layout can be imported like an archive.
+    let second = "127.0.0.1:1/team/user:1";
+    sandbox.run(&["image", "import", &images::oci("user"), second]).ok();
+    sandbox.event(second, &["--pull", "never"]).ok();
     sandbox.run(&["image", "import", name]).fails(2, &["is in a registry"]);
     sandbox
         .run(&["image", "import", "oci-archive:/nonexistent"])

@@ -8,6 +8,7 @@ use super::registry::shown_time;
 use crate::{Error, ErrorKind, Result};
 
 /// When a pull must have ended, if ever.
+#[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     limit: Duration,
     at: Option<Instant>,
@@ -18,6 +19,11 @@ impl Deadline {
     pub(crate) fn new(limit: Option<Duration>) -> Self {
         let at = limit.and_then(|limit| Instant::now().checked_add(limit));
         Self { limit: limit.unwrap_or_default(), at }
+    }
+
+    /// The time that is left, if it has an end.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Waits until the time is over.

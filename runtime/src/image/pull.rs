@@ -60,7 +60,7 @@ impl Store {
         let store = Arc::clone(self);
         let documents = blocking(move || store.hold_documents()).await?;
         let resolved = deadline
-            .within("its layers were not known", Box::pin(resolve::source(self, source, options)))
+            .within("its layers were not known", Box::pin(resolve::source(self, source, options, deadline)))
             .await?;
         let record = Record::of(name, &resolved);
         let (store, parts) = (Arc::clone(self), record.parts());

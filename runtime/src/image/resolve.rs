@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::PullOptions;
 use super::archive::Archive;
 use super::config::{self, Configuration};
+use super::deadline::Deadline;
 use super::digest::Digest;
 use super::layout::Layout;
 use super::limits::{self, Limits};
@@ -94,9 +95,17 @@ struct Found {
 }
 
 /// Resolves an image at its source. Its documents are in the store then.
-pub(crate) async fn source(store: &Arc<Store>, source: &Source, options: &PullOptions) -> Result<Resolved> {
+pub(crate) async fn source(
+    store: &Arc<Store>,
+    source: &Source,
+    options: &PullOptions,
+    deadline: Deadline,
+) -> Result<Resolved> {
     match source {
-        Source::Registry(reference) => registry(store, reference, options).await,
+        Source::Registry(reference) => {
+            let client = Arc::new(Client::new(reference, options, deadline).await?);
+            registry(store, reference, client, &options.limits).await
+        }
         Source::OciLayout(dir, tag) => {
             let layout = Layout::open(dir, &options.limits)?;
             in_layout(store, layout, tag.as_deref(), &options.limits).await
@@ -111,8 +120,12 @@ pub(crate) async fn source(store: &Arc<Store>, source: &Source, options: &PullOp
 }
 
 /// Resolves a reference at its registry; documents that are in the store are not fetched.
-async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptions) -> Result<Resolved> {
-    let client = Arc::new(Client::new(reference, options).await?);
+async fn registry(
+    store: &Arc<Store>,
+    reference: &Reference,
+    client: Arc<Client>,
+    limits: &Limits,
+) -> Result<Resolved> {
     let origin = Origin::Registry(Arc::clone(&client));
     let found = match reference.digest() {
         Some(digest) => document(store, &origin, digest, None).await?,
@@ -123,7 +136,7 @@ async fn registry(store: &Arc<Store>, reference: &Reference, options: &PullOptio
             Found { bytes: bytes.into(), declared, digest }
         }
     };
-    image(store, &origin, found, &options.limits).await
+    image(store, &origin, found, limits).await
 }
 
 /// Resolves an OCI image layout.

@@ -21,6 +21,10 @@ use crate::{Error, ErrorKind, Result};
 /// Longest text of a source, bytes: a path and a tag fit.
 const MAX_SOURCE_BYTES: usize = 4096 + 256;
 
+/// Where Docker Hub, `docker.io`, speaks the protocol; Docker and containerd ask there, and firewalls
+/// let it through.
+const HUB_HOST: &str = "registry-1.docker.io";
+
 /// Transports of other tools that Skiff has no source for, and what to write instead.
 const FOREIGN: [(&str, &str); 5] = [
     ("docker://", "leave out docker://"),
@@ -83,7 +87,10 @@ impl Reference {
 
     /// Host and port to talk to (Docker Hub's differs from its name).
     pub(crate) fn host(&self) -> &str {
-        self.address.as_deref().unwrap_or_else(|| self.inner.resolve_registry())
+        match self.registry() {
+            "docker.io" => HUB_HOST,
+            other => other,
+        }
     }
 
     pub(crate) fn digest(&self) -> Option<&Digest> {
@@ -264,6 +271,21 @@ mod tests {
         ] {
             assert_eq!(canonical(text), wanted);
             assert_eq!(canonical(&wanted), wanted, "canonical text parses to itself");
+        }
+    }
+
+    #[test]
+    fn docker_hub_is_asked_at_its_registry() {
+        for (text, host) in [
+            ("alpine", "registry-1.docker.io"),
+            ("docker.io/me/app", "registry-1.docker.io"),
+            ("index.docker.io/me/app", "registry-1.docker.io"),
+            ("registry-1.docker.io/me/app", "registry-1.docker.io"),
+            ("docker.io.example/me/app", "docker.io.example"),
+            ("[::1]:5000/a", "[::1]:5000"),
+        ] {
+            let Source::Registry(reference) = text.parse().expect(text) else { panic!("{text}") };
+            assert_eq!(reference.host(), host, "{text}");
         }
     }
 

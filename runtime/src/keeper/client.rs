@@ -20,7 +20,7 @@ use super::peers::{address, credentials, new_socket, open_dir};
 use super::protocol::{FromKeeper, Label, PROTOCOL, Role, ToKeeper, VERSION, receive, send};
 use super::table::{AdoptedContainer, AdoptedFailure, Ended, Started, Table, dispatch};
 use crate::rundir::RunDir;
-use crate::{Error, ErrorKind, Network, OomPolicy, Result};
+use crate::{Error, ErrorKind, Network, OomPolicy, Result, breakpoint};
 
 /// How long a keeper may take to say hello, and to tell of what it keeps.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -63,6 +63,7 @@ impl Keeper {
         )
         .map_err(|e| Error::host("cannot make a socket pair", e))?;
         let process = execute(&path, &[], theirs)?;
+        breakpoint::reach("daemon-executed");
         let configure = ToKeeper::Configure {
             protocol: PROTOCOL,
             run: run.name().to_owned(),

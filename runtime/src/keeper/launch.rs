@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, breakpoint};
 
 const BINARY: &str = "skiff-keeper";
 /// Attempts at sealing the keeper's copy after the first, and the wait before each.
@@ -61,6 +61,7 @@ pub(crate) fn execute(path: &Path, arguments: &[&str], socket: OwnedFd) -> Resul
         .arg0(BINARY)
         .args(arguments)
         .env_clear()
+        .envs(breakpoint::environment())
         .current_dir("/")
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())

@@ -17,7 +17,7 @@ use super::protocol::{PROTOCOL, Role, ToKeeper, VERSION, receive};
 use super::server::{Server, timespec};
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, breakpoint};
 
 /// How long the daemon may take to say what the keeper is for.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +85,7 @@ fn settle() -> Result<SignalFd> {
 
 fn keep(socket: OwnedFd, nofile: Rlimit) -> Result<()> {
     let Some(work) = configured(&socket)? else { return Ok(()) };
+    breakpoint::reach("keeper-configured");
     if work.lasting {
         // Not the daemon's child any more: nobody need wait for a keeper that outlives many.
         let forked = fork_single_threaded().map_err(|e| Error::host("cannot fork", e))?;

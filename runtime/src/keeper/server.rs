@@ -29,7 +29,7 @@ use crate::cgroup::Group;
 use crate::rootfs::quota::Area;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
-use crate::{Exit, Result};
+use crate::{Exit, Result, breakpoint};
 
 /// How long the processes of a removed cgroup may take to leave it.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
@@ -245,6 +245,7 @@ impl Server {
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(running) = self.running.remove(&pid) else { return };
+        breakpoint::reach("keeper-reaped");
         let stats = running.group.stats();
         let (code, signal) = (status.exit_status(), status.terminating_signal());
         let exit = Exit { code, signal, oom_killed: self.oom.explains(pid, signal, stats.oom_kills) };
@@ -316,6 +317,7 @@ impl Server {
 
     /// Kills what still runs and removes everything of the run.
     fn clean(mut self) -> Result<()> {
+        breakpoint::reach("keeper-cleans");
         for starting in &self.starting {
             let _ = kill_process(starting.child, Signal::KILL);
         }
@@ -328,6 +330,7 @@ impl Server {
         }
         self.reap();
         self.running.clear();
+        breakpoint::reach("keeper-killed");
         let removed = self.run.remove();
         killed.and(removed)
     }

@@ -26,7 +26,7 @@ use crate::sandbox::{
     CommandExecutor, DEFAULT_PATH, SpecInput, User, UserNamespace, Userns, build_spec, resolve_user,
 };
 use crate::sys::watch_filesystem;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, breakpoint};
 
 /// Longest failure that the executor writes.
 const MAX_FAILURE: u64 = 64 << 10;
@@ -76,6 +76,7 @@ fn start(inputs: Inputs) -> Result<Report> {
     if !inputs.joined {
         inputs.group.join_first()?;
     }
+    breakpoint::reach("start-joined");
     let request = StartRequest::from_memfd(inputs.request)?;
     confine::leave_groups()?;
     confine::raise_limits(&request.limits);
@@ -87,6 +88,7 @@ fn start(inputs: Inputs) -> Result<Report> {
         confine::enter_network(&inputs.network)?;
         scratch.mount_sysfs()?;
     }
+    breakpoint::reach("start-mounted");
     let user = resolve_user(&request.user, &Root::open(&scratch.path(ROOTFS))?)?;
     userns.as_ref().map_or(Ok(()), |userns| userns.check(&user))?;
     give_output_to(&user, userns.as_ref(), &inputs.stdout, &inputs.stderr)?;
@@ -139,6 +141,7 @@ fn start(inputs: Inputs) -> Result<Report> {
         .build()
         .map_err(create_error)?;
     let create_us = micros(create);
+    breakpoint::reach("start-created");
     let exec = Instant::now();
     let pid = container
         .pid()
@@ -146,6 +149,7 @@ fn start(inputs: Inputs) -> Result<Report> {
         .ok_or_else(|| Error::new(ErrorKind::Internal, "libcontainer made a container without a process"))?;
     container.start().map_err(create_error)?;
     wait_for_exec(exec_failed)?;
+    breakpoint::reach("start-executed");
     let steps = SpawnSteps { mounts_us, create_us, exec_us: micros(exec) };
     Ok(Report::Started { pid, pids: request.limits.pids, steps })
 }

@@ -18,7 +18,7 @@ use super::server::{Removing, Server, interval};
 use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_into_group, fork_single_threaded};
-use crate::{Error, ErrorKind, Network, OomPolicy, Result};
+use crate::{Error, ErrorKind, Network, OomPolicy, Result, breakpoint};
 
 /// Report bytes kept of one start.
 const MAX_REPORT: usize = 64 << 10;
@@ -118,6 +118,7 @@ impl Server {
         self.discard(&group);
         match self.fork_start(&order, &group, fds) {
             Ok((child, report, held)) => {
+                breakpoint::reach("keeper-forked");
                 self.starting.push(Starting {
                     child,
                     report,
@@ -227,6 +228,7 @@ impl Server {
     }
 
     fn settle(&mut self, starting: Starting) {
+        breakpoint::reach("keeper-told");
         let report = serde_json::from_slice::<Report>(&starting.bytes);
         if !starting.child_gone {
             // It has closed its end of the pipe as its last act; one that is stopped stops no other.

@@ -195,6 +195,40 @@ async fn the_right_image_of_a_docker_archive() {
 }
 
 #[tokio::test]
+async fn the_limits_of_a_pull_hold_for_docker_archives() {
+    let place = Place::new();
+    let (_, layout) = Layout::small_gzip(&place.path("layout"));
+    let file = place.path("saved.tar");
+    skopeo(&format!("{layout}:v1"), &format!("docker-archive:{}:app:1", file.display()));
+    let source = format!("docker-archive:{}", file.display());
+    let image = place.pull(&source).await.unwrap();
+    assert_eq!(image.layers.len(), 3);
+    let with = |layers: u64, packed_bytes: u64| {
+        let mut options = PullOptions::default();
+        (options.limits.layers, options.limits.packed_bytes) = (layers, packed_bytes);
+        options
+    };
+    let bytes = image.packed_bytes;
+    for (options, wanted) in [
+        (with(2, bytes), "layers of the image: 3 is over the limit of 2".to_owned()),
+        (
+            with(3, bytes - 1),
+            format!("packed bytes of the image: {bytes} is over the limit of {}", bytes - 1),
+        ),
+    ] {
+        // Both from the file, and of what is here already.
+        for place in [&Place::new(), &place] {
+            let error = place.error(&source, &options).await;
+            assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error:?}");
+            assert!(error.to_string().contains(&wanted) && error.advice().is_some(), "{wanted}: {error:?}");
+        }
+        let missing = PullOptions { policy: PullPolicy::Missing, ..options };
+        assert_eq!(place.error(&source, &missing).await.kind(), ErrorKind::LimitExceeded);
+    }
+    Place::new().pull_with(&source, &with(3, bytes)).await.expect("just within");
+}
+
+#[tokio::test]
 async fn what_is_imported_is_found_under_its_name_without_a_network() {
     let place = Place::new();
     let path = place.path("saved.tar");

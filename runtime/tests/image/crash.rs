@@ -37,7 +37,7 @@ fn collect_in_a_process_of_its_own() {
     store.collect(&GcOptions::default().with_all()).unwrap();
 }
 
-fn other_process(state: &Path, source: &str) -> Child {
+pub(crate) fn other_process(state: &Path, source: &str) -> Child {
     process_of("crash::pull_in_a_process_of_its_own", state, source)
 }
 
@@ -279,8 +279,15 @@ impl Counting {
     }
 
     fn count(&self, digest: &Value) -> usize {
-        let path = format!("/v2/a/b/blobs/{}", digest.as_str().unwrap());
-        self.counts.lock().unwrap().get(&path).copied().unwrap_or(0)
+        self.count_of(&format!("blobs/{}", digest.as_str().unwrap()))
+    }
+
+    fn count_of(&self, path: &str) -> usize {
+        self.counts.lock().unwrap().get(&format!("/v2/a/b/{path}")).copied().unwrap_or(0)
+    }
+
+    fn all(&self) -> usize {
+        self.counts.lock().unwrap().values().sum()
     }
 }
 
@@ -317,11 +324,19 @@ fn answer(
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
 }
 
+fn manifest(layout: &Layout, image: &Value) -> Value {
+    let bytes = fs::read(layout.blob_path(image["digest"].as_str().unwrap())).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
 /// Digests of the layers of an image as they are fetched.
 fn packed_layers(layout: &Layout, image: &Value) -> Vec<Value> {
-    let bytes = fs::read(layout.blob_path(image["digest"].as_str().unwrap())).unwrap();
-    let manifest: Value = serde_json::from_slice(&bytes).unwrap();
-    manifest["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].clone()).collect()
+    manifest(layout, image)["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["digest"].clone())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,6 +364,20 @@ async fn many_pulls_in_one_process_and_in_others_fetch_each_layer_once() {
         assert_eq!(registry.count(layer), 1, "{layer}");
     }
     place.nothing_half_made();
+
+    // Documents are not waited for. Each pull of a tag asks what it is now, and for the configuration
+    // if that is not here yet.
+    let config = manifest(&layout, &image)["config"]["digest"].clone();
+    assert_eq!(registry.count_of("manifests/latest"), 25);
+    assert!((1..=25).contains(&registry.count(&config)), "{}", registry.count(&config));
+    assert_eq!(registry.all(), 25 + registry.count(&config) + layers.len(), "and for nothing else");
+    let before = registry.all();
+    place.pull_with(&registry.image(), &plain()).await.unwrap();
+    assert_eq!((registry.all(), registry.count_of("manifests/latest")), (before + 1, 26));
+    // By its digest it is here, and no one is asked.
+    let pinned = format!("{}/a/b@{}", registry.address, image["digest"].as_str().unwrap());
+    place.pull_with(&pinned, &plain()).await.unwrap();
+    assert_eq!(registry.all(), before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,14 @@ fn search(dir: &Path) {
 
 fn endless(content_type: &str) -> Answer {
     let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{content_type}\r\n");
-    Answer { head, body: vec![b' '; 64 << 10].into(), send: 64 << 10, endless: true, stalls: false }
+    Answer {
+        head,
+        body: vec![b' '; 64 << 10].into(),
+        send: 64 << 10,
+        endless: true,
+        stalls: false,
+        resets: false,
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use skiff_runtime::ErrorKind;
 use skiff_runtime::image::{CredentialSources, PullOptions};
@@ -9,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::*;
+use crate::wire::{unsent, whole_length};
 
 /// One answer: status line and headers, body, and how many bytes of the body are sent.
 #[derive(Clone)]
@@ -20,12 +22,21 @@ pub(crate) struct Answer {
     pub(crate) endless: bool,
     /// Nothing more comes after what is sent, and the connection stays.
     pub(crate) stalls: bool,
+    /// The connection is reset (RST) once what is sent has come to the other side.
+    pub(crate) resets: bool,
+}
+
+impl Answer {
+    /// No answer at all, but a reset.
+    pub(crate) fn reset() -> Self {
+        Self { head: String::new(), body: [].into(), send: 0, endless: false, stalls: false, resets: true }
+    }
 }
 
 pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len());
-    Answer { head, body: body.into(), send: body.len(), endless: false, stalls: false }
+    Answer { head, body: body.into(), send: body.len(), endless: false, stalls: false, resets: false }
 }
 
 pub(crate) type Answers = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
@@ -97,7 +108,14 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
             _ => return,
         }
     }
-    let text = String::from_utf8_lossy(&request).into_owned();
+    let mut text = String::from_utf8_lossy(&request).into_owned();
+    // The rest of a form.
+    while text.len() < whole_length(&text) {
+        match stream.read(&mut buffer).await {
+            Ok(read) if read > 0 => text.push_str(&String::from_utf8_lossy(&buffer[..read])),
+            _ => return,
+        }
+    }
     let path = text.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
     requests.lock().unwrap().push(text);
     let found = match answers.lock().unwrap().get_mut(&path) {
@@ -110,6 +128,14 @@ async fn serve(mut stream: TcpStream, answers: Answers, requests: Arc<Mutex<Vec<
     if found.stalls {
         // Until the client goes.
         let _ = stream.read(&mut buffer).await;
+    }
+    if found.resets {
+        // A reset throws away what the other side's kernel does not have yet.
+        while unsent(stream.local_addr().unwrap(), stream.peer_addr().unwrap()) > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stream.set_zero_linger().unwrap();
+        return;
     }
     let _ = stream.shutdown().await;
 }

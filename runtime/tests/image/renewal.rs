@@ -267,9 +267,8 @@ async fn a_pull_has_one_time_in_all() {
     let (layout, descriptor, layer, packed) = image(&place);
     let liar = Liar::start().await;
     let name = liar.serve_image(&layout, &descriptor);
-    let busy = answer("503 Service Unavailable", "Retry-After: 15\r\n", b"");
-    let cut = Answer { send: 70_000, ..answer("200 OK", "", &packed) };
-    liar.say(&format!("/v2/x/blobs/{layer}"), &[cut, busy.clone()]);
+    let stall = Answer { send: 70_000, stalls: true, ..answer("200 OK", "", &packed) };
+    liar.say(&format!("/v2/x/blobs/{layer}"), &[stall]);
     let options = PullOptions { timeout: Some(Duration::from_millis(1500)), times: quick(), ..plain() };
     let error = place.pull_with(&name, &options).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PullTimedOut);
@@ -277,7 +276,7 @@ async fn a_pull_has_one_time_in_all() {
     let wanted = format!("within 1500 ms: 70000 of {} bytes of 1 layers had come", packed.len());
     assert!(error.to_string().contains(&wanted), "{error}");
 
-    liar.say("/v2/x/manifests/1", &[busy]);
+    liar.say("/v2/x/manifests/1", &[Answer { send: 0, stalls: true, ..answer("200 OK", "", b"{}") }]);
     let error = Place::new().error(&name, &options).await;
     assert!(error.to_string().ends_with("its layers were not known"), "{error}");
 }

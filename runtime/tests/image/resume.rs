@@ -1,108 +1,16 @@
 //! Pulls that are cut off: what they leave, and how the next one goes on; and hosts that go down.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skiff_runtime::ErrorKind;
 use skiff_runtime::image::{GcOptions, Image, PullOptions, Source, Store};
 
+use crate::crash::other_process;
+use crate::rationed::{LAYER_BYTES, Rationed};
 use crate::support::*;
-
-/// Bytes of the layer: what is smaller is not kept.
-const LAYER_BYTES: usize = 9 << 20;
-
-/// A registry over a layout with the image `x:1`, which knows ranges and sends at most `budget`
-/// bytes of the layer; after that it breaks every connection.
-struct Rationed {
-    address: String,
-    layer: String,
-    budget: Arc<AtomicU64>,
-    ranges: Arc<Mutex<Vec<u64>>>,
-}
-
-impl Rationed {
-    fn start(place: &Place) -> Self {
-        let layout = Layout::new(&place.path("layout"));
-        let noise: String = (0..LAYER_BYTES as u64).map(|n| char::from(b'!' + (n * n % 89) as u8)).collect();
-        let archive = tar(&[("noise", &noise)]);
-        let image = layout.image(&[(TAR, archive.clone(), archive.clone())], "amd64");
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let registry = Self {
-            address: listener.local_addr().unwrap().to_string(),
-            layer: sha256(&archive),
-            budget: Arc::default(),
-            ranges: Arc::default(),
-        };
-        let (budget, ranges) = (Arc::clone(&registry.budget), Arc::clone(&registry.ranges));
-        let layer = registry.layer.clone();
-        let manifest = image["digest"].as_str().unwrap().to_owned();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (layer, ranges, budget) = (layer.clone(), Arc::clone(&ranges), Arc::clone(&budget));
-                let (dir, manifest) = (layout.dir.clone(), manifest.clone());
-                std::thread::spawn(move || serve(stream, &dir, &manifest, &layer, &ranges, &budget));
-            }
-        });
-        registry
-    }
-
-    fn name(&self) -> String {
-        format!("{}/x:1", self.address)
-    }
-
-    fn may_send(&self, bytes: u64) {
-        self.budget.store(bytes, Ordering::SeqCst);
-    }
-
-    /// The first bytes that were asked for of the layer, and forgets them.
-    fn ranges(&self) -> Vec<u64> {
-        std::mem::take(&mut self.ranges.lock().unwrap())
-    }
-}
-
-fn serve(
-    mut stream: TcpStream,
-    dir: &std::path::Path,
-    manifest: &str,
-    layer: &str,
-    ranges: &Mutex<Vec<u64>>,
-    budget: &AtomicU64,
-) -> Option<()> {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        request.push(byte[0]);
-    }
-    let request = String::from_utf8(request).ok()?;
-    let path = request.split(' ').nth(1)?;
-    let digest = if path.contains("/manifests/") { manifest } else { path.rsplit('/').next()? };
-    let body = fs::read(dir.join("blobs").join(digest.replace(':', "/"))).ok()?;
-    let range = request.to_ascii_lowercase();
-    let from: usize = match range.split_once("range: bytes=") {
-        Some((_, rest)) => rest.split('-').next()?.parse().ok()?,
-        None => 0,
-    };
-    let (status, total) = (if from > 0 { "206 Partial Content" } else { "200 OK" }, body.len());
-    let mut head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n", total - from);
-    if from > 0 {
-        head.push_str(&format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1));
-    }
-    let mut rest = &body[from..];
-    if digest == layer {
-        ranges.lock().unwrap().push(from as u64);
-        let take = |left: u64| Some(left.saturating_sub(rest.len() as u64));
-        let left = budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).ok()?;
-        rest = &rest[..rest.len().min(left as usize)];
-    }
-    stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
-    stream.write_all(rest).ok()
-}
 
 fn plain() -> PullOptions {
     PullOptions { plain_http: true, ..PullOptions::default() }
@@ -205,6 +113,31 @@ async fn a_pull_that_is_dropped_keeps_what_came() {
     is_right(&place.pull_with(&registry.name(), &plain()).await.unwrap());
     let ranges = registry.ranges();
     assert!(ranges.len() == 1 && ranges[0] > 1 << 20, "{ranges:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_of_a_killed_process_is_gone_on_with() {
+    let place = Place::new();
+    let registry = Rationed::start(&place);
+    registry.may_send(6 << 20);
+    // It waits for the rest when it is killed.
+    registry.stays(true);
+    let mut other = other_process(&place.path("state"), &registry.name());
+    while !has_kept(&place, 4 << 20) {
+        assert!(other.try_wait().unwrap().is_none(), "it ended before it was killed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.kill().unwrap();
+    assert_eq!(other.wait().unwrap().signal(), Some(9));
+    registry.stays(false);
+    registry.may_send(u64::MAX);
+    assert_eq!(registry.ranges(), [0]);
+    let store = Store::open(&place.path("state")).unwrap();
+    assert!(store.images().unwrap().is_empty());
+    is_right(&store.pull(&registry.name().parse().unwrap(), &plain()).await.unwrap());
+    let ranges = registry.ranges();
+    assert!(ranges.len() == 1 && ranges[0] >= 4 << 20, "{ranges:?}");
+    place.nothing_half_made();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -218,7 +217,7 @@ impl log::Log for Heard {
 }
 
 #[tokio::test]
-async fn a_password_is_shown_nowhere() {
+async fn no_password_and_no_identity_token_is_shown_anywhere() {
     let heard = Heard::default();
     let writer = heard.clone();
     tracing_subscriber::fmt()
@@ -254,7 +253,13 @@ async fn a_password_is_shown_nowhere() {
         proxies: Some(Proxies { https: Some("http://u:s3cret@127.0.0.1:1".into()), ..Proxies::default() }),
         ..with_password()
     };
-    let mut shown = format!("{options:?}");
+    // The same with an identity token, in a store of its own: layers that are here are not asked for.
+    let other_place = Place::new();
+    let text = r#"echo '{"Username":"<token>","Secret":"identity-s3cret"}'"#;
+    let helper = Some(script(place.path("helper"), text));
+    let credentials = CredentialSources { helper, ..Default::default() };
+    let identity = PullOptions { credentials, ..options.clone() };
+    let mut shown = format!("{options:?}{identity:?}");
     let ways: Vec<(Vec<Answer>, Vec<Answer>, Answer)> = vec![
         (vec![basic.clone()], vec![], token.clone()),
         (vec![basic.clone(), answer("500 Oh", "", b"")], vec![], token.clone()),
@@ -270,22 +275,24 @@ async fn a_password_is_shown_nowhere() {
         (vec![basic.clone(), good.clone()], vec![answer("200 OK", "", b"wrong")], token.clone()),
         (vec![bearer(&liar.address), good.clone()], vec![answer("200 OK", "", &packed)], token.clone()),
     ];
-    let count = ways.len();
-    let failures = AtomicUsize::new(0);
-    for (manifests, blobs, token) in ways {
-        liar.say(manifest, &manifests);
-        liar.say(&blob, &blobs);
-        liar.say("/token", &[token]);
-        match place.pull_with(&name, &options).await {
-            Ok(image) => shown.push_str(&format!("{image:?}")),
-            Err(error) => {
-                failures.fetch_add(1, Ordering::SeqCst);
-                shown.push_str(&format!("{error:?} {error} {} {:?}\n", error.chain(), error.advice()));
-                shown.push_str(&format!("{:?}", std::error::Error::source(&error)));
+    for (place, options) in [(&place, &options), (&other_place, &identity)] {
+        let mut failures = 0;
+        for (manifests, blobs, token) in &ways {
+            liar.say(manifest, manifests);
+            liar.say(&blob, blobs);
+            liar.say("/token", std::slice::from_ref(token));
+            match place.pull_with(&name, options).await {
+                Ok(image) => shown.push_str(&format!("{image:?}")),
+                Err(error) => {
+                    failures += 1;
+                    shown.push_str(&format!("{error:?} {error} {} {:?}\n", error.chain(), error.advice()));
+                    shown.push_str(&format!("{:?}", std::error::Error::source(&error)));
+                }
             }
         }
+        assert_eq!(failures, ways.len() - 1);
     }
-    assert_eq!(failures.load(Ordering::SeqCst), count - 1);
+    assert!(!liar.requests("refresh_token=identity-s3cret").is_empty(), "the realm was shown it");
     let error = place.error("registry.invalid/x:1", &PullOptions { plain_http: false, ..options }).await;
     shown.push_str(&format!("{error:?}"));
     let logged = String::from_utf8_lossy(&heard.0.lock().unwrap()).into_owned();
@@ -296,10 +303,11 @@ async fn a_password_is_shown_nowhere() {
             let line = text.lines().find(|line| line.contains(secret));
             assert_eq!(line, None);
         }
-        let found = Command::new("grep").args(["-rl", secret]).arg(place.path("state")).output().unwrap();
+        let stores = [place.path("state"), other_place.path("state")];
+        let found = Command::new("grep").args(["-rl", secret]).args(stores).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&found.stdout), "");
     }
-    assert!(other.requests("uthorization").is_empty());
+    assert!(other.requests("uthorization").is_empty() && other.requests("s3cret").is_empty());
     let unused = CredentialSources::default();
     assert!(!format!("{unused:?}").contains("s3cret"));
 }

@@ -58,6 +58,14 @@ impl Place {
     }
 }
 
+/// A shell script that can be run.
+pub(crate) fn script(path: PathBuf, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    path
+}
+
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     let mut text = "sha256:".to_owned();
     for byte in sha2::Sha256::digest(bytes) {

@@ -75,6 +75,11 @@ pub trait Function: Send + Sync + 'static {
     /// What it is.
     fn config(&self) -> &FunctionConfig;
 
+    /// How long an invocation may take, the wait for an instance included.
+    fn longest(&self) -> Duration {
+        self.config().timeout
+    }
+
     /// Invokes it with an event. Never fails: every failure is an outcome.
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome>;
 
@@ -86,22 +91,27 @@ pub trait Function: Send + Sync + 'static {
     ) -> BoxFuture<'static, Response<Body>>;
 }
 
-/// One instance, called by its function's name.
-#[derive(Debug)]
-pub struct One(Arc<Instance>);
+/// One function, called by its name.
+pub struct One(Arc<dyn Function>);
 
 impl One {
-    /// Serves this instance's function.
+    /// Serves this function: a [`Pool`](crate::pool::Pool), or an [`Instance`] alone.
     #[must_use]
-    pub fn new(instance: Arc<Instance>) -> Self {
-        Self(instance)
+    pub fn new(function: Arc<dyn Function>) -> Self {
+        Self(function)
+    }
+}
+
+impl std::fmt::Debug for One {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("One").field(&self.0.config().name).finish()
     }
 }
 
 impl Functions for One {
     fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing> {
         matches(self.0.config(), target)?;
-        Ok(Arc::clone(&self.0) as Arc<dyn Function>)
+        Ok(Arc::clone(&self.0))
     }
 }
 
@@ -119,7 +129,7 @@ impl Function for Instance {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        self.pass(client, request)
+        self.pass(client, request, None)
     }
 }
 

@@ -7,6 +7,7 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use skiff_runtime::breakpoint;
 use tokio::time::timeout_at;
 
 use super::invocation::{Arrival, Invocation};
@@ -26,8 +27,10 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;
+    breakpoint::reach("daemon-invokes");
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
     let exchange = exchange.unwrap_or(Err(InvocationFailure::TimedOut));
+    breakpoint::reach("daemon-answered");
     let report = invocation.report();
     let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
     let wants_log = options.log_tail && shared.config.concurrency == 1;

@@ -32,7 +32,12 @@ pub(crate) struct Invocation {
     credentials: Option<Arc<Credentials>>,
     /// Keeps the instance from being frozen.
     _active: Active,
+    /// Its place in a pool. After the invocation has ended, and so last.
+    _held: Option<Held>,
 }
+
+/// What is let go at an invocation's end.
+pub(crate) type Held = Box<dyn std::any::Any + Send + Sync>;
 
 /// What an invocation came with.
 pub(crate) struct Arrival {
@@ -54,6 +59,8 @@ pub(crate) struct Arrival {
     pub(crate) asynchronous: bool,
     /// Whether the caller of an HTTP request asked for its log.
     pub(crate) log_tail: bool,
+    /// Let go at its end.
+    pub(crate) held: Option<Held>,
 }
 
 /// What an invocation took.
@@ -76,6 +83,7 @@ impl Arrival {
             retries: 0,
             asynchronous: false,
             log_tail: false,
+            held: None,
         }
     }
 }
@@ -83,7 +91,7 @@ impl Arrival {
 impl Invocation {
     /// Begins one, writes the platform's first log lines, and thaws the instance if need be.
     pub(crate) async fn begin(shared: &Arc<Shared>, mut arrival: Arrival) -> Self {
-        let request_id = arrival.request_id.take();
+        let (request_id, held) = (arrival.request_id.take(), arrival.held.take());
         let invocation = Self {
             shared: Arc::clone(shared),
             request_id: request_id.unwrap_or_else(|| shared.config.platform.new_request_id()),
@@ -96,6 +104,7 @@ impl Invocation {
             ended: false,
             credentials: shared.role.current(),
             _active: shared.activity.begin(),
+            _held: held,
         };
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
         shared.logs.platform(lines);

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::guest::KILLED;
 use super::logs::{LogSink, LogStream, Logs};
 use super::start::{Launch, command, failed_start};
-use super::{EventOutcome, EventResult, LAST_LINES, Timeline};
+use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Timeline};
 use crate::function::Mode;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, JobContract, StartCause,
@@ -34,6 +34,9 @@ pub struct Job {
     logs: Logs,
     timeline: Timeline,
     request_id: String,
+    /// How often its event has been tried before, and whether anybody waits for it.
+    retries: u32,
+    asynchronous: bool,
     code_checksum: String,
     started: Instant,
 }
@@ -52,7 +55,22 @@ impl Job {
         logs: Arc<dyn LogSink>,
         event: Bytes,
     ) -> Result<Self> {
-        Box::pin(Self::start_unboxed(runtime, image, config, logs, event)).await
+        Self::start_with(runtime, image, config, logs, event, InvokeOptions::default()).await
+    }
+
+    /// As [`Job::start`], with what the caller asks for besides; a log is not among what it can have.
+    ///
+    /// # Errors
+    /// As [`Job::start`].
+    pub async fn start_with(
+        runtime: &Runtime,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        event: Bytes,
+        options: InvokeOptions,
+    ) -> Result<Self> {
+        Box::pin(Self::start_unboxed(runtime, image, config, logs, event, options)).await
     }
 
     async fn start_unboxed(
@@ -61,6 +79,7 @@ impl Job {
         config: &Arc<FunctionConfig>,
         sink: Arc<dyn LogSink>,
         event: Bytes,
+        options: InvokeOptions,
     ) -> Result<Self> {
         config.validate()?;
         let contract = config.platform.job().filter(|_| config.mode == Mode::Job).ok_or_else(not_a_job)?;
@@ -79,10 +98,20 @@ impl Job {
             logs.follow(LogStream::Stderr, stderr);
         }
         let timeline = Timeline::new(&image.timings, &container.timings());
-        let request_id = config.platform.new_request_id();
-        let (config, code_checksum) = (Arc::clone(config), config.platform.code_checksum(&image.digest));
-        let job =
-            Self { id, config, contract, container, logs, timeline, request_id, code_checksum, started: launch.started };
+        let request_id = options.request_id.unwrap_or_else(|| config.platform.new_request_id());
+        let job = Self {
+            id,
+            config: Arc::clone(config),
+            contract,
+            container,
+            logs,
+            timeline,
+            request_id,
+            retries: options.retries,
+            asynchronous: options.asynchronous,
+            code_checksum: config.platform.code_checksum(&image.digest),
+            started: launch.started,
+        };
         job.logs.platform(job.config.platform.log_start(&job.context(), &job.report()));
         Ok(job)
     }
@@ -176,8 +205,8 @@ impl Job {
             path: "",
             client: None,
             origin: None,
-            retries: 0,
-            asynchronous: false,
+            retries: self.retries,
+            asynchronous: self.asynchronous,
             code_checksum: &self.code_checksum,
             credentials: None,
         }

@@ -37,12 +37,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
 pub use logs::{LogLine, LogSink, LogStream};
 pub use rehearsal::Rehearsal;
 use shared::Shared;
-use skiff_runtime::{Exit, Runtime, Stats};
+use skiff_runtime::{Exit, Runtime, Stats, breakpoint};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
@@ -220,13 +221,28 @@ impl Instance {
         ended.map_or(State::Ended(guest::KILLED), |state| *state)
     }
 
-    /// Passes an HTTP request on to its server.
+    /// Waits until it will get no more invocations, and tells whether it has ended by itself. Cancel safe.
+    pub(crate) async fn used_up(&self) -> bool {
+        let mut state = self.shared.state.subscribe();
+        let condemned = &self.shared.condemned;
+        let used_up = |state: &State| *state != State::Ready || condemned.load(Ordering::SeqCst);
+        let found = state.wait_for(used_up).await.map_or(State::Stopping, |state| *state);
+        match found {
+            State::Ended(_) => true,
+            // The news of its end may not have come yet.
+            State::Ready => self.shared.guest.wait().now_or_never().is_some(),
+            _ => false,
+        }
+    }
+
+    /// Passes an HTTP request on to its server; `held` is let go at the invocation's end.
     pub(crate) fn pass(
         &self,
         client: Option<std::net::SocketAddr>,
         request: http::Request<hyper::body::Incoming>,
+        held: Option<invocation::Held>,
     ) -> futures_util::future::BoxFuture<'static, http::Response<crate::proxy::body::Body>> {
-        Box::pin(crate::proxy::forward(Arc::clone(&self.shared), client, request))
+        Box::pin(crate::proxy::forward(Arc::clone(&self.shared), client, request, held))
     }
 
     /// Invokes it as the platform's event call does. Never fails: every failure is an answer.
@@ -245,6 +261,7 @@ impl Instance {
     /// # Errors
     /// `Runtime(KeeperLost)`.
     pub async fn stop(&self) -> Result<State> {
+        breakpoint::reach("daemon-stops");
         let ready = self.state() == State::Ready;
         self.shared.enter(State::Stopping);
         // It is kept awake until it has ended.
@@ -255,6 +272,7 @@ impl Instance {
             let _ = callbacks::call(&self.shared, Callback::PreStop).await;
         }
         let stopped = self.shared.guest.stop(self.shared.config.stop_grace).await;
+        breakpoint::reach("daemon-stopped");
         self.shared.ended(*stopped.as_ref().unwrap_or(&guest::KILLED));
         self.shared.logs.drained(LAST_LINES).await;
         stopped?;

@@ -67,7 +67,7 @@ impl Shared {
     }
 
     /// Notes that its platform gives it no more invocations.
-    pub(super) fn condemn(&self) {
+    pub(crate) fn condemn(&self) {
         self.condemned.store(true, Ordering::SeqCst);
         // Whoever waits for a change of state looks again.
         self.state.send_modify(|_| ());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime};
+use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -154,6 +154,7 @@ impl Launch {
             Err(reason) => return Err(self.give_up(&*guest, &logs, reason).await),
         };
         timeline.listen = begun.elapsed();
+        breakpoint::reach("daemon-connected");
         guest.ready();
         self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
         let pool = Pool::new(Arc::clone(&guest), config.port());

@@ -169,6 +169,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The answer to the caller for whom an instance was started that did not come up.
     fn start_failure(&self, failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer;
 
+    /// The answer to a caller for whom there is no instance: all are busy, and too many callers wait.
+    fn throttled(&self, config: &FunctionConfig, request_id: &str, kind: InvocationKind) -> PlatformAnswer;
+
     /// The answer to the caller whose invocation failed on the way.
     fn invocation_failure(
         &self,

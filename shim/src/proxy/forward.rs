@@ -16,7 +16,7 @@ use super::answer::Answer;
 use super::body::{self, Body, Broken};
 use super::gather::{Gathered, gather};
 use super::{headers, http2, tunnel};
-use crate::instance::invocation::{Arrival, Invocation};
+use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
@@ -26,11 +26,12 @@ struct Upgrade {
     client: OnUpgrade,
 }
 
-/// Passes a request on. Every failure is an answer.
+/// Passes a request on; `held` is let go at its end. Every failure is an answer.
 pub(crate) async fn forward(
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
     request: Request<Incoming>,
+    held: Option<Held>,
 ) -> Response<Body> {
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
@@ -45,6 +46,7 @@ pub(crate) async fn forward(
         retries: 0,
         asynchronous: false,
         log_tail: shared.config.platform.wants_log(request.headers()),
+        held,
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

@@ -24,7 +24,8 @@ use super::http2;
 use super::patience::{GRACE, Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
 use super::version::{self, Version};
-use crate::{Error, ErrorKind, Instance, Result};
+use crate::api::Function;
+use crate::{Error, ErrorKind, Result};
 
 /// Connections at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -47,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failures of accept in a row, after which the listener counts as broken.
 const ACCEPT_FAILURES: u32 = 600;
 
-/// Serves HTTP/1.1 and HTTP/2 on `listener` and passes every request to the instance until `shutdown`
+/// Serves HTTP/1.1 and HTTP/2 on `listener` and passes every request to the function until `shutdown`
 /// resolves; then takes no more connections and lets running requests end within a grace of 10 s.
 /// Removes the socket file at the end. Must be called in a tokio runtime.
 ///
@@ -55,10 +56,10 @@ const ACCEPT_FAILURES: u32 = 600;
 /// `Listen` when the listener itself fails; broken connections and requests are not errors.
 pub async fn serve(
     listener: Listener,
-    instance: Arc<Instance>,
+    function: Arc<dyn Function>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_with(listener, instance, shutdown).await
+    serve_with(listener, Arc::new(Through(function)), shutdown).await
 }
 
 /// What answers the requests of a listener.
@@ -74,9 +75,12 @@ pub(crate) trait Handler: Send + Sync + 'static {
     ) -> BoxFuture<'static, Response<Body>>;
 }
 
-impl Handler for Instance {
+/// Passes requests on to a function.
+struct Through(Arc<dyn Function>);
+
+impl Handler for Through {
     fn time(&self) -> Duration {
-        self.shared.config.timeout
+        self.0.longest()
     }
 
     fn answer(
@@ -84,7 +88,7 @@ impl Handler for Instance {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        self.pass(client, request)
+        self.0.forward(client, request)
     }
 }
 

@@ -1,11 +1,11 @@
 //! One host that has a repository: requests, redirects, refusals, statuses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use oci_client::errors::OciEnvelope;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, LOCATION, RANGE};
 use reqwest::{Response, StatusCode, Url};
 
 use super::auth::{Auth, Ways};
@@ -164,8 +164,7 @@ impl Host {
         if status == StatusCode::PARTIAL_CONTENT {
             return self.check_range(response, get);
         }
-        let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let wait = wait.and_then(|text| retry::retry_after(text, SystemTime::now()));
+        let wait = retry::asked_by(response.headers());
         let host = self.shown(&response, home);
         let said = self.bounded(response, "error", MAX_ERROR_BYTES).await;
         let said = said.map(|body| said_by(&body)).unwrap_or_default();

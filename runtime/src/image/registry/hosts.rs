@@ -135,7 +135,11 @@ impl Maker<'_> {
     fn is_home(&self, url: &Url, mirror: bool) -> bool {
         let asked = if self.options.plain_http { "http" } else { "https" };
         let scheme = if mirror { asked } else { url.scheme() };
-        [self.reference.host(), self.reference.registry()].iter().any(|name| is_at(url, scheme, name))
+        let registry = self.reference.registry();
+        // Docker Hub answers under its old name too.
+        let old = (registry == "docker.io").then_some("index.docker.io");
+        let mut names = [self.reference.host(), registry].into_iter().chain(old);
+        names.any(|name| is_at(url, scheme, name))
     }
 
     /// Connections without a certificate of this host.

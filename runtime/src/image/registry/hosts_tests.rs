@@ -124,6 +124,20 @@ fn a_mirror_of_another_scheme_or_host_is_not_the_registry() {
     assert!(home("http://r.example:443", false), "the file says so");
 }
 
+#[test]
+fn docker_hub_is_known_by_all_its_names() {
+    let crate::image::Source::Registry(reference) = "alpine".parse().expect("reference") else {
+        panic!("a registry")
+    };
+    let options = PullOptions::default();
+    let maker = Maker { reference: &reference, options: &options, proxies: Proxies::default(), common: None };
+    let home = |url: &str| maker.is_home(&Url::parse(url).expect(url), false);
+    for url in ["https://registry-1.docker.io", "https://index.docker.io", "https://docker.io"] {
+        assert!(home(url), "{url}");
+    }
+    assert!(!home("https://docker.io.example") && !home("https://auth.docker.io"));
+}
+
 proptest::proptest! {
     #[test]
     fn any_text_is_read_or_refused(text: String) {

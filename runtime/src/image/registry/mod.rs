@@ -37,6 +37,7 @@ use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 
 use self::host::{Get, Host};
+use super::deadline::Deadline;
 use super::digest::Digest;
 use super::source::Reference;
 use super::{PullOptions, limits, manifest};
@@ -58,6 +59,8 @@ pub(crate) struct Client {
     /// How often each host answered for a blob.
     answers: Mutex<HashMap<Digest, Vec<u32>>>,
     times: transport::Times,
+    /// The end of the pull, which waits may not go beyond.
+    deadline: Deadline,
 }
 
 impl Client {
@@ -65,13 +68,17 @@ impl Client {
     ///
     /// # Errors
     /// `InvalidArgument` for a file that cannot be used, `InvalidCredentials`.
-    pub(crate) async fn new(reference: &Reference, options: &PullOptions) -> Result<Self> {
+    pub(crate) async fn new(
+        reference: &Reference,
+        options: &PullOptions,
+        deadline: Deadline,
+    ) -> Result<Self> {
         let hosts = hosts::all(reference, options)?;
         if let Some(registry) = hosts.last() {
             registry.auth.check().await?;
         }
         let times = options.times.clone();
-        Ok(Self { reference: reference.clone(), hosts, answers: Mutex::default(), times })
+        Ok(Self { reference: reference.clone(), hosts, answers: Mutex::default(), times, deadline })
     }
 
     /// A manifest under a tag or digest, and what the registry calls its type.
@@ -154,7 +161,7 @@ impl Client {
 
     /// The waits between attempts.
     pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(&self.times)
+        Backoff::new(&self.times, self.deadline)
     }
 
     /// The error of a connection that brings next to nothing.

@@ -10,7 +10,7 @@ use super::auth::{Auth, Ways};
 use super::challenge::Challenge;
 use super::header::{basic, encode_form};
 use super::realm;
-use super::retry::{Failure, transport};
+use super::retry::{self, Failure, transport};
 use crate::image::credentials::{Credentials, Secret};
 use crate::{Error, ErrorKind};
 
@@ -83,7 +83,7 @@ fn request(
 async fn read(auth: &Auth, host: &str, request: reqwest::RequestBuilder) -> Result<Token, Failure> {
     let failed = |kind, why: String| Error::new(kind, format!("the token realm {host} {why}"));
     let mut response = request.send().await.map_err(|e| transport(e, host))?;
-    let status = response.status();
+    let (status, wait) = (response.status(), retry::asked_by(response.headers()));
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| transport(e, host))? {
         body.extend_from_slice(&chunk);
@@ -99,8 +99,8 @@ async fn read(auth: &Auth, host: &str, request: reqwest::RequestBuilder) -> Resu
         400 | 401 | 403 => {
             Err(Failure::last(failed(ErrorKind::Unauthorized, said).advise(auth.advice().await)))
         }
-        429 => Err(Failure::again(failed(ErrorKind::RegistryThrottled, said))),
-        500.. => Err(Failure::again(failed(ErrorKind::RegistryFailed, said))),
+        429 => Err(Failure::again_after(failed(ErrorKind::RegistryThrottled, said), wait)),
+        500.. => Err(Failure::again_after(failed(ErrorKind::RegistryFailed, said), wait)),
         _ => Err(Failure::last(failed(ErrorKind::RegistryFailed, said))),
     }
 }

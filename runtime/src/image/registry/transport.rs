@@ -24,7 +24,7 @@ pub struct Times {
     pub document: Duration,
     /// Wait before the first retry; it doubles each time.
     pub first_wait: Duration,
-    /// Longest wait, also when the registry asks for more.
+    /// Longest wait where the registry does not ask for one.
     pub longest_wait: Duration,
     /// Longest time for a credential helper.
     pub helper: Duration,

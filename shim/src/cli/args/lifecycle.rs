@@ -12,7 +12,7 @@ use crate::cli::values::Time;
 pub(crate) struct LifecycleArgs {
     /// The function has no server: the event is in its environment, and it ends when it is done
     /// (fc2 without web server, scf job images).
-    #[arg(long, requires = "event")]
+    #[arg(long)]
     pub(crate) job: bool,
     /// Call the initializer (fc: POST /initialize) before anything else, and give it this time.
     #[arg(long, value_name = "TIME")]
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_alone_is_refused() {
-        for args in ["--job", "--health-period 2s", "--health-failures 2", "--initializer-timeout soon"] {
+        for args in ["--health-period 2s", "--health-failures 2", "--initializer-timeout soon"] {
             assert!(config(args).is_err(), "{args}");
         }
     }

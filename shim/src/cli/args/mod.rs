@@ -7,6 +7,7 @@ mod help;
 mod images;
 mod lifecycle;
 mod network;
+mod pool;
 mod source;
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
+pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
 use super::values::{EventSource, Listen};
@@ -163,6 +165,8 @@ pub(crate) struct RunArgs {
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
     #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    #[command(flatten)]
     pub(crate) api: ApiArgs,
     /// Arguments that replace the image's cmd.
     #[arg(last = true, value_name = "ARGS", help_heading = None)]
@@ -274,12 +278,14 @@ mod tests {
             "run",
             "run image --event x --socket /s",
             "run image --event x --listen 80",
-            "run image --job",
             "run image --health-timeout 1s",
             "run image --command x -- y",
             "run image --platform aws",
             "run image --memory 512",
             "run image --port 0",
+            "run image --max-instances 0",
+            "run image --event x --max-instances 2",
+            "run image --event x --idle-timeout 1s",
             "run image --pids 0",
             "run image extra",
             "pull image --memory 512MiB",

@@ -252,6 +252,12 @@ fn function_error(context: &InvocationContext<'_>, code: &'static str, message: 
     PlatformAnswer { status, headers, body, code, message }
 }
 
+/// The answer where all instances are busy. Its text is not documented.
+pub(super) fn throttled(api: Api, request_id: &str) -> PlatformAnswer {
+    let text = "The function's concurrency is over its limit: all its instances are busy.".to_owned();
+    api_error(api, StatusCode::TOO_MANY_REQUESTS, "ResourceExhausted", text, request_id)
+}
+
 /// An answer of the API itself, in its shape.
 pub(crate) fn api_error(
     api: Api,

@@ -277,6 +277,10 @@ impl Platform for Fc {
         errors::start(self.api, failure, kind)
     }
 
+    fn throttled(&self, _: &FunctionConfig, request_id: &str, _: InvocationKind) -> PlatformAnswer {
+        errors::throttled(self.api, request_id)
+    }
+
     fn invocation_failure(
         &self,
         context: &InvocationContext<'_>,

@@ -11,6 +11,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Serialize;
 
 use super::headers;
+use crate::FunctionConfig;
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, PlatformAnswer, StartCause, StartFailure, seconds,
 };
@@ -71,6 +72,13 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
         }
     };
     answer(status, code, message, &failure.request_id, kind)
+}
+
+/// The answer where all instances are busy. What there is of them is told in MB, as a reserved quota.
+pub(super) fn throttled(config: &FunctionConfig, request_id: &str, kind: InvocationKind) -> PlatformAnswer {
+    let message =
+        format!("Function [ {} ] concurrency exceeded reserved quota {} MB", config.name, config.memory_mib);
+    answer(432, "ResourceLimitReached", message, request_id, kind)
 }
 
 /// The answer for an invocation that failed on the way.

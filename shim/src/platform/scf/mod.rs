@@ -191,6 +191,10 @@ impl Platform for Scf {
         errors::start(failure, kind)
     }
 
+    fn throttled(&self, config: &FunctionConfig, request_id: &str, kind: InvocationKind) -> PlatformAnswer {
+        errors::throttled(config, request_id, kind)
+    }
+
     fn invocation_failure(
         &self,
         context: &InvocationContext<'_>,

@@ -9,12 +9,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{FutureExt as _, TryFutureExt as _};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use skiff::api::ApiOptions;
+use skiff::api::{ApiOptions, Function};
 use skiff::function::file::{FileOptions, FunctionFile};
+use skiff::pool::{Jobs, Pool};
 use skiff::{
     CgroupParent, FunctionConfig, Image, Instance, InvocationKind, Mode, PullOptions, Runtime,
-    RuntimeOptions, Source, Timeline, Warning,
+    RuntimeOptions, Source, State, Timeline, Warning,
 };
 
 use super::{absolute, require_root, variable};
@@ -23,6 +25,8 @@ use crate::cli::console::{Console, Logs, Progress, timeline};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
 use serve::Listeners;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 /// All that the arguments say, read and checked before anything is done.
 struct Plan {
@@ -112,9 +116,6 @@ impl Plan {
         if let Some(network) = args.network.network {
             config.network = network.into();
         }
-        if config.mode == Mode::Job && args.event.is_none() {
-            return Err(Failure::usage("a job works on one event").advise("give it by --event"));
-        }
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
@@ -135,22 +136,75 @@ impl Run<'_> {
         // Before the pull: an address in use is told at once.
         let listeners = match plan.event {
             Some(_) => None,
-            None => Some(Listeners::open(self.args, &self.runtime).await?),
+            None => Some(Listeners::open(self.args, &self.runtime, plan.config.mode).await?),
         };
         let image = self.pull(&mut plan).await?;
         for warning in plan.config.image_warnings(image.packed_bytes) {
             self.console.warn(&warning);
         }
+        let Some(event) = plan.event.clone() else {
+            let Some(listeners) = listeners else { return Ok(ExitCode::SUCCESS) };
+            return match plan.config.mode {
+                Mode::Job => Box::pin(self.serve_jobs(plan, image, listeners)).await,
+                _ => Box::pin(self.serve_pool(plan, image, listeners)).await,
+            };
+        };
         if plan.config.mode == Mode::Job {
             return Box::pin(self.work(&plan, &image)).await;
         }
         let instance = self.start(&plan, &image).await?;
-        let result = match (&plan.event, listeners) {
-            (Some(event), _) => self.answer(&instance, event.clone()).await,
-            (None, Some(listeners)) => self.serve(&instance, listeners, plan.api).await,
-            (None, None) => Ok(ExitCode::SUCCESS),
+        let result = self.answer(&instance, event).await;
+        self.stop(instance.stop().map_ok(drop), result).await
+    }
+
+    /// Serves instances, the first of which is started at once.
+    async fn serve_pool(&self, plan: Plan, image: Image, listeners: Listeners) -> Result<ExitCode, Failure> {
+        let (platform, kind) = (plan.config.platform.name(), plan.kind());
+        let logs = Arc::new(Logs(self.console));
+        let pool = Pool::open(&self.runtime, image, &plan.config, logs, self.args.pool.options())?;
+        let ends = pool.ends();
+        let first = self.interrupts.or(pool.warm_up()).await;
+        let first = first.and_then(|first| first.map_err(|error| Failure::of_start(&error, platform, kind)));
+        let result = match first {
+            Ok(first) => {
+                self.tell_times(first.id(), &first.timeline());
+                let id = first.id().to_owned();
+                drop(first);
+                self.serve(Arc::new(pool.clone()), Some(&id), self.ended(ends), listeners, plan.api).await
+            }
+            Err(failure) => Err(failure),
         };
-        self.stop(&instance, result).await
+        self.stop(pool.close().map(Ok), result).await
+    }
+
+    /// Serves the invoke API of a function that has a container for each event.
+    async fn serve_jobs(&self, plan: Plan, image: Image, listeners: Listeners) -> Result<ExitCode, Failure> {
+        let logs = Arc::new(Logs(self.console));
+        let jobs = Jobs::open(&self.runtime, image, &plan.config, logs, self.args.pool.options())?;
+        let jobs = Arc::new(jobs);
+        let function = Arc::clone(&jobs) as Arc<dyn Function>;
+        let result = self.serve(function, None, std::future::pending(), listeners, plan.api).await;
+        self.stop(jobs.close().map(Ok), result).await
+    }
+
+    /// Waits until the only instance that there may be has ended by itself. Where there may be more, the
+    /// end of one is told, and the next call starts another.
+    async fn ended(&self, mut ends: broadcast::Receiver<(Arc<str>, State)>) -> (Arc<str>, State) {
+        loop {
+            let (id, state) = match ends.recv().await {
+                Ok(end) => end,
+                Err(RecvError::Lagged(_)) => continue,
+                Err(RecvError::Closed) => return std::future::pending().await,
+            };
+            if self.args.pool.max_instances == 1 {
+                return (id, state);
+            }
+            self.console.note(
+                "instance_ended",
+                || format!("instance {id} has ended by itself: {}", serve::how(state)),
+                || serde_json::json!({ "instance": *id, "how": serve::how(state) }),
+            );
+        }
     }
 
     async fn pull(&self, plan: &mut Plan) -> Result<Image, Failure> {
@@ -187,15 +241,15 @@ impl Run<'_> {
         );
     }
 
-    /// Stops the instance with its grace, or at once when a second signal comes: the runtime's
+    /// Stops what runs with its grace, or at once when a second signal comes: the runtime's
     /// shutdown kills what still runs. The run's own failure goes before one to stop.
     async fn stop(
         &self,
-        instance: &Instance,
+        stopping: impl Future<Output = skiff::Result<()>>,
         result: Result<ExitCode, Failure>,
     ) -> Result<ExitCode, Failure> {
         let stopped = tokio::select! {
-            stopped = instance.stop() => stopped.map(drop),
+            stopped = stopping => stopped,
             _ = self.interrupts.second() => Ok(()),
         };
         let code = result?;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde_json::json;
-use skiff::api::{self, Api, ApiOptions, One};
+use skiff::api::{self, Api, ApiOptions, Function, One};
 use skiff::proxy::{self, Listener};
-use skiff::{Exit, Instance, Runtime, State};
+use skiff::{Exit, Mode, Runtime, State};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -35,7 +35,7 @@ pub(super) struct Listeners {
 
 impl Listeners {
     /// Takes the addresses; connections wait until they are served.
-    pub(super) async fn open(args: &RunArgs, runtime: &Runtime) -> Result<Self, Failure> {
+    pub(super) async fn open(args: &RunArgs, runtime: &Runtime, mode: Mode) -> Result<Self, Failure> {
         let open = async |socket: &Option<PathBuf>, name: &str, listen: Option<Listen>| {
             let path = match socket {
                 Some(path) => absolute(path)?,
@@ -47,10 +47,16 @@ impl Listeners {
             }
             Ok::<_, Failure>(listeners)
         };
-        Ok(Self {
-            requests: open(&args.socket, SOCKET_NAME, args.listen).await?,
-            api: open(&args.api.api_socket, API_SOCKET_NAME, args.api.api_listen).await?,
-        })
+        // What has no server takes no requests.
+        if mode == Mode::Job && (args.socket.is_some() || args.listen.is_some()) {
+            return Err(Failure::usage("a job has no server to pass requests on to")
+                .advise("give --api-socket and --api-listen for its events, or --event for one"));
+        }
+        let requests = match mode {
+            Mode::Job => Vec::new(),
+            _ => open(&args.socket, SOCKET_NAME, args.listen).await?,
+        };
+        Ok(Self { requests, api: open(&args.api.api_socket, API_SOCKET_NAME, args.api.api_listen).await? })
     }
 
     /// What is told of each: words, event, address.
@@ -65,32 +71,34 @@ impl Listeners {
 enum End {
     Signal(Signal),
     /// The function ended by itself.
-    Function(State),
+    Function(Arc<str>, State),
     /// A listener failed.
     Listener(Failure),
 }
 
 impl Run<'_> {
-    /// Tells where it listens, and passes requests on until the end. Running requests may end
-    /// within the proxy's grace, unless a second signal comes.
+    /// Tells where it listens, and passes requests on until the end, which `over` may bring. Running
+    /// requests may end within the proxy's grace, unless a second signal comes.
     pub(super) async fn serve(
         &self,
-        instance: &Arc<Instance>,
+        function: Arc<dyn Function>,
+        instance: Option<&str>,
+        over: impl Future<Output = (Arc<str>, State)>,
         listeners: Listeners,
         options: ApiOptions,
     ) -> Result<ExitCode, Failure> {
         let told = listeners.told();
-        let api = Api::new(Arc::new(One::new(Arc::clone(instance))), options);
-        let (shutdown, mut servers) = spawn(listeners, instance, &api);
+        let api = Api::new(Arc::new(One::new(Arc::clone(&function))), options);
+        let (shutdown, mut servers) = spawn(listeners, &function, &api);
         for (words, event, address) in &told {
             self.console.result(
                 || format!("{words} on {address}"),
-                || with_event(event, json!({ "address": address, "instance": instance.id() })),
+                || with_event(event, json!({ "address": address, "instance": instance })),
             )?;
         }
         let end = tokio::select! {
             signal = self.interrupts.first() => End::Signal(signal),
-            state = instance.wait() => End::Function(state),
+            (id, state) = over => End::Function(id, state),
             failure = failed(&mut servers) => End::Listener(failure),
         };
         if let End::Signal(signal) = &end {
@@ -112,7 +120,7 @@ impl Run<'_> {
         servers.shutdown().await;
         match end {
             End::Signal(_) => Ok(ExitCode::SUCCESS),
-            End::Function(state) => Err(Failure::ended(instance.id(), &how(state))),
+            End::Function(id, state) => Err(Failure::ended(&id, &how(state))),
             End::Listener(failure) => Err(failure),
         }
     }
@@ -121,7 +129,11 @@ impl Run<'_> {
 type Servers = JoinSet<skiff::Result<()>>;
 
 /// One task for each listener, all of which end when the sender says so.
-fn spawn(listeners: Listeners, instance: &Arc<Instance>, api: &Arc<Api>) -> (watch::Sender<bool>, Servers) {
+fn spawn(
+    listeners: Listeners,
+    function: &Arc<dyn Function>,
+    api: &Arc<Api>,
+) -> (watch::Sender<bool>, Servers) {
     let (shutdown, told) = watch::channel(false);
     let mut servers = Servers::new();
     let until = || {
@@ -132,7 +144,7 @@ fn spawn(listeners: Listeners, instance: &Arc<Instance>, api: &Arc<Api>) -> (wat
         }
     };
     for listener in listeners.requests {
-        servers.spawn(proxy::serve(listener, Arc::clone(instance), until()));
+        servers.spawn(proxy::serve(listener, Arc::clone(function), until()));
     }
     for listener in listeners.api {
         servers.spawn(api::serve(listener, Arc::clone(api), until()));
@@ -157,7 +169,7 @@ async fn ended(servers: &mut Servers) {
 }
 
 /// How an instance ended, in words.
-fn how(state: State) -> String {
+pub(super) fn how(state: State) -> String {
     let State::Ended(exit) = state else { return "it is gone".into() };
     match exit {
         Exit { oom_killed: true, .. } => "killed for want of memory; give it more by --memory".into(),

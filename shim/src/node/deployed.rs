@@ -1,0 +1,337 @@
+//! One function: its current revision, those that are being made, and who uses what.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::watch;
+
+use super::deployment::Scaling;
+use super::info::{FunctionInfo, FunctionState, LastUpdate, UpdateStatus};
+use crate::api::Function;
+use crate::platform::{InvocationKind, PlatformAnswer, StartCause, StartFailure};
+use crate::pool::{Jobs, Pool, PoolStatus};
+use crate::proxy::body::{self, Body};
+use crate::{EventOutcome, EventResult, FunctionConfig, Image, InvokeOptions, Result};
+
+/// How often it is looked whether a former revision works on something still.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What runs a revision.
+pub(super) enum Calls {
+    Pool(Pool),
+    Jobs(Arc<Jobs>),
+}
+
+impl Calls {
+    pub(super) fn function(&self) -> Arc<dyn Function> {
+        match self {
+            Self::Pool(pool) => Arc::new(pool.clone()),
+            Self::Jobs(jobs) => Arc::clone(jobs) as Arc<dyn Function>,
+        }
+    }
+
+    /// Starts an instance, if there is none. What has a container for each event is taken as it is.
+    pub(super) async fn prove(&self) -> Result<()> {
+        match self {
+            Self::Pool(pool) => pool.prove().await,
+            Self::Jobs(_) => Ok(()),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Pool(pool) => pool.close().await,
+            Self::Jobs(jobs) => jobs.close().await,
+        }
+    }
+
+    fn status(&self) -> PoolStatus {
+        match self {
+            Self::Pool(pool) => pool.status(),
+            Self::Jobs(jobs) => jobs.status(),
+        }
+    }
+}
+
+/// One version of a function, which never changes.
+pub(super) struct Revision {
+    pub(super) number: u64,
+    pub(super) config: Arc<FunctionConfig>,
+    /// The image's name as it was deployed.
+    pub(super) image: String,
+    /// What the name meant then.
+    pub(super) held: Image,
+    pub(super) scaling: Scaling,
+    pub(super) since: SystemTime,
+    pub(super) calls: Calls,
+}
+
+impl Revision {
+    /// Waits until it works on nothing any more, as long as its calls may take and `grace` longer; then
+    /// stops its instances. Nobody may begin to use it any more.
+    pub(super) async fn drain(self: Arc<Self>, grace: Duration) {
+        let until = Instant::now() + self.config.timeout + grace;
+        let busy = || {
+            let status = self.calls.status();
+            // One is the caller's own.
+            Arc::strong_count(&self) > 1 || status.running > 0 || status.waiting > 0
+        };
+        while busy() && Instant::now() < until {
+            tokio::time::sleep(DRAIN_INTERVAL).await;
+        }
+        self.calls.close().await;
+    }
+}
+
+/// One function of a node.
+pub(super) struct Deployed {
+    /// Held by who deploys or deletes.
+    turn: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+    changed: watch::Sender<()>,
+}
+
+struct Inner {
+    /// Of the current revision, or of the one that is to be the first.
+    config: Arc<FunctionConfig>,
+    current: Option<Arc<Revision>>,
+    last_number: u64,
+    update: Option<LastUpdate>,
+    /// It was deployed by a former process and is being started: calls wait.
+    awaited: bool,
+    gone: bool,
+}
+
+impl Deployed {
+    pub(super) fn new(config: &Arc<FunctionConfig>) -> Self {
+        let inner = Inner {
+            config: Arc::clone(config),
+            current: None,
+            last_number: 0,
+            update: None,
+            awaited: false,
+            gone: false,
+        };
+        Self {
+            turn: tokio::sync::Mutex::default(),
+            inner: Mutex::new(inner),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of a revision that is to be made.
+    pub(super) fn begin(&self) -> u64 {
+        let mut inner = self.inner();
+        inner.last_number += 1;
+        let revision = inner.last_number;
+        inner.update = Some(LastUpdate { revision, status: UpdateStatus::InProgress, reason: None });
+        revision
+    }
+
+    /// A revision that a former process made is being started.
+    pub(super) fn awaited(&self, revision: u64) {
+        let mut inner = self.inner();
+        (inner.awaited, inner.last_number) = (true, revision);
+        inner.update = Some(LastUpdate { revision, status: UpdateStatus::InProgress, reason: None });
+    }
+
+    pub(super) fn failed(&self, revision: u64, reason: String) {
+        {
+            let mut inner = self.inner();
+            inner.awaited = false;
+            inner.update = Some(LastUpdate { revision, status: UpdateStatus::Failed, reason: Some(reason) });
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Makes a revision the current one; gives the former.
+    pub(super) fn switch(&self, revision: Arc<Revision>) -> Option<Arc<Revision>> {
+        let former = {
+            let mut inner = self.inner();
+            let (number, status) = (revision.number, UpdateStatus::Successful);
+            inner.update = Some(LastUpdate { revision: number, status, reason: None });
+            (inner.awaited, inner.config) = (false, Arc::clone(&revision.config));
+            inner.current.replace(revision)
+        };
+        self.changed.send_replace(());
+        former
+    }
+
+    /// Takes the current revision away for good.
+    pub(super) fn take(&self) -> Option<Arc<Revision>> {
+        let former = {
+            let mut inner = self.inner();
+            (inner.gone, inner.awaited) = (true, false);
+            inner.current.take()
+        };
+        self.changed.send_replace(());
+        former
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.inner().gone
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let inner = self.inner();
+        inner.current.is_none() && !inner.awaited
+    }
+
+    pub(super) fn config(&self) -> Arc<FunctionConfig> {
+        Arc::clone(&self.inner().config)
+    }
+
+    /// The current revision, in use as long as the caller has it; `None` where there is none.
+    pub(super) async fn current(&self) -> Option<Arc<Revision>> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            {
+                let inner = self.inner();
+                if !inner.awaited {
+                    return inner.current.clone();
+                }
+            }
+            // The sender lives as long as `self`.
+            let _ = changed.changed().await;
+        }
+    }
+
+    pub(super) fn info(&self) -> FunctionInfo {
+        let inner = self.inner();
+        let config = &inner.config;
+        let state = match (&inner.current, inner.update.as_ref().map(|update| update.status)) {
+            (Some(_), _) => FunctionState::Active,
+            (None, Some(UpdateStatus::Failed)) => FunctionState::Failed,
+            (None, _) => FunctionState::Pending,
+        };
+        let current = inner.current.as_deref();
+        FunctionInfo {
+            namespace: config.namespace.clone(),
+            name: config.name.clone(),
+            platform: config.platform.name(),
+            state,
+            revision: current.map(|revision| revision.number),
+            deployed: current.map(|revision| revision.since),
+            image: current.map(|revision| revision.image.clone()),
+            digest: current.map(|revision| revision.held.digest.clone()),
+            memory_mib: config.memory_mib,
+            concurrency: config.concurrency,
+            timeout_s: config.timeout.as_secs(),
+            scaling: current.map(|revision| revision.scaling).unwrap_or_default(),
+            instances: current.map(|revision| revision.calls.status()).unwrap_or_default(),
+            last_update: inner.update.clone(),
+        }
+    }
+
+    fn why_not(&self) -> String {
+        let inner = self.inner();
+        let reason = inner.update.as_ref().and_then(|update| update.reason.as_deref());
+        match reason {
+            Some(reason) => format!("function {} is in state Failed: {reason}", inner.config.name),
+            None => format!("function {} is in state Pending", inner.config.name),
+        }
+    }
+}
+
+/// A function that was found for one call.
+pub(super) struct Call {
+    config: Arc<FunctionConfig>,
+    deployed: Arc<Deployed>,
+}
+
+impl Call {
+    pub(super) fn of(deployed: &Arc<Deployed>) -> Self {
+        Self { config: deployed.config(), deployed: Arc::clone(deployed) }
+    }
+}
+
+impl Function for Call {
+    fn config(&self) -> &FunctionConfig {
+        &self.config
+    }
+
+    fn longest(&self) -> Duration {
+        self.config.start_deadline() + self.config.timeout + Scaling::default().pool().patience
+    }
+
+    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+        async move {
+            match self.deployed.current().await {
+                Some(revision) => revision.calls.function().invoke(event, options).await,
+                None => not_active(&self.deployed, options.request_id),
+            }
+        }
+        .boxed()
+    }
+
+    fn forward(
+        &self,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        let deployed = Arc::clone(&self.deployed);
+        async move {
+            match deployed.current().await {
+                Some(revision) => revision.calls.function().forward(client, request).await,
+                None => {
+                    let answer = answer_not_active(&deployed, None, InvocationKind::Http).1;
+                    let mut response = Response::new(body::full(answer.body));
+                    *response.status_mut() = answer.status;
+                    *response.headers_mut() = answer.headers;
+                    response
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// What a caller is told of a function that no instance could be started of. What the clouds say then is not
+/// documented: the words of a failed start are used.
+fn answer_not_active(
+    deployed: &Deployed,
+    request_id: Option<String>,
+    kind: InvocationKind,
+) -> (String, PlatformAnswer) {
+    let config = deployed.config();
+    let request_id = request_id.unwrap_or_else(|| config.platform.new_request_id());
+    let failure = StartFailure {
+        request_id: request_id.clone(),
+        cause: StartCause::Other(deployed.why_not()),
+        command: Vec::new(),
+        address: None,
+        port: config.port(),
+        deadline: config.start_deadline(),
+        elapsed: Duration::ZERO,
+        logs: Vec::new(),
+    };
+    (request_id, config.platform.start_failure(&failure, kind))
+}
+
+pub(super) fn not_active(deployed: &Deployed, request_id: Option<String>) -> EventOutcome {
+    let (request_id, answer) = answer_not_active(deployed, request_id, InvocationKind::Event);
+    EventOutcome {
+        request_id,
+        result: EventResult::PlatformError(answer.message),
+        status: answer.status,
+        headers: answer.headers,
+        body: answer.body,
+        duration: Duration::ZERO,
+        memory_peak_bytes: 0,
+        log: None,
+    }
+}

@@ -1,0 +1,415 @@
+//! One host's functions: deployed, called, replaced, deleted, and there again after a restart.
+//!
+//! ```text
+//! deploy ─ parse ─ pull ─ start one instance ─ keep on disk ─ switch ─ drain the former revision
+//!                  └── a failure: told, kept nowhere; the former revision goes on
+//! ```
+//!
+//! Every deploy makes a revision, which never changes. Calls go to the current one. [`Node`] is what
+//! `skiff serve` serves, and what an embedder opens in its own program.
+
+mod deployed;
+mod deployment;
+mod info;
+mod shelf;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
+use self::deployed::{Call, Calls, Deployed, Revision, not_active};
+pub use self::deployment::{Deployment, Scaling};
+pub use self::info::{FunctionInfo, FunctionState, LastUpdate, NodeEvent, NodeEventKind, UpdateStatus};
+use self::shelf::{Record, Shelf};
+use crate::api::{Function, Functions, Missing, Target};
+use crate::function::Mode;
+use crate::instance::LogSink;
+use crate::platform::Warning;
+use crate::pool::{Jobs, Pool};
+use crate::{
+    Error, ErrorKind, EventOutcome, FunctionConfig, Image, Instance, InvokeOptions, PullOptions, Result,
+    Runtime, RuntimeOptions, Source,
+};
+
+/// Events that a slow subscriber may lag behind before it misses some.
+const EVENTS: usize = 1024;
+
+/// How long the former revision may take for its last calls, besides the function's own time limit.
+const DRAIN_GRACE: Duration = Duration::from_secs(10);
+
+/// Where the log lines of a function go.
+pub type LogTarget = Arc<dyn Fn(&FunctionConfig) -> Arc<dyn LogSink> + Send + Sync>;
+
+/// How a node works.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// Where it keeps its things. A node is no lasting run: its instances end with it.
+    pub runtime: RuntimeOptions,
+    /// How images are pulled.
+    pub pull: PullOptions,
+    /// Where log lines go.
+    pub logs: LogTarget,
+}
+
+impl fmt::Debug for NodeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeOptions").field("runtime", &self.runtime).finish_non_exhaustive()
+    }
+}
+
+/// One host's functions.
+pub struct Node {
+    runtime: Arc<Runtime>,
+    pull: PullOptions,
+    logs: LogTarget,
+    shelf: Shelf,
+    functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
+    events: broadcast::Sender<NodeEvent>,
+}
+
+/// Namespace (fc 2.0: service) and name. fc 3.0 has one namespace.
+type Key = (String, String);
+
+fn key(config: &FunctionConfig) -> Key {
+    (config.namespace.clone(), config.name.clone())
+}
+
+impl Node {
+    /// Opens the node of these directories. Functions that were deployed there are started again, beside
+    /// everything else; until they are, calls wait for them.
+    ///
+    /// # Errors
+    /// As [`Runtime::open`]; `Runtime(Host)` when what was deployed cannot be read.
+    pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
+        let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let runtime = Runtime::open(options.runtime).await?;
+        let node = Arc::new(Self {
+            runtime,
+            pull: options.pull,
+            logs: options.logs,
+            shelf,
+            functions: Mutex::default(),
+            events: broadcast::Sender::new(EVENTS),
+        });
+        for record in node.shelf.records()? {
+            node.put_back(record);
+        }
+        Ok(node)
+    }
+
+    /// Makes a revision of a function and switches to it when an instance of it is ready; the former one
+    /// ends after its last call. Deploys of one function wait for each other.
+    ///
+    /// # Errors
+    /// `InvalidFunction`; as [`Store::pull`](crate::Store::pull) and [`Instance::start`]. The former
+    /// revision goes on then.
+    pub async fn deploy(self: &Arc<Self>, deployment: Deployment) -> Result<(FunctionInfo, Vec<Warning>)> {
+        let file = deployment.read()?;
+        let image = file.image.clone().ok_or_else(|| {
+            let message = format!("the file of function {} names no image", file.config.name);
+            Error::new(ErrorKind::InvalidFunction, message)
+                .advise("add a line such as image = \"HOST/NAME:TAG\"")
+        })?;
+        let config = Arc::new(file.config);
+        let deployed = self.entry(&config);
+        let _turn = deployed.turn().await;
+        if deployed.is_gone() {
+            return Err(Error::new(ErrorKind::Busy, format!("function {} is being deleted", config.name))
+                .advise("deploy it again"));
+        }
+        let number = deployed.begin();
+        self.tell(&config, NodeEventKind::Deploying { revision: number, image: image.clone() });
+        let made = Box::pin(self.make(number, &image, &config, deployment.scaling)).await;
+        let kept = match made {
+            Ok(revision) => self.keep(&revision, &deployment).map(|()| revision),
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(revision) => {
+                self.switch(&deployed, revision);
+                Ok((deployed.info(), file.warnings))
+            }
+            Err(error) => {
+                deployed.failed(number, error.chain());
+                self.tell(&config, NodeEventKind::DeployFailed { revision: number, reason: error.chain() });
+                self.forget_if_empty(&config, &deployed);
+                Err(error)
+            }
+        }
+    }
+
+    /// All functions, by namespace and name.
+    #[must_use]
+    pub fn functions(&self) -> Vec<FunctionInfo> {
+        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
+        all.iter().map(|deployed| deployed.info()).collect()
+    }
+
+    /// One function. Without a namespace the only one of that name is meant.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn function(&self, namespace: Option<&str>, name: &str) -> Result<FunctionInfo> {
+        self.named(namespace, name).map(|(_, deployed)| deployed.info())
+    }
+
+    /// Takes a function away: no more calls, and its instances end after their last ones.
+    ///
+    /// # Errors
+    /// `NotFound`; `Runtime(Host)` when it cannot be removed from the disk.
+    pub async fn delete(&self, namespace: Option<&str>, name: &str) -> Result<()> {
+        let (key, deployed) = self.named(namespace, name)?;
+        let _turn = deployed.turn().await;
+        self.shelf.remove(&key)?;
+        self.unpin(&key);
+        let former = deployed.take();
+        self.table().remove(&key);
+        if let Some(revision) = former {
+            self.tell(&revision.config, NodeEventKind::Deleted);
+            revision.drain(DRAIN_GRACE).await;
+        }
+        Ok(())
+    }
+
+    /// Invokes a function with an event.
+    ///
+    /// # Errors
+    /// `NotFound`. What fails later is an outcome.
+    pub async fn invoke(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        event: Bytes,
+        options: InvokeOptions,
+    ) -> Result<EventOutcome> {
+        let (_, deployed) = self.named(namespace, name)?;
+        Ok(match deployed.current().await {
+            Some(revision) => revision.calls.function().invoke(event, options).await,
+            None => not_active(&deployed, options.request_id),
+        })
+    }
+
+    /// What happens to functions from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
+        self.events.subscribe()
+    }
+
+    /// The runtime below.
+    #[must_use]
+    pub fn runtime(&self) -> &Arc<Runtime> {
+        &self.runtime
+    }
+
+    /// Stops all instances with their functions' grace and cleans up. What is deployed stays so, for the next
+    /// [`Node::open`].
+    ///
+    /// # Errors
+    /// As [`Runtime::shutdown`].
+    pub async fn shutdown(&self) -> Result<()> {
+        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
+        let ends = all.iter().filter_map(|deployed| deployed.take());
+        futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
+            .await;
+        Ok(self.runtime.shutdown().await?)
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Deployed>>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, config: &Arc<FunctionConfig>) -> Arc<Deployed> {
+        let mut table = self.table();
+        Arc::clone(table.entry(key(config)).or_insert_with(|| Arc::new(Deployed::new(config))))
+    }
+
+    fn named(&self, namespace: Option<&str>, name: &str) -> Result<(Key, Arc<Deployed>)> {
+        let table = self.table();
+        let is_it = |key: &Key| key.1 == name && namespace.is_none_or(|namespace| key.0 == namespace);
+        let mut found = table.iter().filter(|(key, _)| is_it(key));
+        let (key, deployed) = found.next().ok_or_else(|| not_found(namespace, name))?;
+        if found.next().is_some() {
+            let message = format!("there are functions named {name} in several namespaces");
+            return Err(Error::new(ErrorKind::NotFound, message).advise("name the namespace too"));
+        }
+        Ok((key.clone(), Arc::clone(deployed)))
+    }
+
+    /// Pulls and starts; whatever fails leaves nothing.
+    async fn make(
+        &self,
+        number: u64,
+        image: &str,
+        config: &Arc<FunctionConfig>,
+        scaling: Scaling,
+    ) -> Result<Revision> {
+        let source: Source = image.parse().map_err(Error::from)?;
+        let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
+        let pulled = self.runtime.store().pull(&source, &options).await;
+        let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
+        let calls = self.calls(pulled.clone(), config, scaling)?;
+        if let Err(error) = calls.prove().await {
+            calls.close().await;
+            return Err(error);
+        }
+        Ok(Revision {
+            number,
+            config: Arc::clone(config),
+            image: image.to_owned(),
+            held: pulled,
+            scaling,
+            since: SystemTime::now(),
+            calls,
+        })
+    }
+
+    fn calls(&self, image: Image, config: &Arc<FunctionConfig>, scaling: Scaling) -> Result<Calls> {
+        let (logs, options) = ((self.logs)(config), scaling.pool());
+        Ok(match config.mode {
+            Mode::Job => Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)),
+            _ => Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?),
+        })
+    }
+
+    /// Makes a revision outlast this process: its image and its record.
+    fn keep(&self, revision: &Revision, deployment: &Deployment) -> Result<()> {
+        let key = key(&revision.config);
+        // Blocks for some file operations, as everything of a deploy may.
+        self.runtime.store().pin(&owner(&key), &revision.held)?;
+        self.shelf.put(&key, &Record::of(revision, deployment))
+    }
+
+    fn unpin(&self, key: &Key) {
+        if let Err(error) = self.runtime.store().unpin(&owner(key)) {
+            tracing::warn!(function = key.1, error = error.chain(), "its image stays in the store");
+        }
+    }
+
+    fn switch(&self, deployed: &Arc<Deployed>, revision: Revision) {
+        let (config, number) = (Arc::clone(&revision.config), revision.number);
+        let former = deployed.switch(Arc::new(revision));
+        self.tell(&config, NodeEventKind::Deployed { revision: number });
+        if let Some(former) = former {
+            tokio::spawn(async move { former.drain(DRAIN_GRACE).await });
+        }
+    }
+
+    /// A function whose first deploy failed is none.
+    fn forget_if_empty(&self, config: &FunctionConfig, deployed: &Arc<Deployed>) {
+        if deployed.is_empty() {
+            deployed.take();
+            self.table().remove(&key(config));
+        }
+    }
+
+    /// Starts a function that was deployed by a former process.
+    fn put_back(self: &Arc<Self>, record: Record) {
+        let node = Arc::clone(self);
+        let file = match record.deployment().read() {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::error!(
+                    function = record.name,
+                    error = error.chain(),
+                    "what was deployed is not understood"
+                );
+                return;
+            }
+        };
+        let config = Arc::new(file.config);
+        let deployed = self.entry(&config);
+        deployed.awaited(record.revision);
+        tokio::spawn(async move {
+            let _turn = deployed.turn().await;
+            match node.revive(&record, &config).await {
+                Ok(revision) => node.switch(&deployed, revision),
+                Err(error) => {
+                    deployed.failed(record.revision, error.chain());
+                    let reason = error.chain();
+                    tracing::error!(
+                        function = config.name,
+                        error = reason,
+                        "a deployed function is not there"
+                    );
+                    node.tell(&config, NodeEventKind::DeployFailed { revision: record.revision, reason });
+                }
+            }
+        });
+    }
+
+    /// From the image that is here, whatever its name means by now.
+    async fn revive(&self, record: &Record, config: &Arc<FunctionConfig>) -> Result<Revision> {
+        let (store, digest) = (Arc::clone(self.runtime.store()), record.digest.clone());
+        let found = tokio::task::spawn_blocking(move || store.image(&digest)).await;
+        let found = found.map_err(|error| {
+            Error::new(ErrorKind::Runtime(skiff_runtime::ErrorKind::Internal), "looking for an image failed")
+                .because(error)
+        })??;
+        let Some(image) = found else {
+            // It was pinned: somebody removed it by hand.
+            return Box::pin(self.make(record.revision, &record.image, config, record.scaling)).await;
+        };
+        let calls = self.calls(image.clone(), config, record.scaling)?;
+        Ok(Revision {
+            number: record.revision,
+            config: Arc::clone(config),
+            image: record.image.clone(),
+            held: image,
+            scaling: record.scaling,
+            since: record.since(),
+            calls,
+        })
+    }
+
+    fn tell(&self, config: &FunctionConfig, kind: NodeEventKind) {
+        let event = NodeEvent::new(config, kind);
+        tracing::info!(function = config.name, event = ?event.kind, "function");
+        // Nobody need listen.
+        let _ = self.events.send(event);
+    }
+}
+
+/// For whom an image is pinned.
+fn owner(key: &Key) -> String {
+    format!("function {}/{}", key.0, key.1)
+}
+
+fn not_found(namespace: Option<&str>, name: &str) -> Error {
+    let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
+    Error::new(ErrorKind::NotFound, format!("there is no function {name}{place}"))
+        .advise("`skiff functions` lists those that are deployed")
+}
+
+/// The invoke APIs find functions here.
+impl Functions for Node {
+    fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing> {
+        let table = self.table();
+        let named: Vec<&Arc<Deployed>> = table
+            .iter()
+            .filter(|(key, _)| target.namespace.as_ref().is_none_or(|namespace| key.0 == *namespace))
+            .map(|(_, deployed)| deployed)
+            .collect();
+        if named.is_empty() && target.namespace.is_some() {
+            return Err(Missing::Namespace);
+        }
+        let mut missing = Missing::Function;
+        for deployed in named {
+            match crate::api::matches(&deployed.config(), target) {
+                Ok(()) => return Ok(Arc::new(Call::of(deployed))),
+                Err(Missing::Qualifier) => missing = Missing::Qualifier,
+                Err(_) => {}
+            }
+        }
+        Err(missing)
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("functions", &self.table().len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,206 @@
+//! Calls of a function without a server: a container for each event.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::function::refused_event;
+use super::{PoolOptions, PoolStatus, Refusal};
+use crate::api::Function;
+use crate::instance::LogSink;
+use crate::proxy::body::{self, Body};
+use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Job, Result, Runtime};
+
+/// The containers of a function without a server. Those that run when it is dropped are killed.
+pub struct Jobs {
+    work: Arc<Work>,
+    options: PoolOptions,
+    places: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    closed: watch::Sender<bool>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// What every container of it is made of.
+struct Work {
+    runtime: Arc<Runtime>,
+    image: Image,
+    config: Arc<FunctionConfig>,
+    logs: Arc<dyn LogSink>,
+}
+
+impl Jobs {
+    /// Calls of `config`, at most `max_instances` at once; others wait as those of a
+    /// [`Pool`](super::Pool) do. Nothing is kept without a call, whatever the options say.
+    ///
+    /// # Errors
+    /// `InvalidFunction`.
+    pub fn open(
+        runtime: &Arc<Runtime>,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        options: PoolOptions,
+    ) -> Result<Self> {
+        config.validate()?;
+        let work = Work { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs };
+        Ok(Self {
+            work: Arc::new(work),
+            options,
+            places: Arc::new(Semaphore::new(options.max_instances.max(1))),
+            waiting: AtomicUsize::new(0),
+            closed: watch::Sender::new(false),
+            tasks: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Takes no more events, and cancels those that run: SIGTERM, the function's grace, SIGKILL.
+    pub async fn close(&self) {
+        self.closed.send_replace(true);
+        self.places.close();
+        let mut tasks = self.tasks.lock().await;
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// What there is now; a job is an instance that works on one event.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let free = self.places.available_permits();
+        let running = self.options.max_instances.max(1).saturating_sub(free);
+        PoolStatus { running, waiting: self.waiting.load(Ordering::SeqCst), ..PoolStatus::default() }
+    }
+
+    async fn place(&self) -> std::result::Result<OwnedSemaphorePermit, Refusal> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(place);
+        }
+        let waits = Waits::among(&self.waiting);
+        if waits.others >= self.options.max_waiting {
+            return Err(Refusal::Throttled);
+        }
+        let place = Arc::clone(&self.places).acquire_owned();
+        match tokio::time::timeout(self.options.patience, place).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(Refusal::Throttled),
+        }
+    }
+
+    async fn run(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+        let begun = Instant::now();
+        let request_id = options.request_id.clone();
+        let refused = |refusal: Refusal| {
+            let request_id = request_id.clone();
+            refused_event(&self.work.config, &refusal, request_id, begun.elapsed())
+        };
+        let place = match self.place().await {
+            Ok(place) => place,
+            Err(refusal) => return refused(refusal),
+        };
+        let (answer, answered) = oneshot::channel();
+        // Dropped with this call, which cancels the job.
+        let (_caller, gone) = oneshot::channel::<()>();
+        let (work, closed) = (Arc::clone(&self.work), self.closed.subscribe());
+        let mut tasks = self.tasks.lock().await;
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            work.job(event, options, answer, over(gone, closed)).await;
+            drop(place);
+        });
+        drop(tasks);
+        answered.await.unwrap_or(Err(Refusal::Throttled)).unwrap_or_else(refused)
+    }
+}
+
+/// Who waits, counted until it is dropped.
+struct Waits<'a> {
+    waiting: &'a AtomicUsize,
+    others: usize,
+}
+
+impl<'a> Waits<'a> {
+    fn among(waiting: &'a AtomicUsize) -> Self {
+        let others = waiting.fetch_add(1, Ordering::SeqCst);
+        Self { waiting, others }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Ready when the caller has gone, or everything is to end.
+async fn over(caller: oneshot::Receiver<()>, mut closed: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = caller => {}
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+}
+
+type Answer = oneshot::Sender<std::result::Result<EventOutcome, Refusal>>;
+
+impl Work {
+    /// Runs one container for an event to its end, or until `over`. A caller that has gone needs no answer.
+    async fn job(
+        &self,
+        event: Bytes,
+        options: InvokeOptions,
+        answer: Answer,
+        over: impl Future<Output = ()>,
+    ) {
+        let logs = Arc::clone(&self.logs);
+        let started = Job::start_with(&self.runtime, &self.image, &self.config, logs, event, options).await;
+        let job = match started {
+            Ok(job) => job,
+            Err(error) => return drop(answer.send(Err(Refusal::Start(Arc::new(error))))),
+        };
+        if let Some(accepted) = job.accepted() {
+            let _ = answer.send(Ok(accepted));
+            // The caller has its answer: that it goes ends nothing.
+            let _ = job.finish().await;
+            return;
+        }
+        let outcome = tokio::select! {
+            outcome = job.finish() => outcome,
+            () = over => job.cancel().await,
+        };
+        let _ = answer.send(Ok(outcome));
+    }
+}
+
+impl Function for Jobs {
+    fn config(&self) -> &FunctionConfig {
+        &self.work.config
+    }
+
+    fn longest(&self) -> Duration {
+        self.options.patience + self.work.config.start_deadline() + self.work.config.timeout
+    }
+
+    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+        self.run(event, options).boxed()
+    }
+
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+        let text = "The function has no server: it takes events, by the invoke API.\n";
+        let mut response = Response::new(body::full(text.into()));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        std::future::ready(response).boxed()
+    }
+}
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs").field("function", &self.work.config.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,400 @@
+//! Who has which instance: warm instances with their slots, starts under way, and callers that wait.
+//!
+//! Nothing here waits, starts or stops anything; every method says what is to be done. So the rules can be
+//! tested by themselves: the newest used instance with a free slot first, never more starts than the callers
+//! that wait need, callers in the order in which they came.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// The bounds of a pool.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Invocations that one instance works on at once; at least 1.
+    pub(super) concurrency: usize,
+    /// Instances at once, those that start among them; at least 1.
+    pub(super) instances: usize,
+    /// Callers that may wait besides those that some start is for.
+    pub(super) waiting: usize,
+}
+
+/// An instance that takes invocations.
+struct Warm<I> {
+    number: u64,
+    instance: I,
+    /// Invocations that it works on.
+    used: usize,
+    /// Since when it works on none.
+    idle_since: Instant,
+}
+
+/// The books of a pool; `I` is an instance, `W` a caller that waits.
+pub(super) struct Slots<I, W> {
+    bounds: Bounds,
+    /// Least recently used first.
+    warm: Vec<Warm<I>>,
+    /// Instances that get no more invocations and still work on some.
+    leaving: Vec<Warm<I>>,
+    starting: usize,
+    waiting: VecDeque<W>,
+    next: u64,
+}
+
+/// What a caller gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// A slot of this instance.
+    Slot(u64),
+    /// A place in the queue; whether a start is, or can be, for it.
+    Wait { covered: bool },
+    /// Nothing: too many wait already.
+    Full,
+}
+
+/// What somebody counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) warm: usize,
+    pub(super) starting: usize,
+    pub(super) leaving: usize,
+    pub(super) running: usize,
+    pub(super) free: usize,
+    pub(super) waiting: usize,
+}
+
+impl<I: Clone, W> Slots<I, W> {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        let (warm, leaving, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { bounds, warm, leaving, starting: 0, waiting, next: 0 }
+    }
+
+    /// Takes a free slot, or says whether there is a place to wait; the caller joins the queue by
+    /// [`Slots::wait`].
+    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool) -> Taken {
+        if let Some(number) = self.take_free(usable) {
+            return Taken::Slot(number);
+        }
+        // Those that starts are for, or will be, are not in anybody's way.
+        let may_start = self.bounds.instances.saturating_sub(self.alive());
+        let covered = (self.starting + may_start) * self.bounds.concurrency;
+        match self.waiting.len() {
+            waiting if waiting >= covered + self.bounds.waiting => Taken::Full,
+            waiting => Taken::Wait { covered: waiting < covered },
+        }
+    }
+
+    fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<u64> {
+        let limit = self.bounds.concurrency;
+        let free = self.warm.iter().rposition(|warm| warm.used < limit && usable(&warm.instance))?;
+        let mut warm = self.warm.remove(free);
+        warm.used += 1;
+        let number = warm.number;
+        self.warm.push(warm);
+        Some(number)
+    }
+
+    /// Adds a caller that waits.
+    pub(super) fn wait(&mut self, caller: W) {
+        self.waiting.push_back(caller);
+    }
+
+    /// Removes the callers that have left.
+    pub(super) fn forget(&mut self, gone: impl Fn(&W) -> bool) {
+        self.waiting.retain(|caller| !gone(caller));
+    }
+
+    /// Gives free slots to those that wait, oldest first: each caller with the number of its instance.
+    pub(super) fn serve(&mut self, usable: impl Fn(&I) -> bool) -> Vec<(u64, W)> {
+        let mut served = Vec::new();
+        while !self.waiting.is_empty() {
+            let Some(number) = self.take_free(&usable) else { break };
+            served.extend(self.waiting.pop_front().map(|caller| (number, caller)));
+        }
+        served
+    }
+
+    /// How many instances are to be started now for those that wait, and to have `least` of them; they
+    /// count as starting from now on.
+    pub(super) fn start(&mut self, least: usize) -> usize {
+        let needed = self.waiting.len().div_ceil(self.bounds.concurrency);
+        let kept = least.saturating_sub(self.warm.len());
+        let wanted = needed.max(kept).saturating_sub(self.starting);
+        let starts = wanted.min(self.bounds.instances.saturating_sub(self.alive()));
+        self.starting += starts;
+        starts
+    }
+
+    /// A start has succeeded.
+    pub(super) fn started(&mut self, instance: I) -> u64 {
+        self.starting -= 1;
+        self.next += 1;
+        let (number, idle_since) = (self.next, Instant::now());
+        self.warm.push(Warm { number, instance, used: 0, idle_since });
+        number
+    }
+
+    /// A start has failed: the callers that are to be told, those that no other start is for, at most as
+    /// many as it was for.
+    pub(super) fn failed(&mut self) -> Vec<W> {
+        self.starting -= 1;
+        let covered = self.starting * self.bounds.concurrency;
+        let told = self.waiting.len().saturating_sub(covered).min(self.bounds.concurrency);
+        self.waiting.drain(..told).collect()
+    }
+
+    /// The instance of this number.
+    pub(super) fn get(&self, number: u64) -> Option<I> {
+        let all = self.warm.iter().chain(&self.leaving);
+        all.into_iter().find(|warm| warm.number == number).map(|warm| warm.instance.clone())
+    }
+
+    /// An invocation has ended: the instance, if it was the last of one that gets no more.
+    pub(super) fn release(&mut self, number: u64) -> Option<I> {
+        if let Some(warm) = self.warm.iter_mut().find(|warm| warm.number == number) {
+            warm.used -= 1;
+            warm.idle_since = Instant::now();
+            return None;
+        }
+        let place = self.leaving.iter().position(|warm| warm.number == number)?;
+        self.leaving[place].used -= 1;
+        (self.leaving[place].used == 0).then(|| self.leaving.remove(place).instance)
+    }
+
+    /// Gives this instance no more invocations: the instance, if it works on none.
+    pub(super) fn retire(&mut self, number: u64) -> Option<I> {
+        let place = self.warm.iter().position(|warm| warm.number == number)?;
+        let warm = self.warm.remove(place);
+        if warm.used == 0 {
+            return Some(warm.instance);
+        }
+        self.leaving.push(warm);
+        None
+    }
+
+    /// Takes out those that have been idle since before `before`, least recently used first, as long as
+    /// `least` are left.
+    pub(super) fn reap(&mut self, before: Instant, least: usize) -> Vec<I> {
+        let mut reaped = Vec::new();
+        let mut place = 0;
+        while place < self.warm.len() && self.warm.len() > least {
+            let warm = &self.warm[place];
+            if warm.used == 0 && warm.idle_since <= before {
+                reaped.push(self.warm.remove(place).instance);
+            } else {
+                place += 1;
+            }
+        }
+        reaped
+    }
+
+    /// Takes out everything: all instances, and all that wait.
+    pub(super) fn clear(&mut self) -> (Vec<I>, Vec<W>) {
+        let all = self.warm.drain(..).chain(self.leaving.drain(..));
+        (all.map(|warm| warm.instance).collect(), self.waiting.drain(..).collect())
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let used = |all: &[Warm<I>]| all.iter().map(|warm| warm.used).sum::<usize>();
+        Counts {
+            warm: self.warm.len(),
+            starting: self.starting,
+            leaving: self.leaving.len(),
+            running: used(&self.warm) + used(&self.leaving),
+            free: self.warm.len() * self.bounds.concurrency - used(&self.warm),
+            waiting: self.waiting.len(),
+        }
+    }
+
+    /// Those that have memory: an instance that leaves has it until its last invocation has ended.
+    fn alive(&self) -> usize {
+        self.warm.len() + self.leaving.len() + self.starting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slots(concurrency: usize, instances: usize, waiting: usize) -> Slots<u32, u32> {
+        Slots::new(Bounds { concurrency, instances, waiting })
+    }
+
+    fn all(_: &u32) -> bool {
+        true
+    }
+
+    /// A caller that comes; what it gets.
+    fn call(slots: &mut Slots<u32, u32>, caller: u32) -> Taken {
+        let taken = slots.take(all);
+        if matches!(taken, Taken::Wait { .. }) {
+            slots.wait(caller);
+        }
+        taken
+    }
+
+    #[test]
+    fn first_calls_start_as_many_as_they_need() {
+        for (calls, concurrency, starts) in [(1, 1, 1), (5, 1, 5), (20, 10, 2), (21, 10, 3), (3, 100, 1)] {
+            let mut slots = slots(concurrency, 100, 0);
+            let mut started = 0;
+            for caller in 0..calls {
+                assert_eq!(call(&mut slots, caller), Taken::Wait { covered: true });
+                started += slots.start(0);
+            }
+            assert_eq!(started, starts, "{calls} calls of a function with concurrency {concurrency}");
+        }
+    }
+
+    #[test]
+    fn the_newest_used_comes_first_and_the_others_stay_idle() {
+        let mut slots = slots(1, 3, 0);
+        assert_eq!(slots.start(3), 3);
+        let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
+        assert_eq!(slots.take(all), Taken::Slot(numbers[2]));
+        assert_eq!(slots.take(all), Taken::Slot(numbers[1]));
+        assert_eq!(slots.release(numbers[2]), None);
+        assert_eq!(slots.release(numbers[1]), None);
+        // The one that was taken last, whichever ended last.
+        assert_eq!(slots.take(all), Taken::Slot(numbers[1]));
+        slots.release(numbers[1]);
+        assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1), [0, 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_passed_over() {
+        let mut slots = slots(1, 2, 5);
+        slots.start(2);
+        let good = slots.started(1);
+        slots.started(2);
+        assert_eq!(slots.take(|instance| *instance != 2), Taken::Slot(good));
+        assert_eq!(slots.take(|instance| *instance != 2), Taken::Wait { covered: false });
+    }
+
+    #[test]
+    fn too_many_are_refused() {
+        let mut slots = slots(2, 1, 3);
+        for caller in 0..5 {
+            assert_eq!(call(&mut slots, caller), Taken::Wait { covered: caller < 2 }, "{caller}");
+        }
+        assert_eq!(call(&mut slots, 5), Taken::Full);
+        assert_eq!(slots.start(0), 1);
+        assert_eq!(slots.start(0), 0, "no more than there may be");
+        let number = slots.started(7);
+        assert_eq!(slots.serve(all), [(number, 0), (number, 1)]);
+        assert_eq!(call(&mut slots, 6), Taken::Full);
+        slots.release(number);
+        assert_eq!(slots.serve(all), [(number, 2)]);
+        assert_eq!(call(&mut slots, 7), Taken::Wait { covered: false });
+    }
+
+    #[test]
+    fn a_failed_start_is_told_those_that_it_was_for() {
+        let mut slots = slots(2, 2, 10);
+        (0..5).for_each(|caller| drop(call(&mut slots, caller)));
+        assert_eq!(slots.start(0), 2);
+        assert_eq!(slots.failed(), [0, 1]);
+        // The other start is for two, and another may come for the last.
+        assert_eq!(slots.start(0), 1);
+        slots.started(1);
+        slots.started(2);
+        assert_eq!(slots.serve(all).len(), 3);
+    }
+
+    #[test]
+    fn one_that_is_broken_leaves_with_its_last_invocation() {
+        let mut slots = slots(2, 1, 1);
+        slots.start(1);
+        let number = slots.started(9);
+        assert_eq!((slots.take(all), slots.take(all)), (Taken::Slot(number), Taken::Slot(number)));
+        assert_eq!(slots.retire(number), None);
+        assert_eq!(slots.get(number), Some(9));
+        // It still has its memory.
+        assert_eq!((call(&mut slots, 1), slots.start(0)), (Taken::Wait { covered: false }, 0));
+        assert_eq!(slots.release(number), None);
+        assert_eq!(slots.release(number), Some(9));
+        assert_eq!((slots.get(number), slots.start(0)), (None, 1));
+        assert_eq!(slots.retire(number), None, "twice");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Call,
+        Started,
+        Failed,
+        Release(usize),
+        Retire(usize),
+        Reap,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            5 => Just(Step::Call),
+            3 => Just(Step::Started),
+            1 => Just(Step::Failed),
+            4 => (0..50_usize).prop_map(Step::Release),
+            1 => (0..50_usize).prop_map(Step::Retire),
+            1 => Just(Step::Reap),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        /// Whatever comes in whichever order: the bounds hold, nobody waits beside a free slot or an
+        /// instance that could be started, nothing is lost, and every caller is heard in its turn.
+        #[test]
+        fn the_books_are_right(
+            steps in steps(), concurrency in 1..4_usize, instances in 1..5_usize, waiting in 0..6_usize, least in 0..2_usize,
+        ) {
+            let mut slots = slots(concurrency, instances, waiting);
+            let (mut running, mut callers, mut refused, mut heard): (Vec<u64>, u32, u32, Vec<u32>) =
+                (Vec::new(), 0, 0, Vec::new());
+            let (mut given_at_once, mut gone) = (0, 0);
+            for step in steps {
+                match step {
+                    Step::Call => {
+                        match call(&mut slots, callers) {
+                            Taken::Slot(number) => {
+                                running.push(number);
+                                given_at_once += 1;
+                            }
+                            Taken::Wait { .. } => {}
+                            Taken::Full => refused += 1,
+                        }
+                        callers += 1;
+                    }
+                    Step::Started if slots.counts().starting > 0 => drop(slots.started(callers)),
+                    Step::Failed if slots.counts().starting > 0 => {
+                        let told = slots.failed();
+                        gone += told.len();
+                        heard.extend(told);
+                    }
+                    Step::Release(which) if !running.is_empty() => {
+                        let number = running.swap_remove(which % running.len());
+                        slots.release(number);
+                    }
+                    Step::Retire(which) if !running.is_empty() => drop(slots.retire(running[which % running.len()])),
+                    Step::Reap => drop(slots.reap(Instant::now(), least)),
+                    _ => {}
+                }
+                for (number, caller) in slots.serve(all) {
+                    running.push(number);
+                    heard.push(caller);
+                }
+                slots.start(least);
+                let counts = slots.counts();
+                prop_assert!(counts.warm + counts.starting + counts.leaving <= instances);
+                prop_assert_eq!(counts.running, running.len());
+                prop_assert!(counts.waiting == 0 || counts.free == 0);
+                let may_start = instances - (counts.warm + counts.starting + counts.leaving);
+                prop_assert!(counts.waiting <= counts.starting * concurrency || may_start == 0);
+                prop_assert!(heard.is_sorted(), "in their turn: {:?}", heard);
+                let all = given_at_once + heard.len() + counts.waiting;
+                prop_assert_eq!(all + refused as usize, callers as usize, "nobody is lost ({} failed)", gone);
+            }
+        }
+    }
+}
