@@ -10,7 +10,8 @@ use crate::platform::{InstanceUse, Limits};
 const MAX_CHECK_PATH: usize = 2048;
 
 /// How often what an instance uses can be told.
-const METRICS_PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const METRICS_PERIODS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Adds what is wrong with them to `faults`.
 pub(super) fn check(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {

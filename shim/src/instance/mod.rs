@@ -239,7 +239,7 @@ impl Instance {
     pub(crate) fn pass(
         &self,
         client: Option<std::net::SocketAddr>,
-        request: http::Request<hyper::body::Incoming>,
+        request: http::Request<crate::proxy::body::Body>,
         held: Option<invocation::Held>,
     ) -> futures_util::future::BoxFuture<'static, http::Response<crate::proxy::body::Body>> {
         Box::pin(crate::proxy::forward(Arc::clone(&self.shared), client, request, held))

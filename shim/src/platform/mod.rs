@@ -22,7 +22,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 pub use types::{
     Defaults, ImageMemory, InstanceEvent, InstanceStep, InstanceUse, InvocationContext, InvocationFailure,
-    InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure, TailLine, Warning,
+    InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure,
+    TailLine, Warning,
 };
 
 use crate::function::Callback;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::Request;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
@@ -18,6 +19,11 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// Any body of a request or an answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
 
+/// What arrives at a listener.
+pub(crate) fn arriving(request: Request<Incoming>) -> Request<Body> {
+    request.map(|body| body.map_err(BodyError::from).boxed_unsync())
+}
+
 /// No body.
 pub(crate) fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
@@ -30,11 +36,7 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 
 /// The body of a client's request as it comes, without the trailers that clients may not send; it breaks
 /// off after the platform's limit. Why it broke off is noted in `broken`.
-pub(crate) fn of_client(
-    body: Incoming,
-    platform: &'static dyn Platform,
-    broken: Arc<OnceLock<Broken>>,
-) -> Body {
+pub(crate) fn of_client(body: Body, platform: &'static dyn Platform, broken: Arc<OnceLock<Broken>>) -> Body {
     let left = platform.limits().http_body_bytes;
     ClientBody { body, platform, left, broken }.boxed_unsync()
 }
@@ -62,7 +64,7 @@ impl std::error::Error for TooLarge {}
 
 /// The client broke its own request: it went away, or what it sends is no body.
 #[derive(Debug)]
-pub(crate) struct ClientBroke(hyper::Error);
+pub(crate) struct ClientBroke(BodyError);
 
 impl std::fmt::Display for ClientBroke {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -72,12 +74,12 @@ impl std::fmt::Display for ClientBroke {
 
 impl std::error::Error for ClientBroke {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
+        Some(&*self.0)
     }
 }
 
 struct ClientBody {
-    body: Incoming,
+    body: Body,
     platform: &'static dyn Platform,
     /// Bytes that may still come.
     left: usize,

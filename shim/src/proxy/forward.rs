@@ -8,7 +8,7 @@ use http::header::{HOST, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as HttpBody, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout_at;
 
@@ -20,6 +20,22 @@ use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
+/// In a request that was taken for later: what its caller has been told, and how often it was tried before.
+#[derive(Clone, Debug)]
+pub(crate) struct Later {
+    pub(crate) request_id: String,
+    pub(crate) retries: u32,
+}
+
+/// In an answer: what it means, for who does more than pass it on.
+#[derive(Clone, Debug)]
+pub(crate) enum Meaning {
+    /// The function answered and reported an error; the text.
+    Reported(String),
+    /// It is the platform's own; the text.
+    Platform(String),
+}
+
 /// Both ends of an upgrade that a client asks for.
 struct Upgrade {
     protocol: HeaderValue,
@@ -30,21 +46,22 @@ struct Upgrade {
 pub(crate) async fn forward(
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
-    request: Request<Incoming>,
+    request: Request<Body>,
     held: Option<Held>,
 ) -> Response<Body> {
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
     }
+    let later = request.extensions().get::<Later>().cloned();
     let arrival = Arrival {
         kind: InvocationKind::Http,
         path: request.uri().path().to_owned(),
         method: request.method().clone(),
         client,
         origin: request.headers().get(ORIGIN).cloned(),
-        request_id: None,
-        retries: 0,
-        asynchronous: false,
+        request_id: later.as_ref().map(|later| later.request_id.clone()),
+        retries: later.as_ref().map_or(0, |later| later.retries),
+        asynchronous: later.is_some(),
         log_tail: shared.config.platform.wants_log(request.headers()),
         held,
     };
@@ -72,7 +89,7 @@ pub(crate) async fn forward(
 }
 
 /// A request that is larger than its platform takes, as far as its head tells.
-fn over_a_limit(limits: &Limits, request: &Request<Incoming>) -> Option<InvocationFailure> {
+pub(crate) fn over_a_limit<B: HttpBody>(limits: &Limits, request: &Request<B>) -> Option<InvocationFailure> {
     let limit = limits.request_header_bytes;
     if headers::size(request.headers()) > limit {
         let text = format!("request headers exceed maximum allowed size ({limit} bytes)");
@@ -101,7 +118,7 @@ fn answer_over_a_limit(limits: &Limits, response: &Response<Incoming>) -> Option
 
 fn prepare(
     invocation: &Invocation,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     broken: &Arc<OnceLock<Broken>>,
 ) -> (Request<Body>, Option<Upgrade>) {
     let upgrade = headers::upgrade(request.headers())
@@ -144,7 +161,11 @@ async fn finish(
     let server = switched.then(|| hyper::upgrade::on(&mut response));
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
-    invocation.answers(parts.status, platform.reported_error(&parts.headers));
+    let reported = platform.reported_error(&parts.headers);
+    if let Some(error) = reported.clone() {
+        parts.extensions.insert(Meaning::Reported(error));
+    }
+    invocation.answers(parts.status, reported);
     platform.finish_response(&invocation.context(), &mut parts.headers);
     parts.version = Version::HTTP_11;
     let Some(server) = server else {
@@ -172,8 +193,10 @@ fn failed(mut invocation: Invocation, failure: &InvocationFailure) -> Response<B
     of_platform(invocation.fail_over_http(failure))
 }
 
-fn of_platform(answer: PlatformAnswer) -> Response<Body> {
+/// The platform's own answer.
+pub(crate) fn of_platform(answer: PlatformAnswer) -> Response<Body> {
     let mut response = Response::new(body::full(answer.body));
+    response.extensions_mut().insert(Meaning::Platform(answer.message));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response

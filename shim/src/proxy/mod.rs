@@ -12,7 +12,7 @@ mod forward;
 mod gather;
 #[cfg(test)]
 mod gather_tests;
-mod headers;
+pub(crate) mod headers;
 #[cfg(test)]
 mod hostile_tests;
 mod http2;
@@ -31,7 +31,7 @@ mod tests;
 mod tunnel;
 mod version;
 
-pub(crate) use forward::forward;
+pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit};
 pub use server::serve;
 pub(crate) use server::{Handler, serve_with};
 pub use socket::Listener;

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::body::Body;
+use super::body::{self, Body};
 use super::http2;
 use super::patience::{GRACE, Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
@@ -88,7 +88,7 @@ impl Handler for Through {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        self.0.forward(client, request)
+        self.0.forward(client, body::arriving(request))
     }
 }
 
