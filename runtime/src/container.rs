@@ -371,6 +371,15 @@ impl Container {
         self.wait().await
     }
 
+    /// Sends SIGTERM to its init, which a frozen one gets when it is thawed. Whether there was one to send it to.
+    pub fn terminate(&self) -> bool {
+        let lives = self.exited().is_none();
+        if lives {
+            self.process.signal(Signal::TERM);
+        }
+        lives
+    }
+
     /// Runs another process in it, as [`Exec::start`].
     ///
     /// # Errors

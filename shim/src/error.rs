@@ -307,6 +307,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pull_that_takes_too_long_is_told_from_one_that_fails() {
+        let config = crate::FunctionConfig::new("resize", crate::platform::scf());
+        let late = skiff_runtime::Error::new(
+            skiff_runtime::ErrorKind::PullTimedOut,
+            "the pull did not end within 5s: 1 of 3 layers are here",
+        );
+        let error = crate::Instance::pull_failed(&config, late);
+        let answer = error.answer(InvocationKind::Event).expect("answer");
+        assert_eq!((answer.status.as_u16(), answer.code), (447, "PullImageTimeOut"));
+        assert!(answer.message.contains("within 5s"), "{}", answer.message);
+    }
+
+    #[test]
     fn bad_usage_is_told_from_failure() {
         use skiff_runtime::ErrorKind as R;
         for kind in [R::InvalidReference, R::InvalidArgument, R::InvalidCredentials] {

@@ -21,16 +21,17 @@ pub mod proxy;
 pub mod units;
 
 pub use base64::base64;
+pub(crate) use base64::from_base64;
 pub use error::{Error, ErrorKind, ExitCode, Result};
 pub use function::{
     Callback, Callbacks, Credentials, FunctionConfig, HealthCheck, Mode, RoleCallback, RoleLease,
     RoleRequest, RoleSource, Secret,
 };
 pub use instance::{
-    EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal, State,
-    Timeline,
+    Ending, EventOutcome, EventResult, Instance, InvokeOptions, Job, LogLine, LogSink, LogStream, Rehearsal,
+    State, Timeline,
 };
-pub use platform::{InstanceEvent, InvocationKind, Platform, PlatformAnswer, Warning};
+pub use platform::{HttpEvent, InstanceEvent, InvocationKind, Platform, PlatformAnswer, Trigger, Warning};
 pub use skiff_runtime::doctor;
 pub use skiff_runtime::exec;
 pub use skiff_runtime::image::{

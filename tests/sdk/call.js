@@ -80,11 +80,24 @@ function scf() {
     region: 'ap-guangzhou',
     profile: { httpProfile: { protocol: 'http://', endpoint, reqTimeout: 60 } },
   });
-  const answered = async (call) => {
+  const whole = async (call) => {
     try {
-      return (await call()).Result;
+      return await call();
     } catch (error) {
       return { error: error.code, message: error.message };
+    }
+  };
+  const answered = async (call) => {
+    const answer = await whole(call);
+    return answer.error ? answer : answer.Result;
+  };
+  const ask = (action, parameters) => whole(() => client[action](parameters));
+  // The status of an asynchronous event when it runs no more.
+  const ended = async (request) => {
+    for (const until = Date.now() + 20000; ; ) {
+      const answer = await ask('GetAsyncEventStatus', { InvokeRequestId: request });
+      if (answer.error || answer.Result.Status !== 'RUNNING' || Date.now() > until) return answer;
+      await new Promise((resolve) => setTimeout(resolve, 50));
     }
   };
   return {
@@ -98,6 +111,25 @@ function scf() {
         }),
       ),
     other: () => answered(() => client.InvokeFunction({ FunctionName: name, Event: event('invoke_function') })),
+    // What has become of the calls, and the end of one.
+    async after(outcomes) {
+      const later = { FunctionName: name, ClientContext: event('timeout'), InvocationType: 'Event' };
+      const doomed = (await answered(() => client.Invoke(later))).FunctionRequestId;
+      const end = { FunctionName: name, InvokeRequestId: doomed };
+      const succeeded = outcomes.success.FunctionRequestId;
+      return {
+        doomed,
+        request: await ask('GetRequestStatus', { FunctionName: name, FunctionRequestId: succeeded }),
+        asynchronous: await ended(outcomes.asynchronous.FunctionRequestId),
+        running: await ask('GetAsyncEventStatus', { InvokeRequestId: doomed }),
+        terminate: await ask('TerminateAsyncEvent', end),
+        terminated: await ended(doomed),
+        again: await ask('TerminateAsyncEvent', end),
+        unknown: await ask('GetAsyncEventStatus', { InvokeRequestId: 'no-such' }),
+        list: await ask('ListAsyncEvents', { FunctionName: name, Order: 'ASC' }),
+        aborted: await ask('ListAsyncEvents', { FunctionName: name, Status: ['ABORTED'] }),
+      };
+    },
   };
 }
 
@@ -106,6 +138,7 @@ async function main() {
   const outcomes = {};
   if (client.other) outcomes.other = await client.other();
   for (const which of cases) outcomes[which] = await client.call(which);
+  if (client.after) outcomes.status = await client.after(outcomes);
   process.stdout.write(JSON.stringify(outcomes));
 }
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import sys
+import time
 from io import BytesIO
 
 SDK, ENDPOINT, FUNCTION, KEY_ID, KEY_SECRET, LARGE = sys.argv[1:7]
@@ -121,12 +122,53 @@ class Scf:
         profile = ClientProfile(httpProfile=HttpProfile(protocol="http", endpoint=ENDPOINT, reqTimeout=60))
         self.client = scf_client.ScfClient(credential.Credential(KEY_ID, KEY_SECRET), "ap-guangzhou", profile)
 
-    def answered(self, call):
+    def whole(self, call):
         try:
             answer = call()
         except self.errors as error:
             return {"error": error.get_code(), "message": error.get_message()}
-        return json.loads(answer.Result.to_json_string())
+        return json.loads(answer.to_json_string())
+
+    def answered(self, call):
+        answer = self.whole(call)
+        return answer if "error" in answer else answer["Result"]
+
+    def ask(self, action, **parameters):
+        request = getattr(self.models, action + "Request")()
+        for name, value in parameters.items():
+            setattr(request, name, value)
+        return self.whole(lambda: getattr(self.client, action)(request))
+
+    def ended(self, request):
+        """The status of an asynchronous event when it runs no more."""
+        until = time.monotonic() + 20
+        while True:
+            answer = self.ask("GetAsyncEventStatus", InvokeRequestId=request)
+            if answer.get("Result", {}).get("Status") != "RUNNING" or time.monotonic() > until:
+                return answer
+            time.sleep(0.05)
+
+    def after(self, outcomes):
+        """What has become of the calls, and the end of one."""
+        later = self.models.InvokeRequest()
+        later.FunctionName, later.ClientContext, later.InvocationType = FUNCTION, event("timeout"), "Event"
+        doomed = self.answered(lambda: self.client.Invoke(later))["FunctionRequestId"]
+        status = {
+            "request": self.ask(
+                "GetRequestStatus",
+                FunctionName=FUNCTION,
+                FunctionRequestId=outcomes["success"]["FunctionRequestId"],
+            ),
+            "asynchronous": self.ended(outcomes["asynchronous"]["FunctionRequestId"]),
+            "running": self.ask("GetAsyncEventStatus", InvokeRequestId=doomed),
+            "terminate": self.ask("TerminateAsyncEvent", FunctionName=FUNCTION, InvokeRequestId=doomed),
+            "terminated": self.ended(doomed),
+            "again": self.ask("TerminateAsyncEvent", FunctionName=FUNCTION, InvokeRequestId=doomed),
+            "unknown": self.ask("GetAsyncEventStatus", InvokeRequestId="no-such"),
+            "list": self.ask("ListAsyncEvents", FunctionName=FUNCTION, Order="ASC"),
+            "aborted": self.ask("ListAsyncEvents", FunctionName=FUNCTION, Status=["ABORTED"]),
+        }
+        return status | {"doomed": doomed}
 
     def call(self, case):
         request = self.models.InvokeRequest()
@@ -149,6 +191,8 @@ def main():
         outcomes["other"] = sdk.http()
     for case in CASES:
         outcomes[case] = sdk.call(case)
+    if hasattr(sdk, "after"):
+        outcomes["status"] = sdk.after(outcomes)
     print(json.dumps(outcomes))
 
 

@@ -185,3 +185,93 @@ fn an_asynchronous_event_is_tried_again_and_told_of() {
     assert!(!good.exists());
     served.stop();
 }
+
+#[test]
+fn asynchronous_events_of_tencents_are_ended_from_outside() {
+    let sandbox = Sandbox::new();
+    for graceful in [false, true] {
+        let bad = sandbox.path().join(format!("bad-{graceful}"));
+        let options = ["--platform", "scf", "--timeout", "60s", "--async-on-failure"];
+        let served = serve(&sandbox, &[&options[..], &[bad.to_str().expect("utf-8")]].concat());
+        let call = |action: &str, mut body: Value| {
+            body["FunctionName"] = "demo".into();
+            let headers = [("X-TC-Action", action), ("X-TC-Version", "2018-04-16")];
+            request(&served, "POST", "/", &headers, body.to_string().as_bytes()).json()["Response"].clone()
+        };
+        let event = json!({ "InvocationType": "Event", "ClientContext": r#"{"sleep_ms":60000}"# });
+        let taken = call("Invoke", event);
+        let id = taken["Result"]["FunctionRequestId"].as_str().expect("an id").to_owned();
+        served.wait_for_stderr(&format!("START RequestId:{id}"));
+        let of_other = call("TerminateAsyncEvent", json!({ "InvokeRequestId": "other" }));
+        assert_eq!(of_other["Error"]["Code"], "ResourceNotFound.AsyncEvent");
+        let ended = call("TerminateAsyncEvent", json!({ "InvokeRequestId": id, "GraceShutdown": graceful }));
+        assert!(ended["Error"].is_null() && ended["RequestId"].is_string(), "{ended}");
+        // The process ends by the signal, as the function's handler has it.
+        let code = if graceful { 439 } else { 499 };
+        served.wait_for_stderr(&format!("\"statusCode\":{code}}}"));
+        let record = wait_for(Duration::from_secs(20), || {
+            std::fs::read_to_string(&bad).ok().filter(|text| text.ends_with('\n'))
+        });
+        let record: Value = serde_json::from_str(&record.expect("a record")).expect("JSON");
+        let context = &record["requestContext"];
+        assert_eq!((&context["requestId"], &context["condition"]), (&json!(id), &json!("Terminated")));
+        let said = served.stderr();
+        assert_eq!(said.contains("[PLATFORM] Signal received successfully"), graceful, "{said}");
+        assert_eq!(said.contains("SIGTERM: bye"), graceful, "{said}");
+    }
+}
+
+#[test]
+fn what_is_asked_of_tencents_requests_is_checked() {
+    let sandbox = Sandbox::new();
+    let served = serve(&sandbox, &["--platform", "scf"]);
+    let call = |action: &str, body: &Value| {
+        let headers = [("X-TC-Action", action), ("X-TC-Version", "2018-04-16")];
+        request(&served, "POST", "/", &headers, body.to_string().as_bytes()).json()["Response"].clone()
+    };
+    let now = json!({ "Start": "2026-01-01 00:00:00", "End": "2026" });
+    for (action, body, code) in [
+        ("GetRequestStatus", json!({ "FunctionRequestId": "a" }), "MissingParameter"),
+        ("GetRequestStatus", json!({ "FunctionName": "demo" }), "MissingParameter"),
+        (
+            "GetRequestStatus",
+            json!({ "FunctionName": "no", "FunctionRequestId": "a" }),
+            "ResourceNotFound.Function",
+        ),
+        (
+            "GetRequestStatus",
+            json!({ "FunctionName": "demo", "FunctionRequestId": "a", "StartTime": "2026-01-01 00:00:00" }),
+            "MissingParameter",
+        ),
+        ("GetAsyncEventStatus", json!({}), "MissingParameter"),
+        ("TerminateAsyncEvent", json!({ "InvokeRequestId": "a" }), "MissingParameter"),
+        ("ListAsyncEvents", json!({}), "MissingParameter"),
+        ("ListAsyncEvents", json!({ "FunctionName": "demo", "Limit": 101 }), "InvalidParameterValue"),
+        ("ListAsyncEvents", json!({ "FunctionName": "demo", "Order": "UP" }), "InvalidParameterValue"),
+        (
+            "ListAsyncEvents",
+            json!({ "FunctionName": "demo", "StartTimeInterval": now }),
+            "InvalidParameterValue",
+        ),
+        ("ListAsyncEvents", json!({ "FunctionName": "demo", "Status": "RUNNING" }), "InvalidParameter"),
+    ] {
+        let answer = call(action, &body);
+        assert_eq!(answer["Error"]["Code"], code, "{action} {body}: {answer}");
+    }
+    let of_call = call("Invoke", &json!({ "FunctionName": "demo" }))["Result"]["FunctionRequestId"].clone();
+    let asked = |times: Value| {
+        let mut body = json!({ "FunctionName": "demo", "FunctionRequestId": of_call });
+        body.as_object_mut().expect("an object").extend(times.as_object().expect("an object").clone());
+        call("GetRequestStatus", &body)["TotalCount"].clone()
+    };
+    assert_eq!(asked(json!({})), 1);
+    assert_eq!(asked(json!({ "StartTime": "2001-01-01 00:00:00", "EndTime": "2001-01-01 01:00:00" })), 0);
+    let unknown = json!({ "FunctionName": "demo", "FunctionRequestId": "unknown" });
+    assert_eq!(call("GetRequestStatus", &unknown)["TotalCount"], 0);
+    assert_eq!(
+        call("ListAsyncEvents", &json!({ "FunctionName": "demo" }))["TotalCount"],
+        0,
+        "calls are no events"
+    );
+    served.stop();
+}

@@ -151,6 +151,89 @@ fn a_command_that_is_not_there_or_cannot_be_executed() {
 }
 
 #[test]
+fn an_image_that_cannot_be_pulled_or_not_in_time() {
+    let outcome = failed_start("no-such-image", &[]);
+    let (status, body) = outcome.platform_answer();
+    assert_eq!(status, "444 (PullImageFailed)");
+    assert!(body.contains("no-such-image") && body.ends_with(r#""statusCode":444}"#), "{body}");
+    // A registry that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let image = format!("{}/team/resize:1", silent.local_addr().expect("an address"));
+    let sandbox = Sandbox::new();
+    let options = ["--platform", "scf", "--plain-http", "--pull-timeout", "1s"];
+    let outcome = sandbox.event(&image, &options).expect_code(3);
+    let (status, body) = outcome.platform_answer();
+    assert_eq!(status, "447 (PullImageTimeOut)");
+    let text = "Pulling image timed out: the pull did not end within 1 seconds: ";
+    assert!(body.contains(text) && body.ends_with(r#""statusCode":447}"#), "{body}");
+}
+
+#[test]
+fn an_event_that_is_not_json() {
+    let sandbox = Sandbox::new();
+    let args = ["run", &images::oci("function"), "--platform", "scf", "--event", "k=v"];
+    let outcome = sandbox.run(&args).fails(3, &["the event is not JSON"]);
+    let answer = outcome.json();
+    assert_eq!(
+        (&answer["statusCode"], &answer["errorMessage"]),
+        (&json!(400), &json!("the event is not JSON"))
+    );
+    assert_uuid(answer["requestId"].as_str().expect("an id"));
+}
+
+#[test]
+fn the_request_is_told_to_programs() {
+    let sandbox = Sandbox::new();
+    let records = |event: &str, code: i32| -> Vec<Value> {
+        let image = images::oci("function");
+        let args = ["run", &image, "--platform", "scf", "--name", "resize", "--output", "json"];
+        let outcome =
+            sandbox.run(&[&args[..], &["--event", event, "--timeout", "1s"]].concat()).expect_code(code);
+        let told = outcome.json_events();
+        let lines = told.iter().filter(|event| event["event"] == "log" && event["stream"] == "requests");
+        lines.map(|line| serde_json::from_str(line["line"].as_str().expect("text")).expect("JSON")).collect()
+    };
+    let good = records("{}", 0);
+    assert_eq!((good.len(), good[0].as_object().map(serde_json::Map::len)), (1, Some(14)), "{good:?}");
+    assert_eq!((&good[0]["SCF_FunctionName"], &good[0]["SCF_StatusCode"]), (&json!("resize"), &json!(200)));
+    let (start, end) = (&good[0]["SCF_StartTime"], &good[0]["SCF_LogTime"]);
+    assert!(start.as_u64() > Some(1_700_000_000_000) && start.as_u64() <= end.as_u64(), "{start} {end}");
+    assert!(good[0]["SCF_MemUsage"].as_f64().is_some_and(|mb| mb > 0.1 && mb < 128.0), "{good:?}");
+    let late = records(r#"{"sleep_ms":60000}"#, 3);
+    assert_eq!((&late[0]["SCF_StatusCode"], &late[0]["SCF_Level"]), (&json!(433), &json!("ERROR")));
+    assert!(late[0]["SCF_Duration"].as_u64() >= Some(1000), "{late:?}");
+}
+
+#[test]
+fn a_timer_goes_off() {
+    let sandbox = Sandbox::new();
+    let run = |event: &str, more: &[&str]| {
+        let image = images::oci("function");
+        let args = ["run", &image, "--platform", "scf", "--event", event];
+        sandbox.run(&[&args[..], more].concat())
+    };
+    let answer = run("user \"msg\" body", &["--trigger", "timer:EveryDay"]).ok().json();
+    assert_eq!(answer["headers"]["x-scf-trigger-src"], "Timer");
+    let event = answer["event"].as_object().expect("an event");
+    let (name, message) = (&event["TriggerName"], &event["Message"]);
+    assert_eq!(
+        (&event["Type"], name, message),
+        (&json!("Timer"), &json!("EveryDay"), &json!("user \"msg\" body"))
+    );
+    let time = event["Time"].as_str().expect("a time");
+    assert!(time.len() == 20 && time.starts_with("20") && time.ends_with('Z') && event.len() == 4, "{time}");
+    // A job's is in its environment.
+    let job = run("x", &["--trigger", "timer", "--job", "--", "job"]).ok();
+    let line = job.stderr.lines().find(|line| line.contains("SCF_CUSTOM_CONTAINER_EVENT has "));
+    let line = line.expect("the event");
+    assert!(line.contains(r#"{"Type":"Timer","TriggerName":"timer","Time":""#), "{line}");
+    let plain = run("{}", &[]).ok().json();
+    assert!(plain["headers"]["x-scf-trigger-src"].is_null(), "{plain}");
+    let fc = ["run", &images::oci("function"), "--event", "x", "--trigger", "timer"];
+    sandbox.run(&fc).fails(2, &["platform fc has no timer events here"]);
+}
+
+#[test]
 fn variables_that_scf_reserves_are_refused() {
     let sandbox = Sandbox::new();
     for name in ["SCF_MINE", "QCLOUD_MINE", "TENCENTCLOUD_MINE", "a-b"] {

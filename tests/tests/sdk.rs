@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff_tests::{Sandbox, Served, images, wait_for};
 
 const KEY_ID: &str = "LTAI-test-key";
@@ -219,6 +219,39 @@ fn check_scf(called: &Called) {
         r#"{"errorCode":-1,"errorMessage":"Invoking task timed out after 1 seconds","#,
     );
     called.assert_has("timeout", "RetMsg", r#""statusCode":433}"#);
+    check_scf_states(called);
+}
+
+/// What has become of the calls, as the SDK reads it.
+#[track_caller]
+fn check_scf_states(called: &Called) {
+    let status = &called.outcomes["status"];
+    let request = &status["request"]["Data"][0];
+    assert_eq!(status["request"]["TotalCount"], 1, "{status}");
+    assert_eq!(request["RequestId"], called.text("success", "FunctionRequestId"), "{status}");
+    assert_eq!(request["RetMsg"], called.text("success", "RetMsg"), "{status}");
+    assert_eq!((&request["RetCode"], &request["RetryNum"]), (&json!(0), &json!(0)), "{status}");
+    assert!(request["MemUsage"].as_f64().is_some_and(|mb| mb > 0.1 && mb < 128.0), "MB: {status}");
+    assert!(request["Duration"].as_f64().is_some_and(|ms| ms > 0.0 && ms < 1000.0), "ms: {status}");
+    let state =
+        |case: &str| (status[case]["Result"]["Status"].clone(), status[case]["Result"]["StatusCode"].clone());
+    assert_eq!(state("asynchronous"), (json!("FINISHED"), json!(200)), "{status}");
+    assert_eq!(state("running"), (json!("RUNNING"), json!(0)), "{status}");
+    assert!(status["terminate"]["RequestId"].is_string(), "{status}");
+    assert_eq!(state("terminated").0, "ABORTED", "{status}");
+    assert_eq!(status["again"]["error"], "FailedOperation.AsyncEventStatus", "{status}");
+    assert_eq!(status["unknown"]["error"], "ResourceNotFound.AsyncEvent", "{status}");
+    let listed = |case: &str| {
+        let events = status[case]["EventList"].as_array().cloned().unwrap_or_default();
+        events.iter().map(|event| event["InvokeRequestId"].clone()).collect::<Vec<_>>()
+    };
+    let asynchronous = json!(called.text("asynchronous", "FunctionRequestId"));
+    assert_eq!(listed("list"), [asynchronous, status["doomed"].clone()], "{status}");
+    assert_eq!(listed("aborted"), [status["doomed"].clone()], "{status}");
+    let event = &status["list"]["EventList"][0];
+    assert_eq!((&event["Status"], &event["Qualifier"]), (&json!("FINISHED"), &json!("$LATEST")), "{status}");
+    let time = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    assert!(time("StartTime").len() == 26 && time("StartTime") <= time("EndTime"), "{status}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod fc;
 mod post;
 mod queue;
 mod scf;
+mod states;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -17,7 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::states::{States, Tracked};
 use super::{Function, post};
+use crate::platform::{InvocationContext, InvocationFailure, InvocationKind, InvocationReport};
 use crate::proxy::body::{self, Body};
 use crate::proxy::{Later, Meaning, headers};
 use crate::{EventOutcome, EventResult, InvokeOptions};
@@ -30,6 +32,12 @@ const MAX_BYTES: usize = 256 << 20;
 
 /// How long events that run may take when the API ends.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long an event may take to end that was told to, while it is invoked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why an event ended that somebody ended.
+const TERMINATED: &str = "Terminated";
 
 /// Where what has become of an event goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +70,8 @@ pub(super) struct Event {
     request_id: String,
     taken: Instant,
     delay: Duration,
+    /// Who asks what has become of it, and ends it.
+    tracked: Option<Tracked>,
 }
 
 impl Event {
@@ -82,7 +92,36 @@ impl Event {
         request_id: String,
         delay: Duration,
     ) -> Self {
-        Self { function, policy, work, request_id, taken: Instant::now(), delay }
+        Self { function, policy, work, request_id, taken: Instant::now(), delay, tracked: None }
+    }
+
+    /// As one that can be asked after and ended.
+    pub(super) fn tracked(mut self, tracked: Tracked) -> Self {
+        self.tracked = Some(tracked);
+        self
+    }
+
+    /// Does `wait` while it is not invoked; `None` when somebody ends it meanwhile.
+    async fn while_it_waits<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let Some(tracked) = &self.tracked else { return Some(wait.await) };
+        tokio::select! {
+            biased;
+            () = tracked.ending().asked() => None,
+            done = wait => Some(done),
+        }
+    }
+
+    /// Waits until one that was to end has had the time for it.
+    async fn overdue(&self) {
+        match &self.tracked {
+            Some(tracked) => tracked.ending().terminated().await,
+            None => std::future::pending().await,
+        }
+        tokio::time::sleep(PATIENCE).await;
+    }
+
+    fn is_asked_to_end(&self) -> bool {
+        self.tracked.as_ref().is_some_and(|tracked| tracked.ending().is_asked())
     }
 }
 
@@ -231,6 +270,7 @@ fn verdict(outcome: &EventOutcome) -> Verdict {
 /// The events of all functions.
 pub(super) struct Queue {
     options: AsyncOptions,
+    states: Arc<States>,
     room: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     /// As many of a function's events run at once as an instance of it works on.
@@ -247,12 +287,18 @@ impl Queue {
     pub(super) fn new(options: AsyncOptions) -> Self {
         Self {
             options,
+            states: Arc::default(),
             room: Arc::new(Semaphore::new(MAX_EVENTS)),
             bytes: Arc::new(Semaphore::new(MAX_BYTES)),
             places: Mutex::default(),
             events: Mutex::new(JoinSet::new()),
             end: Semaphore::new(0),
         }
+    }
+
+    /// What has become of requests.
+    pub(super) fn states(&self) -> &Arc<States> {
+        &self.states
     }
 
     /// Takes an event. The error is how many wait when there is no room.
@@ -299,8 +345,18 @@ impl Queue {
     }
 
     async fn run(&self, event: Event) {
-        match self.work_on(&event).await {
-            Some((outcome, condition, tries)) => self.tell(&event, &outcome, condition, tries).await,
+        let worked = tokio::select! {
+            biased;
+            worked = self.work_on(&event) => worked,
+            () = event.overdue() => Some((given_up(&event), TERMINATED, 0)),
+        };
+        match worked {
+            Some((outcome, condition, tries)) => {
+                if let Some(tracked) = &event.tracked {
+                    tracked.over(&outcome);
+                }
+                self.tell(&event, &outcome, condition, tries).await;
+            }
             None => tracing::warn!(request = event.request_id, "an asynchronous event that waited is lost"),
         }
     }
@@ -311,17 +367,24 @@ impl Queue {
         let max_age = self.options.max_age.unwrap_or(event.policy.max_age);
         let places = self.places(&*event.function);
         let (mut tries, mut errors) = (0, 0);
-        if !self.rest(event.delay).await {
+        if !event.while_it_waits(self.rest(event.delay)).await.unwrap_or(true) {
             return None;
         }
         loop {
-            let place = places.acquire().await.ok()?;
+            let Some(place) = event.while_it_waits(places.acquire()).await else {
+                return Some((given_up(event), TERMINATED, tries));
+            };
+            let place = place.ok()?;
             let options = InvokeOptions {
-                log_tail: false,
                 request_id: Some(event.request_id.clone()),
                 retries: tries,
                 asynchronous: true,
+                ending: event.tracked.as_ref().map(|tracked| tracked.ending().clone()),
+                ..InvokeOptions::default()
             };
+            if let Some(tracked) = &event.tracked {
+                tracked.retried(tries);
+            }
             let outcome = event.work.run(&*event.function, options).await;
             drop(place);
             let verdict = verdict(&outcome);
@@ -330,10 +393,11 @@ impl Queue {
             tries = tries.saturating_add(1);
             let condition = match verdict {
                 Verdict::Success => "Success",
+                _ if event.is_asked_to_end() => TERMINATED,
                 Verdict::Refused => "RequestRefused",
                 Verdict::Error if errors > retries => "RetriesExhausted",
                 _ if event.taken.elapsed() + pause > max_age => "EventAgeExceeded",
-                _ if self.rest(pause).await => continue,
+                _ if event.while_it_waits(self.rest(pause)).await.unwrap_or(true) => continue,
                 _ => return None,
             };
             return Some((outcome, condition, tries));
@@ -350,6 +414,38 @@ impl Queue {
         if let Err(error) = deliver(destination, &record).await {
             tracing::warn!(request = event.request_id, error, "a destination did not take a record");
         }
+    }
+}
+
+/// The outcome of an event that was ended and is not invoked, or does not end.
+fn given_up(event: &Event) -> EventOutcome {
+    let config = event.function.config();
+    let platform = config.platform;
+    let context = InvocationContext {
+        config,
+        instance_id: "",
+        request_id: &event.request_id,
+        kind: InvocationKind::Event,
+        path: "",
+        client: None,
+        origin: None,
+        retries: 0,
+        asynchronous: true,
+        code_checksum: "",
+        trigger: None,
+        credentials: None,
+    };
+    let report = InvocationReport::default();
+    let answer = platform.invocation_failure(&context, &InvocationFailure::Terminated, &report);
+    EventOutcome {
+        request_id: event.request_id.clone(),
+        result: EventResult::PlatformError(answer.message),
+        status: answer.status,
+        headers: answer.headers,
+        body: answer.body,
+        duration: Duration::ZERO,
+        memory_peak_bytes: 0,
+        log: None,
     }
 }
 
@@ -402,7 +498,7 @@ fn append(path: &std::path::Path, line: &str) -> std::io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -7,8 +7,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::api::states::{State, Status};
 use crate::api::{fc as fc_api, scf as scf_api};
-use crate::platform::fc;
+use crate::instance::Ending;
+use crate::platform::{fc, scf};
 use crate::proxy::body::Body;
 use crate::{FunctionConfig, Platform};
 
@@ -268,6 +270,137 @@ async fn the_end_does_not_wait_for_pauses_and_delays() {
     // One that fails is tried again in a minute; the end is not that far.
     tokio::time::timeout(GRACE / 2, queue.close()).await.expect("it waits for nothing that does not run");
     assert!(function.calls().len() < 4, "nothing is tried at the end");
+}
+
+/// An event of Tencent's that can be asked after.
+fn tracked(queue: &Arc<Queue>, function: &Arc<Failing>, delay: Duration) {
+    let tracked = queue.states().begin("the-request".into(), &function.config, "$LATEST", true);
+    let event =
+        Event::new(Arc::clone(function) as _, &scf_api::POLICY, "{}".into(), "the-request".into(), delay);
+    queue.push(event.tracked(tracked)).expect("room");
+}
+
+async fn reached(queue: &Queue, status: Status) -> State {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let state = queue.states().get("the-request").expect("known");
+        if state.status == status {
+            return state;
+        }
+        assert!(Instant::now() < until, "{state:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_become_of_an_event_is_known() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(scf(), 0, function_error));
+    tracked(&queue, &function, Duration::ZERO);
+    let state = reached(&queue, Status::Finished).await;
+    assert_eq!((state.code, &state.answer[..], state.retries), (200, &b"{}"[..], 0));
+    let failing = Failing::new(scf(), 99, || (EventResult::FunctionError("no".into()), 443));
+    let queue = self::queue(Some(0), &dir);
+    tracked(&queue, &failing, Duration::ZERO);
+    assert_eq!(reached(&queue, Status::Failed).await.code, 443);
+}
+
+#[tokio::test]
+async fn an_event_that_waits_is_ended_at_once() {
+    let hour = Duration::from_secs(3600);
+    // One is delayed, the other waits for its next try.
+    for (failures, delay) in [(0, hour), (99, Duration::ZERO)] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (queue, function) = (queue(None, &dir), Failing::new(scf(), failures, function_error));
+        tracked(&queue, &function, delay);
+        while delay.is_zero() && function.running.load(Ordering::SeqCst) + function.calls().len() != 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let state = reached(&queue, Status::Running).await;
+        queue.states().end(&state, false).expect("it waits");
+        let ended = tokio::time::timeout(PATIENCE, reached(&queue, Status::Aborted)).await.expect("at once");
+        assert!(ended.code == 499 || failures > 0, "{ended:?}");
+        let record = records(&dir, "bad", 1).await.remove(0);
+        assert_eq!(record["requestContext"]["condition"], "Terminated");
+        assert_eq!(function.calls().len(), usize::from(failures > 0), "it is not tried again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_does_not_end_is_left_alone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let queue = queue(None, &dir);
+    let function = Arc::new(Hanging { config: FunctionConfig::new("f", scf()), ending: Mutex::default() });
+    let tracked = queue.states().begin("the-request".into(), &function.config, "$LATEST", true);
+    let event = Event::new(
+        Arc::clone(&function) as _,
+        &scf_api::POLICY,
+        "{}".into(),
+        "the-request".into(),
+        Duration::ZERO,
+    );
+    queue.push(event.tracked(tracked)).expect("room");
+    while locked(&function.ending).is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let state = queue.states().get("the-request").expect("known");
+    queue.states().end(&state, false).expect("it runs");
+    let asked = locked(&function.ending).clone().expect("what ends it");
+    asked.terminated().await;
+    tokio::time::sleep(PATIENCE + Duration::from_secs(1)).await;
+    assert_eq!(queue.states().get("the-request").expect("known").status, Status::Aborted);
+}
+
+/// A function that never answers, and keeps what ends its invocation.
+struct Hanging {
+    config: FunctionConfig,
+    ending: Mutex<Option<Ending>>,
+}
+
+impl Function for Hanging {
+    fn config(&self) -> &FunctionConfig {
+        &self.config
+    }
+
+    fn invoke(&self, _: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+        *locked(&self.ending) = options.ending;
+        std::future::pending().boxed()
+    }
+
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+        unreachable!("events are not forwarded")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tencents_events_have_two_retries_and_six_hours() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let push = |function: &Arc<Failing>| {
+        let queue = queue(None, &dir);
+        let function = Arc::clone(function) as _;
+        queue
+            .push(Event::new(function, &scf_api::POLICY, "{}".into(), "r".into(), Duration::ZERO))
+            .expect("room");
+        queue
+    };
+    let begun = Instant::now();
+    let failing = Failing::new(scf(), 99, || (EventResult::FunctionError("no".into()), 443));
+    let queue = push(&failing);
+    while queue.room.available_permits() < MAX_EVENTS {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(failing.calls().len(), 3, "the first, and two again");
+    assert_eq!(begun.elapsed().as_secs() / 60, 2, "a minute apart");
+    let begun = Instant::now();
+    let broken = Failing::new(scf(), usize::MAX, || (EventResult::PlatformError("no".into()), 500));
+    let queue = push(&broken);
+    while queue.room.available_permits() < MAX_EVENTS {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let (tries, hours) = (broken.calls().len(), begun.elapsed().as_secs_f64() / 3600.0);
+    assert!((5.9..6.0).contains(&hours), "given up before the next try would be too late: {hours} h");
+    // After 1, 2 and 4 minutes, then each 5.
+    assert_eq!(tries, 4 + (6 * 60 - 7) / 5);
 }
 
 #[test]

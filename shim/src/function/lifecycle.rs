@@ -39,6 +39,10 @@ pub(super) fn check(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<S
     if let Some(period) = config.metrics_period {
         metrics(config, period, faults);
     }
+    if config.http_event.is_some() && !config.platform.has_http_events() {
+        faults
+            .push(format!("HTTP events: platform {platform} has none, its HTTP requests are passed through"));
+    }
     if config.mode == Mode::Job {
         job(config, faults);
     }
@@ -92,6 +96,9 @@ fn job(config: &FunctionConfig, faults: &mut Vec<String>) {
     if config.callbacks != Callbacks::default() || config.health_check.is_some() {
         faults.push("mode job: has neither callbacks nor health checks, which need a server".to_owned());
     }
+    if config.http_event.is_some() {
+        faults.push("HTTP events: a job takes no HTTP requests".to_owned());
+    }
     if config.concurrency != 1 {
         faults.push(format!("concurrency {}: a job works on one event", config.concurrency));
     }
@@ -101,7 +108,7 @@ fn job(config: &FunctionConfig, faults: &mut Vec<String>) {
 mod tests {
     use super::*;
     use crate::Platform;
-    use crate::platform::{fc, fc2, scf};
+    use crate::platform::{HttpEvent, fc, fc2, scf};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -186,5 +193,17 @@ mod tests {
             config.concurrency = 2;
         });
         assert_eq!(busy.len(), 2, "{busy:?}");
+    }
+
+    #[test]
+    fn http_events_are_of_scfs_servers_alone() {
+        let url = |config: &mut FunctionConfig| config.http_event = Some(HttpEvent::Url);
+        assert!(faults(scf(), url).is_empty());
+        assert_eq!(faults(fc(), url).len(), 1);
+        let job = faults(scf(), |config| {
+            url(config);
+            config.mode = Mode::Job;
+        });
+        assert_eq!(job, ["HTTP events: a job takes no HTTP requests"]);
     }
 }

@@ -19,7 +19,7 @@ pub use secret::{Credentials, Secret};
 use skiff_runtime::{Network, Writable};
 
 use crate::Result;
-use crate::platform::{Platform, Warning};
+use crate::platform::{HttpEvent, Platform, Warning};
 
 /// Size of the writable layer and of `/tmp` unless told otherwise: both platforms' 512 MB.
 pub const DEFAULT_DISK_BYTES: u64 = 512 * 1024 * 1024;
@@ -87,6 +87,8 @@ pub struct FunctionConfig {
     pub callbacks: Callbacks,
     /// Checks of its server besides that it listens.
     pub health_check: Option<HealthCheck>,
+    /// The form in which HTTP requests become events (scf); passed through as they are when `None`.
+    pub http_event: Option<HttpEvent>,
     /// Invocations that one instance works on at once (fc 1 to 200, scf 1 to 100).
     pub concurrency: u32,
     /// Whether an instance is frozen while no invocation runs in it, as the clouds do.
@@ -143,6 +145,7 @@ impl FunctionConfig {
             stop_grace: DEFAULT_STOP_GRACE,
             callbacks: Callbacks::default(),
             health_check: None,
+            http_event: None,
             concurrency: 1,
             freeze: true,
             metrics_period: None,
@@ -212,6 +215,7 @@ impl fmt::Debug for FunctionConfig {
             .field("mode", &self.mode)
             .field("callbacks", &self.callbacks)
             .field("health_check", &self.health_check)
+            .field("http_event", &self.http_event)
             .field("concurrency", &self.concurrency)
             .field("freeze", &self.freeze)
             .field("region", &self.region)

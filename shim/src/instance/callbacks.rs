@@ -54,6 +54,7 @@ async fn send(
         retries: 0,
         asynchronous: false,
         code_checksum: &shared.code_checksum,
+        trigger: None,
         credentials: credentials.as_deref(),
     };
     let mut request = Request::new(body::empty());

@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 
 use super::invocation::{Arrival, Invocation};
 use super::shared::Shared;
-use super::{EventOutcome, EventResult, InvokeOptions};
+use super::{EventOutcome, EventResult, InvokeOptions, ending};
 use crate::platform::{InvocationFailure, InvocationReport};
 use crate::proxy::body;
 
@@ -24,12 +24,17 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
         request_id: options.request_id,
         retries: options.retries,
         asynchronous: options.asynchronous,
+        trigger: options.trigger,
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;
     breakpoint::reach("daemon-invokes");
-    let exchange = timeout_at(invocation.deadline(), exchange(&invocation, event)).await;
-    let exchange = exchange.unwrap_or(Err(InvocationFailure::TimedOut));
+    let exchange = tokio::select! {
+        done = timeout_at(invocation.deadline(), exchange(&invocation, event)) => {
+            done.unwrap_or(Err(InvocationFailure::TimedOut))
+        }
+        ended = ending::asked(shared, options.ending.as_ref()) => Err(ended),
+    };
     breakpoint::reach("daemon-answered");
     let report = invocation.report();
     let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
@@ -54,7 +59,8 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
     outcome
 }
 
-async fn exchange(
+/// Posts the event and reads the answer.
+pub(crate) async fn exchange(
     invocation: &Invocation,
     event: Bytes,
 ) -> Result<(StatusCode, HeaderMap, Bytes), InvocationFailure> {
@@ -63,11 +69,18 @@ async fn exchange(
     if event.len() > limits.event_bytes {
         return Err(InvocationFailure::body_too_large(limits.event_bytes));
     }
+    if shared.config.platform.events_are_json() && !is_json(&event) {
+        return Err(InvocationFailure::InvalidEvent("the event is not JSON".to_owned()));
+    }
     let response = match shared.pool.send(request(invocation, event)).await {
         Ok(response) => response,
         Err(error) => return Err(shared.explain(error).await),
     };
     read(shared, response, limits.answer_bytes).await
+}
+
+fn is_json(event: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(event).is_ok()
 }
 
 fn request(invocation: &Invocation, event: Bytes) -> Request<body::Body> {

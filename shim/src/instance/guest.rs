@@ -20,6 +20,8 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn wait(&self) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
     /// As [`Container::stop`].
     fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>>;
+    /// As [`Container::terminate`].
+    fn terminate(&self) -> bool;
     /// As [`Container::stats`].
     fn stats(&self) -> Stats;
     /// As [`Container::traffic`].
@@ -51,6 +53,10 @@ impl Guest for Container {
 
     fn stop(&self, grace: Duration) -> BoxFuture<'_, skiff_runtime::Result<Exit>> {
         Self::stop(self, grace).boxed()
+    }
+
+    fn terminate(&self) -> bool {
+        Self::terminate(self)
     }
 
     fn stats(&self) -> Stats {

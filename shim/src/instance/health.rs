@@ -76,6 +76,7 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
         retries: 0,
         asynchronous: false,
         code_checksum: &shared.code_checksum,
+        trigger: None,
         credentials: credentials.as_deref(),
     };
     let mut headers = HeaderMap::new();

@@ -11,7 +11,7 @@ use super::activity::Active;
 use super::shared::Shared;
 use crate::Credentials;
 use crate::platform::{
-    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer,
+    InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer, Trigger,
 };
 
 /// An invocation that runs. Dropped before it has ended, it was cancelled by its client.
@@ -61,6 +61,8 @@ pub(crate) struct Arrival {
     pub(crate) log_tail: bool,
     /// Let go at its end.
     pub(crate) held: Option<Held>,
+    /// What has called instead of a caller.
+    pub(crate) trigger: Option<Trigger>,
 }
 
 /// What an invocation took.
@@ -84,6 +86,7 @@ impl Arrival {
             asynchronous: false,
             log_tail: false,
             held: None,
+            trigger: None,
         }
     }
 }
@@ -124,6 +127,7 @@ impl Invocation {
             retries: self.arrival.retries,
             asynchronous: self.arrival.asynchronous,
             code_checksum: &self.shared.code_checksum,
+            trigger: self.arrival.trigger,
             credentials: self.credentials.as_deref(),
         }
     }

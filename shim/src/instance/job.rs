@@ -208,6 +208,7 @@ impl Job {
             retries: self.retries,
             asynchronous: self.asynchronous,
             code_checksum: &self.code_checksum,
+            trigger: None,
             credentials: None,
         }
     }

@@ -10,9 +10,9 @@ use tokio::time::{sleep, timeout};
 
 use super::testing::TestGuest;
 use super::tests::{Lines, answer, bring_up, config, server};
-use super::{InvokeOptions, State};
+use super::{Ending, EventOutcome, Instance, InvokeOptions, State};
 use crate::function::HealthCheck;
-use crate::platform::{InstanceEvent, InvocationKind, fc, fc2};
+use crate::platform::{InstanceEvent, InvocationKind, fc, fc2, scf};
 use crate::{Error, ErrorKind, FunctionConfig};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -200,6 +200,54 @@ async fn a_time_out_condemns_an_instance_that_works_on_one_request() {
         instance.invoke_event("{}".into()).await;
         assert_eq!(instance.is_usable(), usable, "concurrency {concurrency}");
     }
+}
+
+// --- Ends from outside ---------------------------------------------------------------------------
+
+/// An invocation that runs until somebody ends it, and what ends it.
+fn runs(instance: &Arc<Instance>) -> (tokio::task::JoinHandle<EventOutcome>, Ending) {
+    let (ending, instance) = (Ending::new(), Arc::clone(instance));
+    let options = InvokeOptions { ending: Some(ending.clone()), ..InvokeOptions::default() };
+    (tokio::spawn(async move { instance.invoke_event_with("{}".into(), options).await }), ending)
+}
+
+#[tokio::test]
+async fn an_invocation_is_ended_by_somebody_else() {
+    for (concurrency, usable) in [(1, false), (2, true)] {
+        let guest = server(|_| std::future::pending()).await;
+        let config = config(scf(), |config| config.concurrency = concurrency);
+        let (instance, lines) = bring_up(&guest, config).await.expect("up");
+        let instance = Arc::new(instance);
+        let (running, ending) = runs(&instance);
+        until("the start", || text(&lines).contains("START RequestId:")).await;
+        assert!(instance.is_usable() && !running.is_finished());
+        ending.terminate();
+        let outcome = timeout(SOON, running).await.expect("ended").expect("no panic");
+        assert_eq!((outcome.status.as_u16(), outcome.exit_code()), (499, crate::ExitCode::Platform));
+        assert!(outcome.body.ends_with(br#""statusCode":499}"#), "{outcome:?}");
+        assert_eq!(instance.is_usable(), usable, "concurrency {concurrency}");
+        assert_eq!(guest.terms(), 0, "it is not sent SIGTERM");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_nothing_by_itself() {
+    let guest = server(|_| async {
+        sleep(Duration::from_millis(500)).await;
+        answer(200, "done")
+    })
+    .await;
+    let (instance, lines) = bring_up(&guest, config(scf(), |_| ())).await.expect("up");
+    let instance = Arc::new(instance);
+    let (running, ending) = runs(&instance);
+    until("the start", || text(&lines).contains("START RequestId:")).await;
+    ending.signal();
+    ending.signal();
+    until("the signal", || guest.terms() == 1).await;
+    let outcome = timeout(SOON, running).await.expect("ended").expect("no panic");
+    assert_eq!((outcome.status.as_u16(), &outcome.body[..]), (200, b"done".as_slice()));
+    until("the line", || text(&lines).contains("[PLATFORM] Signal received successfully")).await;
+    assert!(instance.is_usable() && guest.terms() == 1);
 }
 
 // --- What is told of it --------------------------------------------------------------------------

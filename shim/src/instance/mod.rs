@@ -11,7 +11,8 @@
 
 mod activity;
 mod callbacks;
-mod event;
+mod ending;
+pub(crate) mod event;
 pub(crate) mod guest;
 mod health;
 pub(crate) mod invocation;
@@ -37,6 +38,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use ending::Ending;
 use futures_util::future::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
@@ -48,6 +50,7 @@ pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
 use crate::function::Callback;
+use crate::platform::Trigger;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -78,6 +81,11 @@ pub struct InvokeOptions {
     pub retries: u32,
     /// Whether it is an asynchronous event, as records tell it.
     pub asynchronous: bool,
+    /// What calls instead of a caller (scf: `X-Scf-Trigger-Src`); its event is
+    /// [`Platform::timer_event`](crate::Platform::timer_event).
+    pub trigger: Option<Trigger>,
+    /// What ends it besides its caller, who can drop it.
+    pub ending: Option<Ending>,
 }
 
 /// How an event call went.
@@ -171,6 +179,17 @@ impl Instance {
     /// The error for an image that could not be pulled, with the platform's answer to the caller.
     #[must_use]
     pub fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+        start::pull_failed(config, error)
+    }
+
+    /// As [`Instance::pull_failed`], and the platform's events of it go to `logs`, those of an instance that
+    /// will not be. Must be called in a tokio runtime.
+    pub async fn pull_failed_told(
+        config: &FunctionConfig,
+        error: skiff_runtime::Error,
+        logs: Arc<dyn LogSink>,
+    ) -> Error {
+        start::tell_pull_failed(config, &error, logs).await;
         start::pull_failed(config, error)
     }
 

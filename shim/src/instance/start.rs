@@ -321,9 +321,14 @@ fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
 
 /// The error for an image that could not be pulled.
 pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
+    let reason = error.to_string();
+    let cause = match error.kind() {
+        skiff_runtime::ErrorKind::PullTimedOut => StartCause::PullTimedOut(reason),
+        _ => StartCause::PullFailed(reason),
+    };
     let failure = StartFailure {
         request_id: config.platform.new_request_id(),
-        cause: StartCause::PullFailed(error.to_string()),
+        cause,
         command: Vec::new(),
         address: None,
         port: config.port(),
@@ -332,6 +337,21 @@ pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) 
         logs: Vec::new(),
     };
     Error::from(error).with_start(config.platform, failure)
+}
+
+/// Tells of an instance that was to have this image.
+pub(super) async fn tell_pull_failed(
+    config: &FunctionConfig,
+    error: &skiff_runtime::Error,
+    sink: Arc<dyn LogSink>,
+) {
+    let id: Arc<str> = config.platform.new_instance_id().into();
+    let logs = Logs::new(Arc::clone(&id), config.platform.limits().log_line_bytes, sink);
+    let why = error.to_string();
+    for step in [InstanceStep::Creating, InstanceStep::ImageFailed(&why), InstanceStep::CreateFailed(&why)] {
+        tell(config, &id, &logs, step);
+    }
+    logs.drained(LAST_OUTPUT).await;
 }
 
 /// What the platform says about a container that did not start.

@@ -26,6 +26,7 @@ pub(crate) struct TestGuest {
     freezes: Arc<AtomicUsize>,
     awake: Arc<AtomicBool>,
     connections: Arc<AtomicUsize>,
+    terms: Arc<AtomicUsize>,
 }
 
 impl TestGuest {
@@ -38,6 +39,7 @@ impl TestGuest {
             freezes: Arc::default(),
             awake: Arc::default(),
             connections: Arc::default(),
+            terms: Arc::default(),
         }
     }
 
@@ -54,6 +56,11 @@ impl TestGuest {
     /// How often it has been frozen.
     pub(crate) fn freezes(&self) -> usize {
         self.freezes.load(Ordering::SeqCst)
+    }
+
+    /// How often it has been sent SIGTERM alone.
+    pub(crate) fn terms(&self) -> usize {
+        self.terms.load(Ordering::SeqCst)
     }
 
     /// Thaws it and keeps it awake, or no longer, as a command in the container does.
@@ -95,6 +102,11 @@ impl Guest for TestGuest {
             alive
         });
         self.wait()
+    }
+
+    fn terminate(&self) -> bool {
+        self.terms.fetch_add(1, Ordering::SeqCst);
+        self.exit.borrow().is_none()
     }
 
     fn freeze(&self) -> BoxFuture<'_, skiff_runtime::Result<()>> {

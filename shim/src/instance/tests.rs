@@ -98,7 +98,9 @@ async fn an_event_is_posted_and_answered_on_both_platforms() {
         })
         .await;
         let (instance, lines) = bring_up(&guest, config(platform, |_| ())).await.expect("up");
-        for event in ["{\"k\":1}", ""] {
+        // Of no bytes, where a platform takes such an event.
+        let events = if platform.events_are_json() { ["{\"k\":1}", "7"] } else { ["{\"k\":1}", ""] };
+        for event in events {
             let outcome = instance.invoke_event(event.into()).await;
             assert_eq!(outcome.result, EventResult::Success);
             assert_eq!((outcome.status.as_u16(), outcome.exit_code()), (200, ExitCode::Success));
@@ -122,7 +124,7 @@ async fn function_errors_are_told_from_success() {
         })
         .await;
         let (instance, _) = bring_up(&guest, config(platform, |_| ())).await.expect("up");
-        let outcome = instance.invoke_event(Bytes::new()).await;
+        let outcome = instance.invoke_event("{}".into()).await;
         assert!(matches!(outcome.result, EventResult::FunctionError(_)), "{outcome:?}");
         assert_eq!((&outcome.body[..], outcome.exit_code()), (b"boom".as_slice(), ExitCode::FunctionError));
     }
@@ -138,7 +140,7 @@ async fn the_time_limit_ends_an_event() {
     let config = config(scf(), |config| config.timeout = Duration::from_secs(1));
     let (instance, lines) = bring_up(&guest, config).await.expect("up");
     let started = Instant::now();
-    let outcome = instance.invoke_event(Bytes::new()).await;
+    let outcome = instance.invoke_event("{}".into()).await;
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!((outcome.status.as_u16(), outcome.exit_code()), (433, ExitCode::Platform));
     let id = &outcome.request_id;
@@ -184,8 +186,31 @@ async fn events_and_answers_over_the_limit_are_refused() {
     let (instance, _) = bring_up(&guest, config(scf(), |_| ())).await.expect("up");
     let large = instance.invoke_event(Bytes::from(vec![b'x'; 6 * 1024 * 1024 + 1])).await;
     assert_eq!((large.status.as_u16(), large.exit_code()), (406, ExitCode::Platform));
-    let large = instance.invoke_event(Bytes::new()).await;
+    let large = instance.invoke_event("{}".into()).await;
     assert_eq!((large.status.as_u16(), large.exit_code()), (407, ExitCode::Platform));
+}
+
+#[tokio::test]
+async fn an_event_that_is_not_json_is_refused_where_the_platform_refuses_it() {
+    let guest = server(|_| async { answer(200, "seen") }).await;
+    let (instance, lines) = bring_up(&guest, config(scf(), |_| ())).await.expect("up");
+    for event in ["", "k=v", "{", "{} {}"] {
+        let outcome = instance.invoke_event(event.into()).await;
+        assert_eq!((outcome.status.as_u16(), outcome.exit_code()), (400, ExitCode::Platform), "{event:?}");
+        let id = &outcome.request_id;
+        assert_eq!(
+            outcome.body,
+            format!(
+                r#"{{"errorCode":-1,"errorMessage":"the event is not JSON","requestId":"{id}","statusCode":400}}"#
+            )
+        );
+    }
+    assert_eq!(instance.invoke_event(" [1] ".into()).await.body, "seen");
+    instance.stop().await.expect("stopped");
+    assert_eq!(lines.lock().expect("lock").join("\n").matches("\"statusCode\":400").count(), 4);
+    let guest = server(|_| async { answer(200, "seen") }).await;
+    let (other, _) = bring_up(&guest, config(fc(), |_| ())).await.expect("up");
+    assert_eq!(other.invoke_event("k=v".into()).await.body, "seen");
 }
 
 #[tokio::test]

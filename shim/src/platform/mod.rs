@@ -18,12 +18,13 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 pub use types::{
-    Defaults, ImageMemory, InstanceEvent, InstanceStep, InstanceUse, InvocationContext, InvocationFailure,
-    InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause, StartFailure,
-    TailLine, Warning,
+    Defaults, HttpCall, HttpEvent, ImageMemory, InstanceEvent, InstanceStep, InstanceUse, InvocationContext,
+    InvocationFailure, InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause,
+    StartFailure, TailLine, Trigger, Warning,
 };
 
 use crate::function::Callback;
@@ -67,6 +68,40 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 
     /// The path that an event is posted to.
     fn event_path(&self) -> &'static str;
+
+    /// Whether an event that is not JSON is refused before the function sees it.
+    fn events_are_json(&self) -> bool {
+        false
+    }
+
+    /// The event of a timer of that name which goes off at that time, with its message; `None` where the
+    /// platform's are not known.
+    fn timer_event(&self, _name: &str, _time: SystemTime, _message: &str) -> Option<Bytes> {
+        None
+    }
+
+    /// Whether HTTP requests can reach its functions as events, by [`Platform::http_event`].
+    fn has_http_events(&self) -> bool {
+        false
+    }
+
+    /// The event that an HTTP request becomes.
+    fn http_event(&self, _: HttpEvent, _: &InvocationContext<'_>, _: &HttpCall<'_>) -> Bytes {
+        Bytes::new()
+    }
+
+    /// The HTTP answer that the answer to such an event becomes.
+    ///
+    /// # Errors
+    /// Why it cannot become one.
+    fn http_answer(&self, _: HttpEvent, _answer: &[u8]) -> std::result::Result<Response<Bytes>, String> {
+        Err("the platform has no HTTP events".to_owned())
+    }
+
+    /// What the client of an HTTP request gets where the event that it became has failed so.
+    fn http_failure(&self, _: HttpEvent, answer: PlatformAnswer) -> PlatformAnswer {
+        answer
+    }
 
     /// Adds the headers of an event call that an HTTP client would send itself (content type and
     /// the like). [`Platform::prepare_request`] adds the rest.
@@ -159,6 +194,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         _report: &InvocationReport<'_>,
     ) -> Option<String> {
         None
+    }
+
+    /// The log lines about SIGTERM that somebody had sent to the function's process.
+    fn log_signal(&self, _sent: bool) -> Vec<String> {
+        Vec::new()
     }
 
     /// How it runs functions without a server; `None` where it runs none.
@@ -258,7 +298,7 @@ fn seconds(time: Duration) -> f64 {
 }
 
 /// A time as `2019-11-29T09:53:30.859837462Z`.
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);

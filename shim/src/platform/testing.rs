@@ -27,6 +27,7 @@ pub(super) fn context(config: &FunctionConfig, kind: InvocationKind) -> Invocati
         retries: 0,
         asynchronous: false,
         code_checksum: "",
+        trigger: None,
         credentials: config.credentials.as_ref(),
     }
 }

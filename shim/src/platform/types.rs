@@ -122,6 +122,49 @@ pub enum InvocationKind {
     Http,
 }
 
+/// What has called a function instead of a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// A timer.
+    Timer,
+}
+
+/// The form in which an HTTP request becomes an event, and the answer to that an HTTP answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpEvent {
+    /// As a function URL does it.
+    Url,
+    /// As API Gateway does it, with an integrated request and an integrated answer.
+    Gateway,
+}
+
+impl HttpEvent {
+    /// Both, with their names on the command line and in files.
+    pub const ALL: [(&'static str, Self); 2] = [("url", Self::Url), ("gateway", Self::Gateway)];
+
+    /// The one of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, form)| form)
+    }
+}
+
+/// An HTTP request that is to become an event.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpCall<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path, as it was sent.
+    pub path: &'a str,
+    /// Its query, as it was sent.
+    pub query: Option<&'a str>,
+    /// Its headers, without those that clients may not send.
+    pub headers: &'a HeaderMap,
+    /// Its body.
+    pub body: &'a [u8],
+}
+
 /// One invocation on its way to an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct InvocationContext<'a> {
@@ -145,6 +188,8 @@ pub struct InvocationContext<'a> {
     pub asynchronous: bool,
     /// What its platform makes of the image, see [`Platform::code_checksum`](super::Platform).
     pub code_checksum: &'a str,
+    /// What has called instead of a caller.
+    pub trigger: Option<Trigger>,
     /// The credentials that the function's role has now.
     pub credentials: Option<&'a Credentials>,
 }
@@ -263,8 +308,8 @@ pub enum StartCause {
     TimedOut,
     /// The image could not be pulled.
     PullFailed(String),
-    /// The image's bytes did not come in time.
-    PullTimedOut,
+    /// The image did not come in the time that its pull was given; which time, and how far it came.
+    PullTimedOut(String),
     /// Its initializer failed or took too long; how.
     InitializerFailed(String),
     /// Its first health check failed: `status code: 500 ` or what came instead of a status.
@@ -306,6 +351,8 @@ pub enum InvocationFailure {
     ConnectionBroken(String),
     /// The container's server does not speak HTTP as it should; why.
     BadResponse(String),
+    /// The answer to an event cannot become an answer to the HTTP request that the event was; why.
+    InvalidAnswer(String),
     /// The answer to an event is larger than the limit, in bytes.
     AnswerTooLarge(usize),
     /// The request is larger than the limit; which limit.
@@ -314,6 +361,8 @@ pub enum InvocationFailure {
     InvalidEvent(String),
     /// The client went away before it had the whole answer.
     Canceled,
+    /// Somebody else than the caller ended it.
+    Terminated,
 }
 
 impl InvocationFailure {

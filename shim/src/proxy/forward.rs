@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use super::answer::Answer;
 use super::body::{self, Body, Broken};
 use super::gather::{Gathered, gather};
-use super::{headers, http2, tunnel};
+use super::{as_event, headers, http2, tunnel};
 use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
@@ -52,6 +52,9 @@ pub(crate) async fn forward(
     if let Some((status, why)) = headers::refusal(&request) {
         return refused(status, why);
     }
+    if let Some(form) = shared.config.http_event {
+        return as_event::forward(shared, client, request, form).await;
+    }
     let later = request.extensions().get::<Later>().cloned();
     let arrival = Arrival {
         kind: InvocationKind::Http,
@@ -64,6 +67,7 @@ pub(crate) async fn forward(
         asynchronous: later.is_some(),
         log_tail: shared.config.platform.wants_log(request.headers()),
         held,
+        trigger: None,
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

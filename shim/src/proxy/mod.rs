@@ -7,6 +7,9 @@
 //! ```
 
 mod answer;
+mod as_event;
+#[cfg(test)]
+mod as_event_tests;
 pub(crate) mod body;
 mod forward;
 mod gather;

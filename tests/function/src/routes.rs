@@ -16,7 +16,7 @@ use crate::query::Query;
 use crate::{lifecycle, load, view};
 
 /// Headers that the event answer repeats; never those that carry credentials.
-const SHOWN_HEADERS: [&str; 8] = [
+const SHOWN_HEADERS: [&str; 9] = [
     "content-type",
     "x-fc-request-id",
     "x-fc-control-path",
@@ -25,6 +25,7 @@ const SHOWN_HEADERS: [&str; 8] = [
     "x-scf-request-id",
     "x-scf-name",
     "x-scf-region",
+    "x-scf-trigger-src",
 ];
 
 /// Answers one request.
@@ -59,7 +60,8 @@ fn own_path(path: &str) -> &str {
 }
 
 /// The event and what came with it. An event may ask for something else: `{"fail": true}`,
-/// `{"status": 500}`, `{"exit": 3}`, `{"sleep_ms": 1000}`.
+/// `{"status": 500}`, `{"exit": 3}`, `{"sleep_ms": 1000}`; one that was an HTTP request by its path, see
+/// [`http_event`].
 async fn event(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Ok(collected) = body.collect().await else {
@@ -80,6 +82,9 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
     if let Some(millis) = event["sleep_ms"].as_u64() {
         return sleep(&millis.to_string()).await;
     }
+    if let Some(answer) = http_event(&event) {
+        return answer;
+    }
     let shown = SHOWN_HEADERS.iter().filter_map(|name| {
         let value = parts.headers.get(*name)?;
         Some(((*name).to_owned(), Value::String(String::from_utf8_lossy(value.as_bytes()).into_owned())))
@@ -90,6 +95,23 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
         "event": event,
         "headers": shown.collect::<Map<_, _>>(),
     }))
+}
+
+/// Answers to HTTP requests that came as events.
+fn http_event(event: &Value) -> Option<Response<Body>> {
+    match event["path"].as_str()? {
+        "/mirror" => Some(json(&json!({ "statusCode": 200, "body": event.to_string() }))),
+        "/integrated" => Some(json(&json!({
+            "statusCode": 201,
+            "headers": { "Content-Type": "image/x-two-bytes", "X-Several": ["one", "two"] },
+            "isBase64Encoded": true,
+            "body": "/wA=",
+        }))),
+        "/malformed" => Some(json(&json!({ "statusCode": "200", "body": "" }))),
+        "/plain" => Some(text(StatusCode::OK, "no JSON\n")),
+        "/crash" => std::process::exit(3),
+        _ => None,
+    }
 }
 
 /// Everything that arrived, for tests of the proxy.

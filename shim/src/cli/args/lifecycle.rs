@@ -1,7 +1,8 @@
 //! The life of an instance: how it takes its work, callbacks, health checks, freezing.
 
 use clap::Args;
-use skiff::{FunctionConfig, HealthCheck, Mode};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use skiff::{FunctionConfig, HealthCheck, HttpEvent, Mode};
 
 use super::replace;
 use crate::cli::values::Time;
@@ -41,6 +42,10 @@ pub(crate) struct LifecycleArgs {
     /// Successes in a row that make it healthy again, 1 to 120 [default: 1].
     #[arg(long, value_name = "COUNT", requires = "health_check")]
     pub(crate) health_successes: Option<u32>,
+    /// Turn HTTP requests into events and answers back, as a function URL or API Gateway does it (scf)
+    /// [default: pass them through].
+    #[arg(long, value_name = "FORM", value_parser = http_event_parser())]
+    pub(crate) http_event: Option<HttpEvent>,
     /// Requests that one instance works on at once, as its function is configured [default: 1].
     #[arg(long, value_name = "COUNT")]
     pub(crate) concurrency: Option<u32>,
@@ -50,6 +55,11 @@ pub(crate) struct LifecycleArgs {
     /// Let the function's processes run between invocations too; the clouds freeze them.
     #[arg(long)]
     pub(crate) no_freeze: bool,
+}
+
+fn http_event_parser() -> impl TypedValueParser<Value = HttpEvent> {
+    PossibleValuesParser::new(HttpEvent::ALL.map(|(name, _)| name))
+        .try_map(|name| HttpEvent::by_name(&name).ok_or("no such form"))
 }
 
 impl LifecycleArgs {
@@ -65,6 +75,7 @@ impl LifecycleArgs {
         if let Some(path) = &self.health_check {
             config.health_check = Some(self.check(path));
         }
+        config.http_event = self.http_event.or(config.http_event);
         replace(&mut config.concurrency, self.concurrency);
         config.metrics_period = or(self.metrics_period, config.metrics_period);
         config.freeze &= !self.no_freeze;
@@ -117,7 +128,7 @@ mod tests {
         let given = config(
             "--initializer-timeout 30s --pre-freeze-timeout 1s --pre-stop-timeout 3 --health-check /ok?x \
              --health-delay 1s --health-period 2s --health-timeout 3s --health-failures 4 \
-             --health-successes 5 --concurrency 20 --no-freeze",
+             --health-successes 5 --concurrency 20 --no-freeze --http-event gateway",
         )
         .expect("valid");
         assert_eq!(given.callbacks.initializer, Some(second * 30));
@@ -131,13 +142,16 @@ mod tests {
             success_threshold: 5,
         };
         assert_eq!(given.health_check, Some(check));
+        assert_eq!(given.http_event, Some(HttpEvent::Gateway));
         assert_eq!((given.concurrency, given.freeze, given.mode), (20, false, Mode::WebServer));
         assert_eq!(config("--job --event x").expect("valid").mode, Mode::Job);
     }
 
     #[test]
     fn what_makes_no_sense_alone_is_refused() {
-        for args in ["--health-period 2s", "--health-failures 2", "--initializer-timeout soon"] {
+        for args in
+            ["--health-period 2s", "--health-failures 2", "--http-event lambda", "--initializer-timeout soon"]
+        {
             assert!(config(args).is_err(), "{args}");
         }
     }

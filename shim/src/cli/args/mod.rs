@@ -24,7 +24,7 @@ pub(crate) use network::NetworkArgs;
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
-use super::values::{EventSource, Listen};
+use super::values::{EventSource, Listen, TriggerArg};
 
 /// Runs custom-container functions on this host as Alibaba FC and Tencent SCF run them.
 #[derive(Debug, Parser)]
@@ -164,6 +164,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
+    /// Make the event that of a timer which goes off now, with the text of --event as its message:
+    /// timer, or timer:NAME (scf).
+    #[arg(long, value_name = "TRIGGER", help_heading = "Invocation", requires = "event")]
+    pub(crate) trigger: Option<TriggerArg>,
     #[command(flatten)]
     pub(crate) pool: PoolArgs,
     #[command(flatten)]
@@ -286,6 +290,8 @@ mod tests {
             "run image --max-instances 0",
             "run image --event x --max-instances 2",
             "run image --event x --idle-timeout 1s",
+            "run image --trigger timer",
+            "run image --trigger cos --event x",
             "run image --pids 0",
             "run image extra",
             "pull image --memory 512MiB",

@@ -6,6 +6,7 @@ mod destination;
 pub(crate) mod env;
 mod event;
 mod listen;
+mod trigger;
 
 pub(crate) use age::Age;
 pub(crate) use command::Words;
@@ -13,3 +14,4 @@ pub(crate) use destination::DestinationArg;
 pub(crate) use event::EventSource;
 pub(crate) use listen::Listen;
 pub(crate) use skiff::units::{Cpus, DiskSize, Invalid, Memory, StoreSize, Time, TimeLimit};
+pub(crate) use trigger::TriggerArg;

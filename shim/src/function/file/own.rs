@@ -7,7 +7,7 @@ use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
 use crate::function::{HealthCheck, Mode, RoleSource};
-use crate::platform;
+use crate::platform::{self, HttpEvent};
 use crate::units::{Cpus, DiskSize, Memory};
 
 const TOP: Place = Place { line: 1, column: 1 };
@@ -136,6 +136,11 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     let place = fields.get("mode").map_or(TOP, |node| node.place);
     set(&mut config.mode, one_of(fields, "mode", &["web-server", "job"], mode));
     fields.named("mode job", place);
+    let forms = HttpEvent::ALL.map(|(name, _)| name);
+    if let Some(node) = fields.get("http_event") {
+        fields.named("HTTP events", node.place);
+        config.http_event = one_of(fields, "http_event", &forms, HttpEvent::by_name);
+    }
     let concurrency = fields.number("concurrency", "concurrency", 0..=u32::MAX.into());
     set(&mut config.concurrency, concurrency.and_then(|count| u32::try_from(count).ok()));
     set(&mut config.freeze, fields.boolean("freeze"));

@@ -70,7 +70,7 @@ pub(super) fn start(api: Api, failure: &StartFailure, kind: InvocationKind) -> P
         StartCause::Exited(_) => "CAExited",
         StartCause::CommandNotFound(_) => "CAFileNotFound",
         StartCause::CommandNotExecutable(_) => "CAFilePermission",
-        StartCause::PullFailed(_) | StartCause::PullTimedOut => "PreconditionFailed",
+        StartCause::PullFailed(_) | StartCause::PullTimedOut(_) => "PreconditionFailed",
         _ => "FunctionNotStarted",
     };
     let message = match api {
@@ -152,8 +152,9 @@ fn start_message_2(failure: &StartFailure) -> String {
 
 fn other_message(cause: &StartCause) -> String {
     match cause {
-        StartCause::PullFailed(reason) => format!("Failed to pull image: {reason}"),
-        StartCause::PullTimedOut => "Failed to pull image: timed out".to_owned(),
+        StartCause::PullFailed(reason) | StartCause::PullTimedOut(reason) => {
+            format!("Failed to pull image: {reason}")
+        }
         StartCause::Unhealthy(how) => {
             format!("The function http server cannot be started. check function health failed with {how}")
         }
@@ -209,14 +210,14 @@ pub(super) fn invocation(
             );
             function_error(context, code, text)
         }
-        InvocationFailure::Canceled => {
+        InvocationFailure::Canceled | InvocationFailure::Terminated => {
             let ms = whole_ms(report.duration);
             let text =
                 format!("Invocation canceled by client (duration: {ms}ms, maxMemoryUsage: {peak:.2}MB)");
             let status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
             api_error(api, status, "ClientClosedRequest", text, id)
         }
-        InvocationFailure::BadResponse(reason) => {
+        InvocationFailure::BadResponse(reason) | InvocationFailure::InvalidAnswer(reason) => {
             api_error(api, StatusCode::BAD_GATEWAY, "BadResponse", format!("bad response: {reason}"), id)
         }
         InvocationFailure::AnswerTooLarge(limit) => {

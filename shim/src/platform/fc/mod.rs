@@ -266,7 +266,7 @@ impl Platform for Fc {
     fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool {
         match failure {
             InvocationFailure::ProcessExited(_) | InvocationFailure::OutOfMemory => true,
-            InvocationFailure::TimedOut | InvocationFailure::Canceled => {
+            InvocationFailure::TimedOut | InvocationFailure::Canceled | InvocationFailure::Terminated => {
                 config.concurrency == 1 && config.health_check.is_none()
             }
             _ => false,

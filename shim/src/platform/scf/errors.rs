@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::headers;
 use crate::FunctionConfig;
 use crate::platform::{
-    InvocationContext, InvocationFailure, InvocationKind, PlatformAnswer, StartCause, StartFailure, seconds,
+    HttpEvent, InvocationContext, InvocationFailure, InvocationKind, PlatformAnswer, StartCause,
+    StartFailure, seconds,
 };
 
 #[derive(Serialize)]
@@ -31,6 +32,15 @@ struct HttpBody<'a> {
     error_message: &'a str,
     status_code: u16,
 }
+
+#[derive(Serialize)]
+struct GatewayBody<'a> {
+    errno: u16,
+    error: &'a str,
+}
+
+/// The name of the error of an answer that cannot become one of HTTP.
+const INVALID_ANSWER: &str = "Invalid scf response format";
 
 /// The answer for an instance that did not come up.
 pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAnswer {
@@ -61,7 +71,9 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
             (450, "InitContainerTimeout", format!("The container initialization timed out in {ms}ms."))
         }
         StartCause::PullFailed(reason) => (444, "PullImageFailed", format!("Failed to pull image: {reason}")),
-        StartCause::PullTimedOut => (447, "PullImageTimeOut", format!("Pulling image timed out in {ms}ms.")),
+        StartCause::PullTimedOut(reason) => {
+            (447, "PullImageTimeOut", format!("Pulling image timed out: {reason}"))
+        }
         StartCause::EventTooLarge(limit) => {
             (406, "RequestTooLarge", format!("payload size exceeds maximum allowed size ({limit} bytes)"))
         }
@@ -98,7 +110,13 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
         InvocationFailure::ConnectionBroken(reason) | InvocationFailure::BadResponse(reason) => {
             (443, "UserCodeError", format!("user code error: {reason}"))
         }
-        InvocationFailure::Canceled => (499, "RequestCanceled", "Request canceled".to_owned()),
+        InvocationFailure::InvalidAnswer(_) => {
+            let text = "Invalid scf response format. please check your scf response format.";
+            (403, INVALID_ANSWER, text.to_owned())
+        }
+        InvocationFailure::Canceled | InvocationFailure::Terminated => {
+            (499, "RequestCanceled", "Request canceled".to_owned())
+        }
         InvocationFailure::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
         InvocationFailure::AnswerTooLarge(_) => {
@@ -106,6 +124,24 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
         }
     };
     answer(status, code, message, context.request_id, context.kind)
+}
+
+/// An event's error, for the client whose HTTP request the event was.
+///
+/// A function URL answers as for Web functions. API Gateway answers 200 with the error of the event, as
+/// documented for time-outs, but for an answer that it cannot turn into one of HTTP.
+pub(super) fn of_http_event(form: HttpEvent, mut answer: PlatformAnswer) -> PlatformAnswer {
+    let status_code = answer.status.as_u16();
+    match form {
+        HttpEvent::Url => {
+            answer.body = json(&HttpBody { error_message: &answer.message, status_code });
+        }
+        HttpEvent::Gateway if answer.code == INVALID_ANSWER => {
+            answer.body = json(&GatewayBody { errno: status_code, error: &answer.message });
+        }
+        HttpEvent::Gateway => answer.status = StatusCode::OK,
+    }
+    answer
 }
 
 fn answer(
@@ -179,7 +215,7 @@ mod tests {
             (StartCause::CommandNotFound("./serve".into()), 445, "[./serve] no such file or directory"),
             (StartCause::CommandNotExecutable("./serve".into()), 445, "[./serve] permission denied"),
             (StartCause::PullFailed("manifest unknown".into()), 444, "manifest unknown"),
-            (StartCause::PullTimedOut, 447, "30000ms"),
+            (StartCause::PullTimedOut("not within 5s".into()), 447, "timed out: not within 5s"),
             (StartCause::TimedOut, 450, "30000ms"),
             (StartCause::Other("no space".into()), 500, "no space"),
         ];
@@ -188,6 +224,37 @@ mod tests {
             assert_eq!(status, code);
             assert!(body.contains(text) && body.ends_with(&format!("\"statusCode\":{code}}}")), "{body}");
         }
+    }
+
+    #[test]
+    fn clients_whose_requests_became_events_have_their_own_shapes() {
+        let config = FunctionConfig::new("resize", scf());
+        let told = |form, failure| {
+            let context = context(&config, InvocationKind::Event);
+            let answer = of_http_event(form, invocation(&context, &failure));
+            (answer.status.as_u16(), String::from_utf8(answer.body.to_vec()).expect("UTF-8"))
+        };
+        assert_eq!(
+            told(HttpEvent::Url, InvocationFailure::TimedOut),
+            (
+                433,
+                r#"{"errorMessage":"Invoking task timed out after 3 seconds","statusCode":433}"#.to_owned()
+            )
+        );
+        assert_eq!(
+            told(HttpEvent::Gateway, InvocationFailure::TimedOut),
+            (200, r#"{"errorCode":-1,"errorMessage":"Invoking task timed out after 3 seconds","requestId":"the-request","statusCode":433}"#.to_owned())
+        );
+        let invalid = || InvocationFailure::InvalidAnswer("no object".to_owned());
+        let text = "Invalid scf response format. please check your scf response format.";
+        assert_eq!(
+            told(HttpEvent::Url, invalid()),
+            (403, format!(r#"{{"errorMessage":"{text}","statusCode":403}}"#))
+        );
+        assert_eq!(
+            told(HttpEvent::Gateway, invalid()),
+            (403, format!(r#"{{"errno":403,"error":"{text}"}}"#))
+        );
     }
 
     #[test]

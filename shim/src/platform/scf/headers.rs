@@ -6,7 +6,7 @@
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::platform::types::exposed;
-use crate::platform::{InvocationContext, InvocationKind, header_value, remove_prefixed};
+use crate::platform::{InvocationContext, InvocationKind, Trigger, header_value, remove_prefixed};
 
 /// What the names of the platform's own headers begin with.
 pub(super) const PREFIX: &str = "x-scf-";
@@ -35,6 +35,9 @@ pub(super) fn request(context: &InvocationContext<'_>, headers: &mut HeaderMap) 
     set("x-scf-region", &config.region);
     set("x-scf-appid", &config.app_id);
     set("x-scf-uin", &config.account_id);
+    if let Some(Trigger::Timer) = context.trigger {
+        set("x-scf-trigger-src", "Timer");
+    }
     credentials(context, headers);
     let client = match (context.kind, context.client) {
         (_, Some(client)) => client.ip().to_string(),
@@ -109,6 +112,19 @@ mod tests {
                 ("x-scf-version", "$LATEST"),
             ]
         );
+    }
+
+    #[test]
+    fn a_timer_is_named_as_what_called() {
+        let config = FunctionConfig::new("resize", scf());
+        let mut context = context(&config, InvocationKind::Event);
+        let mut headers = HeaderMap::new();
+        headers.insert("x-scf-trigger-src", HeaderValue::from_static("forged"));
+        request(&context, &mut headers);
+        assert!(!headers.contains_key("x-scf-trigger-src"));
+        context.trigger = Some(Trigger::Timer);
+        request(&context, &mut headers);
+        assert_eq!(headers["x-scf-trigger-src"], "Timer");
     }
 
     #[test]

@@ -36,17 +36,9 @@ pub(super) fn start(context: &InvocationContext<'_>, report: &InvocationReport<'
 /// The answer or the error, and the summary.
 pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Vec<String> {
     let id = context.request_id;
-    let memory = context.config.memory_mib;
-    let used = megabytes(report.memory_peak_bytes);
     let mut lines = Vec::with_capacity(3);
-    if let Some(failure) = report.failure {
-        let result = ErrorResult {
-            error_code: -1,
-            error_message: &failure.message,
-            status_code: failure.status.as_u16(),
-        };
-        let result = serde_json::to_string(&result).unwrap_or_default();
-        lines.push(format!("ERROR RequestId:{id} Result:{result}"));
+    if let Some(error) = error(context, report) {
+        lines.push(error);
     } else if let Some(answer) = report.answer {
         let shown = answer.get(..LOG_ANSWER_BYTES).unwrap_or(answer);
         // One line whatever it is: an answer must not be able to forge log lines.
@@ -54,11 +46,34 @@ pub(super) fn end(context: &InvocationContext<'_>, report: &InvocationReport<'_>
         lines.push(format!("Response RequestId:{id} RetMsg:{shown}"));
     }
     lines.push(format!("END RequestId:{id}"));
-    lines.push(format!(
-        "Report RequestId:{id} Duration:{}ms Memory:{memory}MB MemUsage:{used}MB",
-        ms(report.duration)
-    ));
+    lines.push(self::report(context, report));
     lines
+}
+
+/// The line of a request that the platform failed.
+pub(super) fn error(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> Option<String> {
+    let failure = report.failure?;
+    let result =
+        ErrorResult { error_code: -1, error_message: &failure.message, status_code: failure.status.as_u16() };
+    let result = serde_json::to_string(&result).unwrap_or_default();
+    Some(format!("ERROR RequestId:{} Result:{result}", context.request_id))
+}
+
+/// The summary.
+pub(super) fn report(context: &InvocationContext<'_>, report: &InvocationReport<'_>) -> String {
+    format!(
+        "Report RequestId:{} Duration:{}ms Memory:{}MB MemUsage:{}MB",
+        context.request_id,
+        ms(report.duration),
+        context.config.memory_mib,
+        megabytes(report.memory_peak_bytes),
+    )
+}
+
+/// The line about SIGTERM for the function's process.
+pub(super) fn signal(sent: bool) -> String {
+    let how = if sent { "Signal received successfully" } else { "Signal reception failed" };
+    format!("[PLATFORM] {how}")
 }
 
 fn ms(time: Duration) -> u128 {

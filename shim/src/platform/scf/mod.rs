@@ -3,17 +3,21 @@
 mod env;
 mod errors;
 mod headers;
+mod http_event;
 mod logs;
+mod records;
+mod timer;
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
 use skiff_runtime::image::Limits as ImageLimits;
 
 use super::{
-    Defaults, EventVerdict, ImageMemory, InvocationContext, InvocationFailure, InvocationKind,
-    InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
+    Defaults, EventVerdict, HttpCall, HttpEvent, ImageMemory, InvocationContext, InvocationFailure,
+    InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::{Credentials, FunctionConfig};
 
@@ -22,6 +26,9 @@ use crate::{Credentials, FunctionConfig};
 pub(super) struct Scf;
 
 pub(super) static SCF: Scf = Scf;
+
+/// The status of a function's own error, `UserCodeError`.
+const FUNCTION_ERROR: u16 = 443;
 
 static DEFAULTS: Defaults = Defaults {
     port: 9000,
@@ -127,6 +134,30 @@ impl Platform for Scf {
         "/event-invoke"
     }
 
+    fn events_are_json(&self) -> bool {
+        true
+    }
+
+    fn timer_event(&self, name: &str, time: SystemTime, message: &str) -> Option<Bytes> {
+        Some(timer::event(name, time, message))
+    }
+
+    fn has_http_events(&self) -> bool {
+        true
+    }
+
+    fn http_event(&self, form: HttpEvent, context: &InvocationContext<'_>, call: &HttpCall<'_>) -> Bytes {
+        http_event::event(form, context, call)
+    }
+
+    fn http_answer(&self, form: HttpEvent, answer: &[u8]) -> Result<Response<Bytes>, String> {
+        http_event::answer(form, answer)
+    }
+
+    fn http_failure(&self, form: HttpEvent, answer: PlatformAnswer) -> PlatformAnswer {
+        errors::of_http_event(form, answer)
+    }
+
     fn event_headers(&self, headers: &mut HeaderMap) {
         headers::event(headers);
     }
@@ -155,7 +186,7 @@ impl Platform for Scf {
         headers::id(context.request_id, &mut answer);
         let error = (!status.is_success()).then(|| format!("the server answered {}", status.as_u16()));
         let seen = match &error {
-            Some(_) => StatusCode::from_u16(443).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            Some(_) => StatusCode::from_u16(FUNCTION_ERROR).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             None => StatusCode::OK,
         };
         EventVerdict { status: seen, headers: answer, error }
@@ -170,6 +201,14 @@ impl Platform for Scf {
         headers::id(context.request_id, headers);
     }
 
+    fn request_record(
+        &self,
+        context: &InvocationContext<'_>,
+        report: &InvocationReport<'_>,
+    ) -> Option<String> {
+        records::request(context, report, SystemTime::now())
+    }
+
     fn job(&self) -> Option<JobContract> {
         Some(JobContract {
             variable: "SCF_CUSTOM_CONTAINER_EVENT",
@@ -178,11 +217,16 @@ impl Platform for Scf {
         })
     }
 
-    /// 433, 434 and 439 recycle the instance; where others run beside it, a time-out is that request's.
+    fn log_signal(&self, sent: bool) -> Vec<String> {
+        vec![logs::signal(sent)]
+    }
+
+    /// 433, 434 and 439 recycle the instance, and so does the end of an asynchronous request by its owner;
+    /// where others run beside it, a time-out and such an end are that request's.
     fn recycles(&self, config: &FunctionConfig, failure: &InvocationFailure) -> bool {
         match failure {
             InvocationFailure::OutOfMemory | InvocationFailure::ProcessExited(_) => true,
-            InvocationFailure::TimedOut => config.concurrency == 1,
+            InvocationFailure::TimedOut | InvocationFailure::Terminated => config.concurrency == 1,
             _ => false,
         }
     }

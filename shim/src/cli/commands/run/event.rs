@@ -4,16 +4,19 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use skiff::{EventOutcome, EventResult, Instance, base64};
+use skiff::{EventOutcome, EventResult, Instance, InvokeOptions, base64};
 
 use super::Run;
 use crate::cli::console::with_event;
 use crate::cli::failure::Failure;
+use crate::cli::values::TriggerArg;
 
 impl Run<'_> {
     /// Invokes the function once and writes the answer's body to the standard output.
     pub(super) async fn answer(&self, instance: &Instance, event: Bytes) -> Result<ExitCode, Failure> {
-        let outcome = self.interrupts.or(Box::pin(instance.invoke_event(event))).await?;
+        let trigger = self.args.trigger.as_ref().map(TriggerArg::kind);
+        let options = InvokeOptions { trigger, ..InvokeOptions::default() };
+        let outcome = self.interrupts.or(Box::pin(instance.invoke_event_with(event, options))).await?;
         self.write(&outcome).await?;
         match Failure::of_event(&outcome) {
             Some(failure) => Err(failure),

@@ -119,6 +119,10 @@ impl Plan {
         options.limits = config.platform.image_limits();
         let limit = config.platform.limits().event_bytes;
         let event = args.event.as_ref().map(|event| event.read(limit)).transpose()?;
+        let event = match (&args.trigger, event) {
+            (Some(trigger), Some(message)) => Some(trigger.event(config.platform, &message)?),
+            (_, event) => event,
+        };
         let api = args.api.options()?;
         Ok(Self { source, options, config: Arc::new(config), event, api, warnings })
     }
@@ -211,10 +215,14 @@ impl Run<'_> {
         let progress = Progress::new(self.console);
         plan.options.observer = Some(progress.observer());
         let pulled = self.interrupts.or(self.runtime.store().pull(&plan.source, &plan.options)).await?;
-        pulled.map_err(|error| {
-            let error = Instance::pull_failed(&plan.config, error);
-            Failure::of_start(&error, plan.config.platform.name(), plan.kind())
-        })
+        match pulled {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                let logs = Arc::new(Logs(self.console));
+                let error = Instance::pull_failed_told(&plan.config, error, logs).await;
+                Err(Failure::of_start(&error, plan.config.platform.name(), plan.kind()))
+            }
+        }
     }
 
     async fn start(&self, plan: &Plan, image: &Image) -> Result<Arc<Instance>, Failure> {

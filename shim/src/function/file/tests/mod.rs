@@ -8,6 +8,7 @@ use skiff_runtime::{Network, Writable};
 
 use super::*;
 use crate::function::Mode;
+use crate::platform::HttpEvent;
 
 fn parse(text: &str, language: Language) -> Result<FunctionFile> {
     let lookup = |name: &str| (name == "TAG").then(|| "7".to_owned());
@@ -119,6 +120,22 @@ fn check_own(file: &FunctionFile) {
 #[test]
 fn own_files_say_all_that_options_say() {
     check_own(&toml(OWN));
+}
+
+#[test]
+fn http_events_are_chosen_by_their_form() {
+    let read = |form: &str| toml(&format!("platform = \"scf\"\nname = \"f\"\nhttp_event = \"{form}\"\n"));
+    for (name, form) in HttpEvent::ALL {
+        assert_eq!(read(name).config.http_event, Some(form));
+    }
+    let text = "platform = \"scf\"\nname = \"f\"\nhttp_event = \"lambda\"\n";
+    let found = faults(text, Language::Toml);
+    assert!(
+        found[0].starts_with("line 3, column 14: http_event: \"lambda\" must be one of url, gateway"),
+        "{found:?}"
+    );
+    let found = faults("name = \"f\"\nhttp_event = \"url\"\n", Language::Toml);
+    assert!(found[0].starts_with("line 2, column 14: HTTP events: platform fc has none"), "{found:?}");
 }
 
 #[test]

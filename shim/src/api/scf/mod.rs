@@ -1,5 +1,7 @@
-//! Tencent's API: `Invoke` and `InvokeFunction` of 2018-04-16. Every answer has the status 200; what went
-//! wrong stands in it.
+//! Tencent's API: `Invoke` and `InvokeFunction` of 2018-04-16, and what becomes of requests ([`events`]). Every
+//! answer has the status 200; what went wrong stands in it.
+
+mod events;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +11,9 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::auth::{self, Denied};
 use super::queue::{Event, Policy};
@@ -52,15 +55,36 @@ impl Fault {
 enum Action {
     Invoke,
     InvokeFunction,
+    GetRequestStatus,
+    GetAsyncEventStatus,
+    ListAsyncEvents,
+    TerminateAsyncEvent,
 }
 
-/// The parameters of both actions.
-#[derive(Debug, Deserialize)]
+const ACTIONS: [(&str, Action); 6] = [
+    ("Invoke", Action::Invoke),
+    ("InvokeFunction", Action::InvokeFunction),
+    ("GetRequestStatus", Action::GetRequestStatus),
+    ("GetAsyncEventStatus", Action::GetAsyncEventStatus),
+    ("ListAsyncEvents", Action::ListAsyncEvents),
+    ("TerminateAsyncEvent", Action::TerminateAsyncEvent),
+];
+
+/// Which function is meant.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Parameters {
+struct Names {
     function_name: Option<String>,
     namespace: Option<String>,
     qualifier: Option<String>,
+}
+
+/// The parameters of both calls of a function.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Parameters {
+    #[serde(flatten)]
+    names: Names,
     invocation_type: Option<String>,
     /// The event of `Invoke`.
     client_context: Option<String>,
@@ -90,7 +114,10 @@ pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Respon
     let (parts, body) = request.into_parts();
     let mut body = Some(body);
     let body = match answer_to(api, &parts, &mut body).await {
-        Ok(outcome) => json!({ "Response": { "Result": outcome, "RequestId": id } }),
+        Ok(mut answer) => {
+            answer["RequestId"] = id.into();
+            json!({ "Response": answer })
+        }
         Err(Fault { code, message }) => {
             pass_over(body).await;
             json!({ "Response": { "Error": { "Code": code, "Message": message }, "RequestId": id } })
@@ -101,7 +128,7 @@ pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Respon
     response(StatusCode::OK, headers, body.to_string().into())
 }
 
-async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -> Result<Outcome, Fault> {
+async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -> Result<Value, Fault> {
     let action = action(&parts.headers)?;
     if parts.method != Method::POST || parts.uri.path() != "/" {
         let message = format!("{} against '/' with a body in JSON is what is supported", Method::POST);
@@ -109,11 +136,22 @@ async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -
     }
     let body = read(body, MAX_CALL_BYTES).await.map_err(unread)?;
     auth::check_tencent(&api.keys, parts, &body).map_err(denied)?;
-    let parameters: Parameters = serde_json::from_slice(&body).map_err(|error| {
+    match action {
+        Action::Invoke | Action::InvokeFunction => {
+            let outcome = invoke(api, action, parameters(&body)?).await?;
+            Ok(json!({ "Result": outcome }))
+        }
+        Action::GetRequestStatus => events::request_status(api, &body),
+        Action::GetAsyncEventStatus => events::event_status(api, &body),
+        Action::ListAsyncEvents => events::list(api, &body),
+        Action::TerminateAsyncEvent => events::terminate(api, &body),
+    }
+}
+
+fn parameters<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(|error| {
         Fault::new("InvalidParameter", format!("the body is no JSON of parameters: {error}"))
-    })?;
-    let function = find(api, action, &parameters)?;
-    invoke(api, function, action, parameters).await
+    })
 }
 
 fn action(headers: &HeaderMap) -> Result<Action, Fault> {
@@ -123,51 +161,48 @@ fn action(headers: &HeaderMap) -> Result<Action, Fault> {
         let message = format!("version '{}' is not {VERSION}", version.escape_default());
         return Err(Fault::new("NoSuchVersion", message));
     }
-    match text(ACTION) {
-        "Invoke" => Ok(Action::Invoke),
-        "InvokeFunction" => Ok(Action::InvokeFunction),
-        other => {
-            let message = format!("action '{}' is neither Invoke nor InvokeFunction", other.escape_default());
-            Err(Fault::new("InvalidAction", message))
-        }
-    }
+    let asked = text(ACTION);
+    ACTIONS.into_iter().find(|(name, _)| *name == asked).map(|(_, action)| action).ok_or_else(|| {
+        let known = ACTIONS.map(|(name, _)| name).join(", ");
+        let message = format!("action '{}' is none of {known}", asked.escape_default());
+        Fault::new("InvalidAction", message)
+    })
 }
 
-fn find(api: &Api, action: Action, parameters: &Parameters) -> Result<Arc<dyn Function>, Fault> {
-    let name = parameters.function_name.clone().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| Fault::new("MissingParameter", "the parameter FunctionName is missing"))?;
-    let otherwise = match action {
-        Action::Invoke => "$LATEST",
-        Action::InvokeFunction => "$DEFAULT",
-    };
+/// A parameter that must be there.
+fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str, Fault> {
+    let given = text.as_deref().filter(|text| !text.is_empty());
+    given.ok_or_else(|| Fault::new("MissingParameter", format!("the parameter {name} is missing")))
+}
+
+/// The function that is meant; without a qualifier it is of the version `otherwise`.
+fn find(api: &Api, names: &Names, otherwise: &str) -> Result<(Arc<dyn Function>, Target), Fault> {
+    let name = required(&names.function_name, "FunctionName")?.to_owned();
     let given = |text: &Option<String>, otherwise: &str| {
         Some(text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| otherwise.to_owned()))
     };
     let target = Target {
-        namespace: given(&parameters.namespace, "default"),
+        namespace: given(&names.namespace, "default"),
         name,
-        qualifier: given(&parameters.qualifier, otherwise),
+        qualifier: given(&names.qualifier, otherwise),
     };
     let function = api.functions.find(&target).map_err(|missing| not_found(missing, &target))?;
     if function.config().platform.name() == scf().name() {
-        return Ok(function);
+        return Ok((function, target));
     }
     Err(not_found(Missing::Function, &target))
 }
 
-async fn invoke(
-    api: &Arc<Api>,
-    function: Arc<dyn Function>,
-    action: Action,
-    parameters: Parameters,
-) -> Result<Outcome, Fault> {
+async fn invoke(api: &Arc<Api>, action: Action, parameters: Parameters) -> Result<Outcome, Fault> {
+    let otherwise = if action == Action::Invoke { "$LATEST" } else { "$DEFAULT" };
+    let (function, target) = find(api, &parameters.names, otherwise)?;
     let asynchronous = match (action, parameters.invocation_type.as_deref().unwrap_or_default()) {
-        (Action::InvokeFunction, _) | (_, "" | "RequestResponse") => false,
         (Action::Invoke, "Event") => true,
-        (Action::Invoke, other) => {
+        (Action::Invoke, other) if !["", "RequestResponse"].contains(&other) => {
             let message = format!("InvocationType '{other}' is neither RequestResponse nor Event");
             return Err(Fault::new("InvalidParameterValue", message));
         }
+        _ => false,
     };
     let log_tail = match parameters.log_type.as_deref().unwrap_or_default() {
         "" | "None" => false,
@@ -179,15 +214,21 @@ async fn invoke(
     };
     let (name, event) = match action {
         Action::Invoke => ("ClientContext", parameters.client_context),
-        Action::InvokeFunction => ("Event", parameters.event),
+        _ => ("Event", parameters.event),
     };
     // A call without an event is one with an empty object.
     let event = Bytes::from(event.filter(|event| !event.is_empty()).unwrap_or_else(|| "{}".to_owned()));
     check_event(&*function, name, &event, asynchronous)?;
+    let id = scf().new_request_id();
+    let qualifier = target.qualifier.as_deref().unwrap_or_default();
+    let tracked = api.queue.states().begin(id.clone(), function.config(), qualifier, asynchronous);
     if asynchronous {
-        return accept(api, function, event);
+        let waiting = Event::new(function, &POLICY, event, id.clone(), Duration::ZERO).tracked(tracked);
+        return accept(api, waiting, id);
     }
-    let outcome = function.invoke(event, InvokeOptions { log_tail, ..InvokeOptions::default() }).await;
+    let options = InvokeOptions { log_tail, request_id: Some(id), ..InvokeOptions::default() };
+    let outcome = function.invoke(event, options).await;
+    tracked.over(&outcome);
     Ok(of(outcome, log_tail))
 }
 
@@ -209,10 +250,8 @@ fn check_event(function: &dyn Function, name: &str, event: &[u8], asynchronous: 
     Ok(())
 }
 
-fn accept(api: &Arc<Api>, function: Arc<dyn Function>, event: Bytes) -> Result<Outcome, Fault> {
-    let id = scf().new_request_id();
-    let taken = api.queue.push(Event::new(function, &POLICY, event, id.clone(), Duration::ZERO));
-    taken.map_err(|full| {
+fn accept(api: &Arc<Api>, event: Event, id: String) -> Result<Outcome, Fault> {
+    api.queue.push(event).map_err(|full| {
         Fault::new("ResourceUnavailable", format!("{full} asynchronous events wait already"))
     })?;
     Ok(Outcome {
