@@ -79,6 +79,30 @@ pub struct Stats {
     pub forks_refused: u64,
 }
 
+/// Bytes that a container has exchanged with the world outside of it; its own loopback does not count, and so
+/// connections to its server ([`Container::connect`]) do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Received so far.
+    pub received: u64,
+    /// Sent so far.
+    pub sent: u64,
+}
+
+impl Traffic {
+    /// Of all interfaces but `lo` in a `/proc/PID/net/dev`.
+    fn parse(text: &str) -> Self {
+        let interfaces = text.lines().filter_map(|line| line.split_once(':'));
+        interfaces.filter(|(name, _)| name.trim() != "lo").fold(Self::default(), |sum, (_, counts)| {
+            let count = |column| counts.split_whitespace().nth(column).and_then(|word| word.parse().ok());
+            Self {
+                received: sum.received.saturating_add(count(0).unwrap_or(0)),
+                sent: sum.sent.saturating_add(count(8).unwrap_or(0)),
+            }
+        })
+    }
+}
+
 /// How long freezing may take: it is a matter of microseconds, unless a process waits for a device
 /// or gets no CPU on a host that has too much to do.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
@@ -370,6 +394,17 @@ impl Container {
         init.ok_or_else(|| Error::new(ErrorKind::Internal, "a container without a process"))
     }
 
+    /// What it has received and sent so far; nothing when it has ended, and where its network is the host's.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net"));
+        let pid = self.pid.to_string();
+        let own = matches!((of(&pid), of("self")), (Ok(own), Ok(host)) if own != host);
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+        // Looked at last: by then the process may be another's.
+        if own && self.exited().is_none() { Traffic::parse(&text) } else { Traffic::default() }
+    }
+
     /// What it uses now, or used until its end.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -411,5 +446,21 @@ impl Drop for Container {
             self.process.signal(Signal::KILL);
             let _ = self.group.thaw();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_that_of_all_interfaces_but_the_loopback() {
+        let text = "Inter-|   Receive                                                |  Transmit\n \
+                    face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs\n    \
+                    lo: 999 1 0 0 0 0 0 0 999 1 0 0 0 0 0 0\n  \
+                    eth0: 1200 10 0 0 0 0 0 0 340 7 0 0 0 0 0 0\n  \
+                    eth1:34 10 0 0 0 0 0 0 6 7 0 0 0 0 0 0\n";
+        assert_eq!(Traffic::parse(text), Traffic { received: 1234, sent: 346 });
+        assert_eq!(Traffic::parse(""), Traffic::default());
     }
 }

@@ -34,7 +34,7 @@ mod sys;
 
 pub use acceleration::{Acceleration, Recorded};
 pub use cgroup::CgroupParent;
-pub use container::{Container, Exit, StartTimings, Stats};
+pub use container::{Container, Exit, StartTimings, Stats, Traffic};
 pub use error::{Error, ErrorKind, Fault, Result};
 pub use exec::{Exec, ExecSpec};
 pub use network::{Cidr, Network, NetworkOptions};

@@ -88,7 +88,7 @@ pub trait Function: Send + Sync + 'static {
     fn forward(
         &self,
         client: Option<SocketAddr>,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> BoxFuture<'static, Response<Body>>;
 }
 
@@ -128,7 +128,7 @@ impl Function for Instance {
     fn forward(
         &self,
         client: Option<SocketAddr>,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> BoxFuture<'static, Response<Body>> {
         self.pass(client, request, None)
     }
@@ -195,6 +195,39 @@ impl std::fmt::Debug for Api {
 /// `Listen` when the listener itself fails; broken connections and requests are not errors.
 pub async fn serve(listener: Listener, api: Arc<Api>, shutdown: impl Future<Output = ()>) -> Result<()> {
     serve_with(listener, api, shutdown).await
+}
+
+/// Serves a function's HTTP requests on `listener` as [`crate::proxy::serve`] does, and takes those for later
+/// whose callers ask for it (fc: `X-Fc-Invocation-Type: Async`). Must be called in a tokio runtime.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_requests(
+    listener: Listener,
+    api: Arc<Api>,
+    function: Arc<dyn Function>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    serve_with(listener, Arc::new(Requests { api, function }), shutdown).await
+}
+
+struct Requests {
+    api: Arc<Api>,
+    function: Arc<dyn Function>,
+}
+
+impl Handler for Requests {
+    fn time(&self) -> Duration {
+        self.function.longest()
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        client: Option<SocketAddr>,
+        request: Request<Incoming>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        async move { fc::pass(&self.api, Arc::clone(&self.function), client, request).await }.boxed()
+    }
 }
 
 impl Handler for Api {

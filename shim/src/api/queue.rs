@@ -3,12 +3,15 @@
 //! They are in memory: those that wait when the API ends are lost, and that is told.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::StatusCode;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -17,6 +20,8 @@ use tokio::time::Instant;
 use super::states::{States, Tracked};
 use super::{Function, post};
 use crate::platform::{InvocationContext, InvocationFailure, InvocationKind, InvocationReport};
+use crate::proxy::body::{self, Body};
+use crate::proxy::{Later, Meaning, headers};
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
 /// Events that wait or run; more are refused.
@@ -61,7 +66,7 @@ pub struct AsyncOptions {
 pub(super) struct Event {
     function: Arc<dyn Function>,
     policy: &'static Policy,
-    payload: Bytes,
+    work: Work,
     request_id: String,
     taken: Instant,
     delay: Duration,
@@ -77,7 +82,17 @@ impl Event {
         request_id: String,
         delay: Duration,
     ) -> Self {
-        Self { function, policy, payload, request_id, taken: Instant::now(), delay, tracked: None }
+        Self::of(function, policy, Work::Event(payload), request_id, delay)
+    }
+
+    pub(super) fn of(
+        function: Arc<dyn Function>,
+        policy: &'static Policy,
+        work: Work,
+        request_id: String,
+        delay: Duration,
+    ) -> Self {
+        Self { function, policy, work, request_id, taken: Instant::now(), delay, tracked: None }
     }
 
     /// As one that can be asked after and ended.
@@ -108,6 +123,100 @@ impl Event {
     fn is_asked_to_end(&self) -> bool {
         self.tracked.as_ref().is_some_and(|tracked| tracked.ending().is_asked())
     }
+}
+
+/// What is to be done.
+pub(super) enum Work {
+    /// The platform's event call.
+    Event(Bytes),
+    /// An HTTP request.
+    Request(HttpRequest),
+}
+
+impl Work {
+    fn payload(&self) -> &Bytes {
+        match self {
+            Self::Event(payload) => payload,
+            Self::Request(later) => later.request.body(),
+        }
+    }
+
+    /// Bytes that it keeps.
+    fn size(&self) -> usize {
+        let head = match self {
+            Self::Event(_) => 0,
+            Self::Request(later) => headers::size(later.request.headers()),
+        };
+        self.payload().len() + head
+    }
+
+    async fn run(&self, function: &dyn Function, options: InvokeOptions) -> EventOutcome {
+        match self {
+            Self::Event(payload) => function.invoke(payload.clone(), options).await,
+            Self::Request(later) => {
+                let (request, client) = (later.request.clone(), later.client);
+                forwarded(function, request, client, options).await
+            }
+        }
+    }
+}
+
+/// An HTTP request whose caller does not wait for its answer.
+pub(super) struct HttpRequest {
+    pub(super) request: Request<Bytes>,
+    pub(super) client: Option<SocketAddr>,
+}
+
+/// The answer to an HTTP request as that of an event: whatever status the function chose, it has answered.
+fn forwarded(
+    function: &dyn Function,
+    request: Request<Bytes>,
+    client: Option<SocketAddr>,
+    options: InvokeOptions,
+) -> BoxFuture<'static, EventOutcome> {
+    let begun = Instant::now();
+    let platform = function.config().platform;
+    let request_id = options.request_id.unwrap_or_else(|| platform.new_request_id());
+    let mut request = request.map(body::full);
+    request.extensions_mut().insert(Later { request_id: request_id.clone(), retries: options.retries });
+    let answering = function.forward(client, request);
+    async move {
+        let (parts, answer) = answering.await.into_parts();
+        let whole = gathered(answer, platform.limits().answer_bytes).await;
+        let of_function = parts.headers.contains_key("x-fc-error-type");
+        let result = match (parts.extensions.get::<Meaning>(), &whole) {
+            (Some(Meaning::Platform(text)), _) if !of_function => EventResult::PlatformError(text.clone()),
+            (Some(Meaning::Platform(text) | Meaning::Reported(text)), _) => {
+                EventResult::FunctionError(text.clone())
+            }
+            (None, Err(why)) => EventResult::FunctionError(why.clone()),
+            (None, Ok(_)) => EventResult::Success,
+        };
+        EventOutcome {
+            request_id,
+            result,
+            status: parts.status,
+            headers: parts.headers,
+            body: whole.unwrap_or_default(),
+            duration: begun.elapsed(),
+            memory_peak_bytes: 0,
+            log: None,
+        }
+    }
+    .boxed()
+}
+
+/// The whole body of an answer, or why there is none.
+async fn gathered(mut answer: Body, limit: usize) -> Result<Bytes, String> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = answer.frame().await {
+        let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
+        if whole.len() + data.len() > limit {
+            return Err(format!("the answer is larger than {limit} bytes"));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
 }
 
 /// How a platform treats what failed.
@@ -198,7 +307,7 @@ impl Queue {
     pub(super) fn push(self: &Arc<Self>, event: Event) -> Result<(), usize> {
         let full = |_| MAX_EVENTS - self.room.available_permits();
         let room = Arc::clone(&self.room).try_acquire_owned().map_err(full)?;
-        let length = u32::try_from(event.payload.len()).unwrap_or(u32::MAX);
+        let length = u32::try_from(event.work.size()).unwrap_or(u32::MAX);
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(length).map_err(full)?;
         let (queue, room) = (Arc::clone(self), Room([room, bytes]));
         let mut events = locked(&self.events);
@@ -271,13 +380,14 @@ impl Queue {
             let options = InvokeOptions {
                 request_id: Some(event.request_id.clone()),
                 retries: tries,
+                asynchronous: true,
                 ending: event.tracked.as_ref().map(|tracked| tracked.ending().clone()),
                 ..InvokeOptions::default()
             };
             if let Some(tracked) = &event.tracked {
                 tracked.retried(tries);
             }
-            let outcome = event.function.invoke(event.payload.clone(), options).await;
+            let outcome = event.work.run(&*event.function, options).await;
             drop(place);
             let verdict = verdict(&outcome);
             errors += u32::from(verdict == Verdict::Error);
@@ -322,6 +432,8 @@ fn given_up(event: &Event) -> EventOutcome {
         client: None,
         origin: None,
         retries: 0,
+        asynchronous: true,
+        code_checksum: "",
         trigger: None,
         credentials: None,
     };
@@ -360,7 +472,7 @@ fn record(event: &Event, outcome: &EventOutcome, condition: &str, tries: u32) ->
             "condition": condition,
             "approximateInvokeCount": tries,
         },
-        "requestPayload": value(&event.payload),
+        "requestPayload": value(event.work.payload()),
         "responseContext": {
             "statusCode": outcome.status.as_u16(),
             "functionError": error.unwrap_or_default(),

@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -72,7 +71,7 @@ impl Function for Failing {
         .boxed()
     }
 
-    fn forward(&self, _: Option<SocketAddr>, _: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         unreachable!("events are not forwarded")
     }
 }
@@ -370,7 +369,7 @@ impl Function for Hanging {
         std::future::pending().boxed()
     }
 
-    fn forward(&self, _: Option<SocketAddr>, _: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         unreachable!("events are not forwarded")
     }
 }

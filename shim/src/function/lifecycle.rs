@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use super::validate::short;
 use super::{Callback, Callbacks, FunctionConfig, HealthCheck, Mode};
-use crate::platform::Limits;
+use crate::platform::{InstanceUse, Limits};
 
 /// Longest path of a health check, in characters.
 const MAX_CHECK_PATH: usize = 2048;
+
+/// How often what an instance uses can be told.
+const METRICS_PERIODS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Adds what is wrong with them to `faults`.
 pub(super) fn check(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
@@ -32,12 +36,23 @@ pub(super) fn check(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<S
     if let Some(check) = &config.health_check {
         health_check(check, limits, platform, faults);
     }
+    if let Some(period) = config.metrics_period {
+        metrics(config, period, faults);
+    }
     if config.http_event.is_some() && !config.platform.has_http_events() {
         faults
             .push(format!("HTTP events: platform {platform} has none, its HTTP requests are passed through"));
     }
     if config.mode == Mode::Job {
         job(config, faults);
+    }
+}
+
+fn metrics(config: &FunctionConfig, period: Duration, faults: &mut Vec<String>) {
+    if config.platform.instance_metrics(config, "", &InstanceUse::default()).is_none() {
+        faults.push(format!("metrics period: platform {} has no such metrics", config.platform.name()));
+    } else if !METRICS_PERIODS.contains(&period) {
+        faults.push(format!("metrics period {period:?}: must be 1 s to 3600 s"));
     }
 }
 

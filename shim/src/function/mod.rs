@@ -95,6 +95,8 @@ pub struct FunctionConfig {
     pub concurrency: u32,
     /// Whether an instance is frozen while no invocation runs in it, as the clouds do.
     pub freeze: bool,
+    /// How often what an instance uses is told ([`LogStream::Metrics`](crate::LogStream)); never when `None`.
+    pub metrics_period: Option<Duration>,
     /// Region name, as the function sees it.
     pub region: String,
     /// The owner's account: fc account id (UID), scf UIN.
@@ -149,6 +151,7 @@ impl FunctionConfig {
             http_event: None,
             concurrency: 1,
             freeze: true,
+            metrics_period: None,
             region: defaults.region.to_owned(),
             account_id: defaults.account_id.to_owned(),
             app_id: defaults.app_id.to_owned(),

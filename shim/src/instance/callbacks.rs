@@ -52,6 +52,8 @@ async fn send(
         client: None,
         origin: None,
         retries: 0,
+        asynchronous: false,
+        code_checksum: &shared.code_checksum,
         trigger: None,
         credentials: credentials.as_deref(),
     };

@@ -23,6 +23,7 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
     let arrival = Arrival {
         request_id: options.request_id,
         retries: options.retries,
+        asynchronous: options.asynchronous,
         trigger: options.trigger,
         ..Arrival::event(platform.event_path())
     };

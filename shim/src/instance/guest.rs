@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use skiff_runtime::{Container, Exit, Stats};
+use skiff_runtime::{Container, Exit, Stats, Traffic};
 use tokio::net::TcpStream;
 
 /// A running container. Dropping it kills it.
@@ -24,6 +24,10 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn terminate(&self) -> bool;
     /// As [`Container::stats`].
     fn stats(&self) -> Stats;
+    /// As [`Container::traffic`].
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
     /// As [`Container::ready`].
     fn ready(&self) {}
     /// As [`Container::freeze`].
@@ -57,6 +61,10 @@ impl Guest for Container {
 
     fn stats(&self) -> Stats {
         Self::stats(self)
+    }
+
+    fn traffic(&self) -> Traffic {
+        Self::traffic(self)
     }
 
     fn ready(&self) {

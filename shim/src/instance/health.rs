@@ -74,6 +74,8 @@ async fn once(shared: &Shared, check: &HealthCheck) -> Result<(), String> {
         client: None,
         origin: None,
         retries: 0,
+        asynchronous: false,
+        code_checksum: &shared.code_checksum,
         trigger: None,
         credentials: credentials.as_deref(),
     };

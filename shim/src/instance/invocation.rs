@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::Timeline;
@@ -21,6 +21,10 @@ pub(crate) struct Invocation {
     arrival: Arrival,
     /// What the caller of an HTTP request gets.
     status: Option<StatusCode>,
+    /// What the function says of its own failure, in the head of an answer to an HTTP request.
+    reported: Option<String>,
+    /// Where the log was at its beginning, for a caller of an HTTP request who asked for what came then.
+    mark: Option<u64>,
     started: Instant,
     cold_start: Option<Timeline>,
     ended: bool,
@@ -51,10 +55,21 @@ pub(crate) struct Arrival {
     pub(crate) request_id: Option<String>,
     /// How often it has been tried before.
     pub(crate) retries: u32,
+    /// Whether it was taken for later.
+    pub(crate) asynchronous: bool,
+    /// Whether the caller of an HTTP request asked for its log.
+    pub(crate) log_tail: bool,
     /// Let go at its end.
     pub(crate) held: Option<Held>,
     /// What has called instead of a caller.
     pub(crate) trigger: Option<Trigger>,
+}
+
+/// What an invocation took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    duration: std::time::Duration,
+    memory_peak_bytes: u64,
 }
 
 impl Arrival {
@@ -68,6 +83,8 @@ impl Arrival {
             origin: None,
             request_id: None,
             retries: 0,
+            asynchronous: false,
+            log_tail: false,
             held: None,
             trigger: None,
         }
@@ -81,8 +98,10 @@ impl Invocation {
         let invocation = Self {
             shared: Arc::clone(shared),
             request_id: request_id.unwrap_or_else(|| shared.config.platform.new_request_id()),
+            mark: (arrival.log_tail && shared.config.concurrency == 1).then(|| shared.logs.mark()),
             arrival,
             status: None,
+            reported: None,
             started: Instant::now(),
             cold_start: shared.cold_start().copied(),
             ended: false,
@@ -106,14 +125,28 @@ impl Invocation {
             client: self.arrival.client,
             origin: self.arrival.origin.as_ref(),
             retries: self.arrival.retries,
+            asynchronous: self.arrival.asynchronous,
+            code_checksum: &self.shared.code_checksum,
             trigger: self.arrival.trigger,
             credentials: self.credentials.as_deref(),
         }
     }
 
-    /// Notes the status of an answer whose body is still to come.
-    pub(crate) fn answers(&mut self, status: StatusCode) {
+    /// Notes the status of an answer whose body is still to come, and what the function reports there.
+    pub(crate) fn answers(&mut self, status: StatusCode, reported: Option<String>) {
         self.status = Some(status);
+        self.reported = reported;
+    }
+
+    /// The same invocation as before its answer, of which nothing has gone out.
+    pub(crate) fn unanswered(mut self) -> Self {
+        (self.status, self.reported) = (None, None);
+        self
+    }
+
+    /// Whether its log is to be in the head of its answer.
+    pub(crate) fn wants_log(&self) -> bool {
+        self.mark.is_some()
     }
 
     /// When the function's time is up.
@@ -127,10 +160,43 @@ impl Invocation {
 
     /// Ends it with an answer of the function. `answer` is an event's, `error` what the function
     /// reported.
-    pub(crate) fn succeed(&mut self, answer: Option<&[u8]>, error: Option<&str>) {
+    pub(crate) fn succeed(&mut self, answer: Option<&[u8]>, error: Option<&str>) -> Spent {
+        let reported = self.reported.take();
+        let error = error.or(reported.as_deref());
         let report = InvocationReport { answer, error, function_error: error.is_some(), ..self.report() };
         self.log_end(&report);
+        let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
         self.ended = true;
+        Spent { duration, memory_peak_bytes }
+    }
+
+    /// Ends an HTTP request whose whole answer is there, and adds to its head what is known then.
+    pub(crate) async fn succeed_over_http(&mut self, headers: &mut HeaderMap) {
+        if self.wants_log() {
+            self.shared.logs.settle().await;
+        }
+        let spent = self.succeed(None, None);
+        self.tell(spent, headers);
+    }
+
+    /// Ends an HTTP request with the platform's answer, of which nothing has gone out.
+    pub(crate) fn fail_over_http(&mut self, failure: &InvocationFailure) -> PlatformAnswer {
+        let report = self.report();
+        let spent = Spent { duration: report.duration, memory_peak_bytes: report.memory_peak_bytes };
+        let mut answer = self.fail(failure);
+        self.tell(spent, &mut answer.headers);
+        answer
+    }
+
+    fn tell(&self, spent: Spent, headers: &mut HeaderMap) {
+        let log = self.mark.map(|mark| self.shared.logs.since(mark));
+        let report = InvocationReport {
+            duration: spent.duration,
+            memory_peak_bytes: spent.memory_peak_bytes,
+            log_tail: log.as_deref(),
+            ..InvocationReport::default()
+        };
+        self.shared.config.platform.finish_http(&self.context(), &report, headers);
     }
 
     /// Ends it with the platform's answer.

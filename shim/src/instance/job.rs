@@ -34,8 +34,10 @@ pub struct Job {
     logs: Logs,
     timeline: Timeline,
     request_id: String,
-    /// How often its event has been tried before.
+    /// How often its event has been tried before, and whether anybody waits for it.
     retries: u32,
+    asynchronous: bool,
+    code_checksum: String,
     started: Instant,
 }
 
@@ -97,17 +99,17 @@ impl Job {
         }
         let timeline = Timeline::new(&image.timings, &container.timings());
         let request_id = options.request_id.unwrap_or_else(|| config.platform.new_request_id());
-        let retries = options.retries;
-        let config = Arc::clone(config);
         let job = Self {
             id,
-            config,
+            config: Arc::clone(config),
             contract,
             container,
             logs,
             timeline,
             request_id,
-            retries,
+            retries: options.retries,
+            asynchronous: options.asynchronous,
+            code_checksum: config.platform.code_checksum(&image.digest),
             started: launch.started,
         };
         job.logs.platform(job.config.platform.log_start(&job.context(), &job.report()));
@@ -204,6 +206,8 @@ impl Job {
             client: None,
             origin: None,
             retries: self.retries,
+            asynchronous: self.asynchronous,
+            code_checksum: &self.code_checksum,
             trigger: None,
             credentials: None,
         }

@@ -20,6 +20,7 @@ mod job;
 #[cfg(test)]
 mod life_tests;
 mod logs;
+mod metrics;
 mod readiness;
 mod rehearsal;
 pub(crate) mod role;
@@ -78,6 +79,8 @@ pub struct InvokeOptions {
     pub request_id: Option<String>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// Whether it is an asynchronous event, as records tell it.
+    pub asynchronous: bool,
     /// What calls instead of a caller (scf: `X-Scf-Trigger-Src`); its event is
     /// [`Platform::timer_event`](crate::Platform::timer_event).
     pub trigger: Option<Trigger>,
@@ -179,6 +182,17 @@ impl Instance {
         start::pull_failed(config, error)
     }
 
+    /// As [`Instance::pull_failed`], and the platform's events of it go to `logs`, those of an instance that
+    /// will not be. Must be called in a tokio runtime.
+    pub async fn pull_failed_told(
+        config: &FunctionConfig,
+        error: skiff_runtime::Error,
+        logs: Arc<dyn LogSink>,
+    ) -> Error {
+        start::tell_pull_failed(config, &error, logs).await;
+        start::pull_failed(config, error)
+    }
+
     /// Its id, which is its host name too.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -244,7 +258,7 @@ impl Instance {
     pub(crate) fn pass(
         &self,
         client: Option<std::net::SocketAddr>,
-        request: http::Request<hyper::body::Incoming>,
+        request: http::Request<crate::proxy::body::Body>,
         held: Option<invocation::Held>,
     ) -> futures_util::future::BoxFuture<'static, http::Response<crate::proxy::body::Body>> {
         Box::pin(crate::proxy::forward(Arc::clone(&self.shared), client, request, held))

@@ -26,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) guest: Arc<dyn Guest>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) logs: Logs,
+    pub(crate) code_checksum: String,
     pub(super) state: watch::Sender<State>,
     pub(super) timeline: Timeline,
     /// No invocation has come yet.

@@ -18,7 +18,7 @@ use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::role::{self, Role};
 use super::shared::{Shared, drive};
-use super::{Instance, State, Timeline, callbacks, health};
+use super::{Instance, State, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
 use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
@@ -39,6 +39,8 @@ pub(super) struct Launch {
     pub(super) started: Instant,
     /// What the function's role has.
     pub(super) role: Arc<Role>,
+    /// What the platform makes of the image.
+    pub(super) code_checksum: String,
 }
 
 /// Starts the container, then waits for its server.
@@ -53,7 +55,8 @@ pub(super) async fn start(
         check_port(config.port())?;
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
-    let launch = Launch::new(id, config, command(config, image)).with_role().await?;
+    let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
+    launch.code_checksum = config.platform.code_checksum(&image.digest);
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
     let pulled = image.timings;
@@ -93,7 +96,14 @@ fn check_port(port: u16) -> Result<()> {
 
 impl Launch {
     pub(super) fn new(id: Arc<str>, config: &Arc<FunctionConfig>, command: Vec<String>) -> Self {
-        Self { id, config: Arc::clone(config), command, started: Instant::now(), role: Arc::default() }
+        Self {
+            id,
+            config: Arc::clone(config),
+            command,
+            started: Instant::now(),
+            role: Arc::default(),
+            code_checksum: String::new(),
+        }
     }
 
     /// Asks for what the function's role has. The time that this takes is the start's.
@@ -160,6 +170,7 @@ impl Launch {
             guest,
             pool,
             logs,
+            code_checksum: self.code_checksum.clone(),
             state: watch::Sender::new(State::Starting),
             timeline,
             cold: AtomicBool::new(true),
@@ -304,6 +315,9 @@ fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     if shared.config.role.is_some() {
         tasks.push(tokio::spawn(role::refresh(Arc::downgrade(shared))));
     }
+    if let Some(period) = shared.config.metrics_period {
+        tasks.push(tokio::spawn(metrics::tell(Arc::downgrade(shared), period)));
+    }
     if let Some(check) = shared.config.health_check.clone() {
         tasks.push(tokio::spawn(health::watch(Arc::downgrade(shared), check)));
     }
@@ -328,6 +342,21 @@ pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) 
         logs: Vec::new(),
     };
     Error::from(error).with_start(config.platform, failure)
+}
+
+/// Tells of an instance that was to have this image.
+pub(super) async fn tell_pull_failed(
+    config: &FunctionConfig,
+    error: &skiff_runtime::Error,
+    sink: Arc<dyn LogSink>,
+) {
+    let id: Arc<str> = config.platform.new_instance_id().into();
+    let logs = Logs::new(Arc::clone(&id), config.platform.limits().log_line_bytes, sink);
+    let why = error.to_string();
+    for step in [InstanceStep::Creating, InstanceStep::ImageFailed(&why), InstanceStep::CreateFailed(&why)] {
+        tell(config, &id, &logs, step);
+    }
+    logs.drained(LAST_OUTPUT).await;
 }
 
 /// What the platform says about a container that did not start.

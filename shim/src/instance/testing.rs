@@ -25,6 +25,7 @@ pub(crate) struct TestGuest {
     frozen: Arc<AtomicBool>,
     freezes: Arc<AtomicUsize>,
     awake: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
     terms: Arc<AtomicUsize>,
 }
 
@@ -37,6 +38,7 @@ impl TestGuest {
             frozen: Arc::default(),
             freezes: Arc::default(),
             awake: Arc::default(),
+            connections: Arc::default(),
             terms: Arc::default(),
         }
     }
@@ -67,6 +69,11 @@ impl TestGuest {
         self.frozen.fetch_and(!awake, Ordering::SeqCst);
     }
 
+    /// How many connections have been made to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn end(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
     }
@@ -78,6 +85,7 @@ impl Guest for TestGuest {
     }
 
     fn connect(&self, _port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        self.connections.fetch_add(1, Ordering::SeqCst);
         TcpStream::connect(self.address).boxed()
     }
 

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 pub use types::{
-    Defaults, HttpCall, HttpEvent, ImageMemory, InstanceEvent, InstanceStep, InvocationContext,
+    Defaults, HttpCall, HttpEvent, ImageMemory, InstanceEvent, InstanceStep, InstanceUse, InvocationContext,
     InvocationFailure, InvocationKind, InvocationReport, JobContract, Limits, PlatformAnswer, StartCause,
     StartFailure, TailLine, Trigger, Warning,
 };
@@ -113,6 +113,19 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Drops the headers that clients may not send to the container and adds the platform's own.
     fn prepare_request(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap);
 
+    /// Whether the client of an HTTP request asks for the log of its invocation.
+    fn wants_log(&self, _headers: &HeaderMap) -> bool {
+        false
+    }
+
+    /// The error that a function reports in the headers of its answer to an HTTP request.
+    fn reported_error(&self, _headers: &HeaderMap) -> Option<String> {
+        None
+    }
+
+    /// Adds to the answer to an HTTP request what is known at its end, if its head has not gone out by then.
+    fn finish_http(&self, _: &InvocationContext<'_>, _: &InvocationReport<'_>, _headers: &mut HeaderMap) {}
+
     /// Drops the headers that the container may not send to clients and adds the platform's own.
     fn finish_response(&self, context: &InvocationContext<'_>, headers: &mut HeaderMap);
 
@@ -137,6 +150,12 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// What stands for the function's code in answers, made of its image's digest; empty where there is no
+    /// such thing.
+    fn code_checksum(&self, _image_digest: &str) -> String {
+        String::new()
+    }
+
     /// A new id for a callback or a health check.
     fn new_callback_id(&self) -> String {
         self.new_request_id()
@@ -159,6 +178,12 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         _instance_id: &str,
         _step: InstanceStep<'_>,
     ) -> Option<InstanceEvent> {
+        None
+    }
+
+    /// The record that it keeps, every so often, of what an instance uses: one JSON object with its own field
+    /// names.
+    fn instance_metrics(&self, _: &FunctionConfig, _instance_id: &str, _: &InstanceUse) -> Option<String> {
         None
     }
 

@@ -25,6 +25,8 @@ pub(super) fn context(config: &FunctionConfig, kind: InvocationKind) -> Invocati
         client: None,
         origin: None,
         retries: 0,
+        asynchronous: false,
+        code_checksum: "",
         trigger: None,
         credentials: config.credentials.as_ref(),
     }

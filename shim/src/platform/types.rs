@@ -190,6 +190,10 @@ pub struct InvocationContext<'a> {
     pub origin: Option<&'a HeaderValue>,
     /// How often an asynchronous event has been tried before.
     pub retries: u32,
+    /// Whether it was taken for later, and its caller does not wait for it.
+    pub asynchronous: bool,
+    /// What its platform makes of the image, see [`Platform::code_checksum`](super::Platform).
+    pub code_checksum: &'a str,
     /// What has called instead of a caller.
     pub trigger: Option<Trigger>,
     /// The credentials that the function's role has now.
@@ -214,6 +218,8 @@ pub enum InstanceStep<'a> {
     Creating,
     /// Its image is here; how long that took.
     ImageReady(Duration),
+    /// Its image could not be pulled; why.
+    ImageFailed(&'a str),
     /// Its server listens; how long its start took.
     ServerReady(Duration),
     /// Its server did not come up, or its first health check failed; why.
@@ -228,6 +234,23 @@ pub enum InstanceStep<'a> {
     CreateFailed(&'a str),
     /// It has ended after it had taken invocations.
     Destroyed,
+}
+
+/// What an instance did in a span of time, and what it may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct InstanceUse {
+    /// CPU time in the span, in percent of one core.
+    pub cpu_percent: f64,
+    /// CPU time that it may have, in percent of one core.
+    pub cpu_quota_percent: f64,
+    /// Memory in use at the end of the span, in bytes.
+    pub memory_bytes: u64,
+    /// Invocations that run at the end of the span.
+    pub running: usize,
+    /// Bytes received from outside in the span, and so far. Invocations do not come that way.
+    pub received: (u64, u64),
+    /// Bytes sent outside in the span, and so far.
+    pub sent: (u64, u64),
 }
 
 /// An event in the life of an instance, as its platform writes it.

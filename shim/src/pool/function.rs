@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use super::{Pool, Refusal};
 use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer};
-use crate::proxy::body::{self, Body};
+use crate::proxy::body::Body;
+use crate::proxy::{Later, of_platform};
 use crate::{EventOutcome, EventResult, FunctionConfig, InvokeOptions};
 
 impl Function for Pool {
@@ -38,7 +38,7 @@ impl Function for Pool {
     fn forward(
         &self,
         client: Option<SocketAddr>,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> BoxFuture<'static, Response<Body>> {
         let pool = self.clone();
         async move {
@@ -48,12 +48,9 @@ impl Function for Pool {
                     instance.pass(client, request, Some(Box::new(slot))).await
                 }
                 Err(refusal) => {
-                    let request_id = pool.config().platform.new_request_id();
-                    let answer = refuse(pool.config(), &refusal, &request_id, InvocationKind::Http);
-                    let mut response = Response::new(body::full(answer.body));
-                    *response.status_mut() = answer.status;
-                    *response.headers_mut() = answer.headers;
-                    response
+                    let told = request.extensions().get::<Later>().map(|later| later.request_id.clone());
+                    let request_id = told.unwrap_or_else(|| pool.config().platform.new_request_id());
+                    of_platform(refuse(pool.config(), &refusal, &request_id, InvocationKind::Http))
                 }
             }
         }

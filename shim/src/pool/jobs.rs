@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -191,7 +190,7 @@ impl Function for Jobs {
         self.run(event, options).boxed()
     }
 
-    fn forward(&self, _: Option<SocketAddr>, _: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+    fn forward(&self, _: Option<SocketAddr>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         let text = "The function has no server: it takes events, by the invoke API.\n";
         let mut response = Response::new(body::full(text.into()));
         *response.status_mut() = StatusCode::NOT_FOUND;

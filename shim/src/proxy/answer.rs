@@ -17,17 +17,21 @@ pub(super) struct Answer {
     body: Incoming,
     deadline: Pin<Box<Sleep>>,
     invocation: Option<Invocation>,
+    /// It is one of gRPC.
+    grpc: bool,
 }
 
 impl Answer {
-    pub(super) fn new(body: Incoming, invocation: Invocation) -> Self {
+    pub(super) fn new(body: Incoming, invocation: Invocation, grpc: bool) -> Self {
         let deadline = Box::pin(sleep_until(invocation.deadline()));
-        Self { body, deadline, invocation: Some(invocation) }
+        Self { body, deadline, invocation: Some(invocation), grpc }
     }
 
-    fn fail(&mut self, failure: &InvocationFailure) -> BodyError {
+    /// What the caller gets instead of the rest. A call of gRPC just ends, as in the cloud: without trailers
+    /// that is a failure ("server closed the stream without sending trailers").
+    fn fail(&mut self, failure: &InvocationFailure) -> Option<Result<Frame<Bytes>, BodyError>> {
         let message = self.invocation.take().map(|mut invocation| invocation.fail(failure).message);
-        message.unwrap_or_default().into()
+        (!self.grpc).then(|| Err(message.unwrap_or_default().into()))
     }
 }
 
@@ -44,13 +48,13 @@ impl Body for Answer {
             && self.invocation.is_some()
             && !self.body.is_end_stream()
         {
-            return Poll::Ready(Some(Err(self.fail(&InvocationFailure::TimedOut))));
+            return Poll::Ready(self.fail(&InvocationFailure::TimedOut));
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Err(error))) => {
                 let failure = InvocationFailure::ConnectionBroken(error.to_string());
-                Poll::Ready(Some(Err(self.fail(&failure))))
+                Poll::Ready(self.fail(&failure))
             }
             Poll::Ready(None) => {
                 if let Some(mut invocation) = self.invocation.take() {

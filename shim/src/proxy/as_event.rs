@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
 use super::body::{self, Body, BodyError, ClientBroke, TooLarge};
@@ -21,7 +20,7 @@ use crate::platform::{HttpCall, HttpEvent, InvocationFailure, remove_prefixed};
 pub(super) async fn forward(
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
-    request: Request<Incoming>,
+    request: Request<Body>,
     form: HttpEvent,
 ) -> Response<Body> {
     let platform = shared.config.platform;
@@ -31,7 +30,7 @@ pub(super) async fn forward(
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, form, request)).await;
     match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
         Ok((response, answer)) => {
-            invocation.answers(response.status());
+            invocation.answers(response.status(), None);
             invocation.succeed(Some(&answer), None);
             response.map(body::full)
         }
@@ -43,7 +42,7 @@ pub(super) async fn forward(
 async fn exchange(
     invocation: &Invocation,
     form: HttpEvent,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<(Response<Bytes>, Bytes), InvocationFailure> {
     let platform = invocation.shared.config.platform;
     let limits = platform.limits();
@@ -51,7 +50,11 @@ async fn exchange(
         return Err(failure);
     }
     let (mut parts, body) = request.into_parts();
-    let body = body::of_client(body, platform).collect().await.map_err(|error| unread(&error))?.to_bytes();
+    let body = body::of_client(body, platform, Arc::default())
+        .collect()
+        .await
+        .map_err(|error| unread(&error))?
+        .to_bytes();
     remove_prefixed(&mut parts.headers, platform.reserved_header_prefix());
     let call = HttpCall {
         method: &parts.method,

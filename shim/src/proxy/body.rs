@@ -1,9 +1,11 @@
 //! Bodies: passed on as they come.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::Request;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
@@ -17,6 +19,11 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// Any body of a request or an answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
 
+/// What arrives at a listener.
+pub(crate) fn arriving(request: Request<Incoming>) -> Request<Body> {
+    request.map(|body| body.map_err(BodyError::from).boxed_unsync())
+}
+
 /// No body.
 pub(crate) fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
@@ -28,10 +35,19 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 }
 
 /// The body of a client's request as it comes, without the trailers that clients may not send; it breaks
-/// off after the platform's limit.
-pub(crate) fn of_client(body: Incoming, platform: &'static dyn Platform) -> Body {
+/// off after the platform's limit. Why it broke off is noted in `broken`.
+pub(crate) fn of_client(body: Body, platform: &'static dyn Platform, broken: Arc<OnceLock<Broken>>) -> Body {
     let left = platform.limits().http_body_bytes;
-    ClientBody { body, platform, left }.boxed_unsync()
+    ClientBody { body, platform, left, broken }.boxed_unsync()
+}
+
+/// Why a client's body has no end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// It went away, or what it sends is no body.
+    Client,
+    /// Its body is larger than its platform takes, in bytes.
+    TooLarge(usize),
 }
 
 /// The client's body is larger than its platform takes, in bytes.
@@ -48,7 +64,7 @@ impl std::error::Error for TooLarge {}
 
 /// The client broke its own request: it went away, or what it sends is no body.
 #[derive(Debug)]
-pub(crate) struct ClientBroke(hyper::Error);
+pub(crate) struct ClientBroke(BodyError);
 
 impl std::fmt::Display for ClientBroke {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,15 +74,16 @@ impl std::fmt::Display for ClientBroke {
 
 impl std::error::Error for ClientBroke {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
+        Some(&*self.0)
     }
 }
 
 struct ClientBody {
-    body: Incoming,
+    body: Body,
     platform: &'static dyn Platform,
     /// Bytes that may still come.
     left: usize,
+    broken: Arc<OnceLock<Broken>>,
 }
 
 impl ClientBody {
@@ -74,7 +91,11 @@ impl ClientBody {
         let length = frame.data_ref().map_or(0, Bytes::len);
         match self.left.checked_sub(length) {
             Some(left) => self.left = left,
-            None => return Err(TooLarge(self.platform.limits().http_body_bytes)),
+            None => {
+                let limit = self.platform.limits().http_body_bytes;
+                let _ = self.broken.set(Broken::TooLarge(limit));
+                return Err(TooLarge(limit));
+            }
         }
         Ok(())
     }
@@ -90,7 +111,10 @@ impl HttpBody for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         polled.map(|frame| {
-            let frame = frame?.map_err(|error| BodyError::from(ClientBroke(error)));
+            let frame = frame?.map_err(|error| {
+                let _ = self.broken.set(Broken::Client);
+                BodyError::from(ClientBroke(error))
+            });
             let frame = frame.and_then(|frame| self.count(&frame).map(|()| frame).map_err(BodyError::from));
             // Servers may take a trailer for a header: the platform's own are no client's to send.
             Some(frame.map(|mut frame| {

@@ -12,9 +12,15 @@ mod as_event;
 mod as_event_tests;
 pub(crate) mod body;
 mod forward;
-mod headers;
+mod gather;
+#[cfg(test)]
+mod gather_tests;
+pub(crate) mod headers;
 #[cfg(test)]
 mod hostile_tests;
+mod http2;
+#[cfg(test)]
+mod http2_tests;
 #[cfg(test)]
 mod limits_tests;
 mod patience;
@@ -26,9 +32,10 @@ mod socket_tests;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod version;
 mod websocket;
 
-pub(crate) use forward::forward;
+pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit};
 pub use server::serve;
 pub(crate) use server::{Handler, serve_with};
 pub use socket::Listener;

@@ -1,8 +1,9 @@
 //! How long a connection may keep a request and its answer: a client that stops reading must not
 //! hold an invocation beyond its time limit, nor a connection for good.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,27 +15,53 @@ use tokio::time::{Instant, sleep_until};
 use super::body::{Body, BodyError};
 
 /// What a client gets beyond the time limit to read that it is over.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a client may take for the bytes that are on their way when its answer has ended.
+/// How long a client may take for the bytes that are on their way when its last answer has ended, and for
+/// its next request.
 const LAST_BYTES: Duration = Duration::from_secs(60);
 
 /// The time at which a connection is closed, whatever it does.
-pub(super) struct Patience(watch::Sender<Option<Instant>>);
+pub(super) struct Patience {
+    until: watch::Sender<Option<Instant>>,
+    running: Mutex<Running>,
+}
+
+/// When the requests that run must be over, each with a number of its own: of HTTP/2 there may be many.
+#[derive(Default)]
+struct Running {
+    ends: BTreeSet<(Instant, u64)>,
+    begun: u64,
+}
 
 impl Patience {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(watch::Sender::new(None)))
+        Arc::new(Self { until: watch::Sender::new(None), running: Mutex::default() })
+    }
+
+    /// Gives a connection that has brought no request yet so long for its first.
+    pub(super) fn wait_for_first(&self, limit: Duration) {
+        self.until.send_replace(Some(Instant::now() + limit));
     }
 
     /// A request has come that may take as long as `limit`.
-    pub(super) fn begin(&self, limit: Duration) {
-        self.0.send_replace(Some(Instant::now() + limit + GRACE));
+    pub(super) fn begin(self: &Arc<Self>, limit: Duration) -> Turn {
+        let mut running = self.running();
+        running.begun += 1;
+        let end = (Instant::now() + limit + GRACE, running.begun);
+        running.ends.insert(end);
+        self.until.send_replace(running.ends.first().map(|(until, _)| *until));
+        Turn { patience: Arc::clone(self), end }
+    }
+
+    /// Whether no request runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running().ends.is_empty()
     }
 
     /// Waits until it is over; begins anew with every request. Cancel safe.
     pub(super) async fn over(&self) {
-        let mut seen = self.0.subscribe();
+        let mut seen = self.until.subscribe();
         loop {
             let until = *seen.borrow_and_update();
             let over = async {
@@ -50,17 +77,37 @@ impl Patience {
             }
         }
     }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// An answer's body; its end leaves the client the time for the last bytes.
+/// A request that runs, with its answer, until it is dropped.
+pub(super) struct Turn {
+    patience: Arc<Patience>,
+    end: (Instant, u64),
+}
+
+impl Drop for Turn {
+    /// The end of the last leaves the client the time for the last bytes.
+    fn drop(&mut self) {
+        let mut running = self.patience.running();
+        running.ends.remove(&self.end);
+        let next = running.ends.first().map_or_else(|| Instant::now() + LAST_BYTES, |(until, _)| *until);
+        self.patience.until.send_replace(Some(next));
+    }
+}
+
+/// An answer's body, whose end is that of its request.
 pub(super) struct Watched {
     body: Body,
-    patience: Arc<Patience>,
+    _turn: Turn,
 }
 
 impl Watched {
-    pub(super) fn new(body: Body, patience: Arc<Patience>) -> Self {
-        Self { body, patience }
+    pub(super) fn new(body: Body, turn: Turn) -> Self {
+        Self { body, _turn: turn }
     }
 }
 
@@ -84,8 +131,41 @@ impl HttpBody for Watched {
     }
 }
 
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.patience.0.send_replace(Some(Instant::now() + LAST_BYTES));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// How long from now the connection has, in whole minutes.
+    fn minutes(patience: &Patience) -> Option<u64> {
+        let until = *patience.until.borrow();
+        until.map(|until| until.duration_since(Instant::now()).as_secs() / 60)
+    }
+
+    #[tokio::test]
+    async fn the_request_that_must_end_first_decides() {
+        let patience = Patience::new();
+        assert_eq!(minutes(&patience), None, "nothing has begun");
+        patience.wait_for_first(5 * MINUTE + GRACE);
+        assert_eq!(minutes(&patience), Some(5));
+        let long = patience.begin(100 * MINUTE);
+        assert_eq!(minutes(&patience), Some(100));
+        let short = patience.begin(20 * MINUTE);
+        let as_short = patience.begin(20 * MINUTE);
+        assert_eq!((minutes(&patience), patience.is_idle()), (Some(20), false));
+        drop(short);
+        assert_eq!(minutes(&patience), Some(20), "the other one has not ended");
+        drop(as_short);
+        assert_eq!(minutes(&patience), Some(100));
+        drop(long);
+        assert!(patience.is_idle() && minutes(&patience) < Some(2));
+    }
+
+    #[tokio::test]
+    async fn what_is_held_beyond_its_time_ends_the_connection() {
+        let patience = Patience::new();
+        let (_long, _short) = (patience.begin(100 * MINUTE), patience.begin(Duration::ZERO));
+        tokio::time::timeout(MINUTE, patience.over()).await.expect("over");
     }
 }

@@ -4,7 +4,7 @@
 //! sent again: a request of which the server may have seen a byte, unless its method is safe and it
 //! has no body. A connection comes back when its answer has been read to the end.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
@@ -13,7 +13,8 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::body::{self, Body, ClientBroke, TooLarge};
+use super::body::{self, Body, Broken, ClientBroke, TooLarge};
+use super::http2;
 use crate::instance::guest::Guest;
 
 /// Kept connections at most; both platforms send at most 200 requests at once to an instance.
@@ -31,6 +32,7 @@ pub(crate) struct Pool {
     guest: Arc<dyn Guest>,
     port: u16,
     idle: Mutex<Vec<SendRequest<Body>>>,
+    shared: http2::Shared,
 }
 
 /// Why there is no answer.
@@ -62,7 +64,7 @@ impl SendError {
 
 impl Pool {
     pub(crate) fn new(guest: Arc<dyn Guest>, port: u16) -> Arc<Self> {
-        Arc::new(Self { guest, port, idle: Mutex::default() })
+        Arc::new(Self { guest, port, idle: Mutex::default(), shared: http2::Shared::default() })
     }
 
     /// Makes a connection of a stream and keeps it.
@@ -97,10 +99,17 @@ impl Pool {
         Ok(response)
     }
 
+    /// As [`Pool::send`], over HTTP/2. `broken` tells what became of the request's body.
+    pub(crate) async fn send_http2(
+        &self,
+        request: Request<Body>,
+        broken: &OnceLock<Broken>,
+    ) -> Result<Response<Incoming>, SendError> {
+        self.shared.send(&self.guest, self.port, http2::upgraded(request), broken).await
+    }
+
     async fn connect(&self) -> Result<SendRequest<Body>, SendError> {
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.guest.connect(self.port));
-        let stream = connecting.await.unwrap_or_else(|late| Err(late.into())).map_err(SendError::Connect)?;
-        Ok(handshake(stream).await?)
+        Ok(handshake(connect(&self.guest, self.port).await?).await?)
     }
 
     /// The connection used last that is still open: the others may age and go.
@@ -140,6 +149,12 @@ impl Pool {
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Body>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A new connection to the server.
+pub(super) async fn connect(guest: &Arc<dyn Guest>, port: u16) -> Result<TcpStream, SendError> {
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, guest.connect(port));
+    connecting.await.unwrap_or_else(|late| Err(late.into())).map_err(SendError::Connect)
 }
 
 async fn handshake(stream: TcpStream) -> hyper::Result<SendRequest<Body>> {

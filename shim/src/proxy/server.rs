@@ -1,7 +1,9 @@
-//! The accept loop: HTTP/1.1 on a Unix or TCP socket, with every count and time bounded.
+//! The accept loop: HTTP/1.1, and HTTP/2 without TLS, on a Unix or TCP socket, with every count and time
+//! bounded.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +17,13 @@ use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use super::body::Body;
-use super::patience::{Patience, Watched};
+use super::body::{self, Body};
+use super::http2;
+use super::patience::{GRACE, Patience, Watched};
 use super::socket::{Acceptor, Listener, Stream};
+use super::version::{self, Version};
 use crate::api::Function;
 use crate::{Error, ErrorKind, Result};
 
@@ -43,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failures of accept in a row, after which the listener counts as broken.
 const ACCEPT_FAILURES: u32 = 600;
 
-/// Serves HTTP/1.1 on `listener` and passes every request to the function until `shutdown`
+/// Serves HTTP/1.1 and HTTP/2 on `listener` and passes every request to the function until `shutdown`
 /// resolves; then takes no more connections and lets running requests end within a grace of 10 s.
 /// Removes the socket file at the end. Must be called in a tokio runtime.
 ///
@@ -83,7 +88,7 @@ impl Handler for Through {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        self.0.forward(client, request)
+        self.0.forward(client, body::arriving(request))
     }
 }
 
@@ -107,7 +112,7 @@ pub(crate) async fn serve_with(
     drop(acceptor);
     stop.send_replace(());
     let ended = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(SHUTDOWN_GRACE, ended).await;
+    let _ = timeout(SHUTDOWN_GRACE, ended).await;
     connections.shutdown().await;
     served.map_err(|error: io::Error| {
         Error::new(ErrorKind::Listen, format!("cannot accept connections on {address}")).because(error)
@@ -169,40 +174,68 @@ async fn connection(
     drop(place);
 }
 
+/// Serves a connection until it ends: by itself, when its time is over, or when `stop` says so. A macro,
+/// since the connections of both versions have no trait in common.
+macro_rules! to_its_end {
+    ($connection:expr, $patience:ident, $stop:ident) => {{
+        let mut connection = pin!($connection);
+        let over = tokio::select! {
+            // How a client's connection ends concerns the client alone.
+            _ = connection.as_mut() => return,
+            () = $patience.over() => true,
+            _ = $stop.changed() => false,
+        };
+        if over && !$patience.is_idle() {
+            return;
+        }
+        // A client of HTTP/2 is told, so that it sends nothing more on it.
+        connection.as_mut().graceful_shutdown();
+        let patience = async {
+            match over {
+                true => tokio::time::sleep(GRACE).await,
+                false => $patience.over().await,
+            }
+        };
+        tokio::select! {
+            _ = connection => {}
+            () = patience => {}
+        }
+    }};
+}
+
 async fn http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     client: Option<SocketAddr>,
     handler: Arc<dyn Handler>,
     mut stop: watch::Receiver<()>,
 ) {
+    let found = tokio::select! {
+        found = timeout(HEADER_READ_TIMEOUT, version::find(stream)) => found,
+        _ = stop.changed() => return,
+    };
+    let Ok(Ok((version, stream))) = found else { return };
     let patience = Patience::new();
     let watched = Arc::clone(&patience);
     let service = service_fn(move |request| {
-        let patience = Arc::clone(&watched);
-        patience.begin(handler.time());
+        let turn = watched.begin(handler.time());
         let answer = Arc::clone(&handler).answer(client, request);
         async move {
             let answer = answer.await;
-            Ok::<_, std::convert::Infallible>(answer.map(|body| Watched::new(body, patience)))
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Watched::new(body, turn)))
         }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    tokio::select! {
-        // How a client's connection ends concerns the client alone.
-        _ = connection.as_mut() => return,
-        () = patience.over() => return,
-        _ = stop.changed() => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        _ = connection => {}
-        () = patience.over() => {}
+    let stream = TokioIo::new(stream);
+    match version {
+        Version::One => {
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
+            server.max_headers(MAX_HEADERS).max_buf_size(MAX_BUFFER);
+            to_its_end!(server.serve_connection(stream, service).with_upgrades(), patience, stop);
+        }
+        Version::Two => {
+            patience.wait_for_first(HEADER_READ_TIMEOUT);
+            to_its_end!(http2::server().serve_connection(stream, service), patience, stop);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ impl Server {
 
 /// A proxy on a free port of loopback; stopped when dropped.
 pub(super) struct Proxy {
-    address: String,
+    pub(super) address: String,
     stop: Option<oneshot::Sender<()>>,
     served: tokio::task::JoinHandle<crate::Result<()>>,
 }

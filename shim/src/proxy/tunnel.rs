@@ -37,7 +37,9 @@ pub(super) async fn run(mut invocation: Invocation, client: OnUpgrade, server: O
         }
     };
     match timeout_at(invocation.deadline(), copied).await {
-        Ok(Ok(_)) => invocation.succeed(None, None),
+        Ok(Ok(_)) => {
+            invocation.succeed(None, None);
+        }
         Ok(Err(failure)) => drop(invocation.fail(&failure)),
         Err(_) => drop(invocation.fail(&InvocationFailure::TimedOut)),
     }

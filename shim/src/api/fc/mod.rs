@@ -1,5 +1,6 @@
 //! Alibaba's invoke API: 2016-08-15 and 2021-04-06 (services and functions), 2023-03-30 (functions).
 
+mod later;
 mod route;
 
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use hyper::body::Incoming;
 use route::{Action, Call, Version};
 
 use super::auth::{self, Denied};
+pub(super) use later::pass;
+
 use super::queue::{Event, Policy};
 use super::{Api, Function, Missing, Unread, pass_over, read, response};
 use crate::InvokeOptions;
@@ -97,7 +100,7 @@ async fn answer_to(
             // It was for the API.
             request.headers_mut().remove(http::header::AUTHORIZATION);
         }
-        return Ok(function.forward(client, request).await);
+        return Ok(pass(api, function, client, request).await);
     }
     let wishes = Wishes::of(&parts.headers)?;
     let limits = function.config().platform.limits();
@@ -149,8 +152,13 @@ fn accept(
     headers: &HeaderMap,
     id: &str,
 ) -> Result<Response<Body>, Fault> {
-    let taken = api.queue.push(Event::new(function, &POLICY, event, id.to_owned(), wishes.delay));
-    taken.map_err(|full| {
+    let event = Event::new(function, &POLICY, event, id.to_owned(), wishes.delay);
+    accepted(api, event, headers, id)
+}
+
+/// Puts it into the queue, and tells its caller so.
+fn accepted(api: &Arc<Api>, event: Event, headers: &HeaderMap, id: &str) -> Result<Response<Body>, Fault> {
+    api.queue.push(event).map_err(|full| {
         let status = StatusCode::TOO_MANY_REQUESTS;
         Fault::new(status, "ResourceExhausted", format!("{full} asynchronous events wait already"))
     })?;

@@ -49,6 +49,9 @@ pub(crate) struct LifecycleArgs {
     /// Requests that one instance works on at once, as its function is configured [default: 1].
     #[arg(long, value_name = "COUNT")]
     pub(crate) concurrency: Option<u32>,
+    /// Tell so often what each instance uses, 1s or more (fc, with --output json).
+    #[arg(long, value_name = "TIME")]
+    pub(crate) metrics_period: Option<Time>,
     /// Let the function's processes run between invocations too; the clouds freeze them.
     #[arg(long)]
     pub(crate) no_freeze: bool,
@@ -74,6 +77,7 @@ impl LifecycleArgs {
         }
         config.http_event = self.http_event.or(config.http_event);
         replace(&mut config.concurrency, self.concurrency);
+        config.metrics_period = or(self.metrics_period, config.metrics_period);
         config.freeze &= !self.no_freeze;
     }
 

@@ -16,7 +16,8 @@ pub(crate) struct Logs(pub(crate) Console);
 impl LogSink for Logs {
     fn line(&self, line: &LogLine) {
         let console = self.0;
-        let for_programs = matches!(line.stream, LogStream::Events | LogStream::Requests);
+        let for_programs =
+            matches!(line.stream, LogStream::Events | LogStream::Requests | LogStream::Metrics);
         if for_programs && !console.is_json() {
             return;
         }

@@ -145,6 +145,7 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     let concurrency = fields.number("concurrency", "concurrency", 0..=u32::MAX.into());
     set(&mut config.concurrency, concurrency.and_then(|count| u32::try_from(count).ok()));
     set(&mut config.freeze, fields.boolean("freeze"));
+    config.metrics_period = fields.time("metrics_period", "metrics period");
     if let Some(callbacks) = fields.table("callbacks") {
         config.callbacks.initializer = callbacks.time("initializer", "initializer");
         config.callbacks.pre_freeze = callbacks.time("pre_freeze", "pre-freeze");

@@ -45,6 +45,8 @@ pub enum LogStream {
     Events,
     /// The platform's records of requests: each line is one JSON object with the platform's field names.
     Requests,
+    /// The platform's records of what an instance uses, as those of requests.
+    Metrics,
 }
 
 impl LogStream {
@@ -57,6 +59,7 @@ impl LogStream {
             Self::Platform => "platform",
             Self::Events => "events",
             Self::Requests => "requests",
+            Self::Metrics => "metrics",
         }
     }
 }
@@ -198,6 +201,11 @@ impl Logs {
     /// Adds the record of a request.
     pub(crate) fn request(&self, record: String) {
         self.add(LogStream::Requests, record.into());
+    }
+
+    /// Adds the record of what the instance uses.
+    pub(crate) fn metrics(&self, record: String) {
+        self.add(LogStream::Metrics, record.into());
     }
 
     fn add(&self, stream: LogStream, bytes: Bytes) {

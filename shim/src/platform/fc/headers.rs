@@ -138,6 +138,7 @@ pub(super) fn response(context: &InvocationContext<'_>, headers: &mut HeaderMap)
         headers.remove(name);
     }
     ids(context.request_id, Some(context.instance_id), headers);
+    code_checksum(context, headers);
     if let Some(origin) = context.origin {
         headers.entry(ACCESS_CONTROL_ALLOW_ORIGIN).or_insert_with(|| origin.clone());
         headers.entry(ACCESS_CONTROL_ALLOW_CREDENTIALS).or_insert(HeaderValue::from_static("true"));
@@ -153,6 +154,14 @@ pub(super) fn of_report(report: &InvocationReport<'_>, headers: &mut HeaderMap) 
     headers.insert(HeaderName::from_static("x-fc-max-memory-usage"), header_value(&memory));
     if let Some(tail) = report.log_tail {
         headers.insert(HeaderName::from_static("x-fc-log-result"), header_value(&base64(tail)));
+    }
+}
+
+/// What stands for the code. That of an image is not documented: here it is made of its digest, as FC makes
+/// that of a code package (CRC-64, in decimal).
+pub(super) fn code_checksum(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    if !context.code_checksum.is_empty() {
+        headers.insert(HeaderName::from_static("x-fc-code-checksum"), header_value(context.code_checksum));
     }
 }
 

@@ -16,6 +16,13 @@ fn with_prefix(prefix: char) -> String {
     format!("{prefix}-{:08x}-{}-{}", epoch_seconds(), hex(&random::<4>()), hex(&random::<6>()))
 }
 
+/// CRC-64 as FC checks code packages (ECMA-182's polynomial, reflected, as in xz).
+pub(super) fn crc64(bytes: &[u8]) -> u64 {
+    const POLYNOMIAL: u64 = 0xc96c_5795_d787_0f42;
+    let step = |crc: u64, _| (crc >> 1) ^ (POLYNOMIAL & 0u64.wrapping_sub(crc & 1));
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u64::from(*byte), step))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +38,11 @@ mod tests {
             assert!(epoch_seconds().abs_diff(time) <= 2, "{id}");
         }
         assert_ne!(instance(), instance());
+    }
+
+    #[test]
+    fn checksums_are_those_of_xz() {
+        assert_eq!(crc64(b"123456789"), 0x995d_c9bb_df19_39fa);
+        assert_eq!(crc64(b""), 0);
     }
 }

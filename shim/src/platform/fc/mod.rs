@@ -18,7 +18,7 @@ use http::{HeaderMap, Method, StatusCode};
 use skiff_runtime::image::{Attestations, Limits as ImageLimits};
 
 use super::{
-    Defaults, EventVerdict, InstanceEvent, InstanceStep, InvocationContext, InvocationFailure,
+    Defaults, EventVerdict, InstanceEvent, InstanceStep, InstanceUse, InvocationContext, InvocationFailure,
     InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::function::Callback;
@@ -160,6 +160,19 @@ impl Platform for Fc {
         headers::response(context, headers);
     }
 
+    fn wants_log(&self, headers: &HeaderMap) -> bool {
+        headers.get("x-fc-log-type").is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"tail"))
+    }
+
+    fn reported_error(&self, headers: &HeaderMap) -> Option<String> {
+        let failed = headers.get("x-fc-status").is_some_and(|status| status.as_bytes() == b"404");
+        failed.then(|| "Unhandled function error".to_owned())
+    }
+
+    fn finish_http(&self, _: &InvocationContext<'_>, report: &InvocationReport<'_>, headers: &mut HeaderMap) {
+        headers::of_report(report, headers);
+    }
+
     /// The container's own status and headers do not reach the caller; `x-fc-status: 404` alone
     /// reports an error.
     fn event_verdict(
@@ -168,17 +181,13 @@ impl Platform for Fc {
         _status: StatusCode,
         headers: &HeaderMap,
     ) -> EventVerdict {
-        let failed = headers.get("x-fc-status").is_some_and(|status| status.as_bytes() == b"404");
+        let error = self.reported_error(headers);
         let mut answer = HeaderMap::new();
         headers::ids(context.request_id, Some(context.instance_id), &mut answer);
-        if failed {
+        if error.is_some() {
             errors::mark_handled(&mut answer);
         }
-        EventVerdict {
-            status: StatusCode::OK,
-            headers: answer,
-            error: failed.then(|| "Unhandled function error".to_owned()),
-        }
+        EventVerdict { status: StatusCode::OK, headers: answer, error }
     }
 
     fn finish_event(
@@ -188,6 +197,7 @@ impl Platform for Fc {
         headers: &mut HeaderMap,
     ) {
         headers::ids(context.request_id, Some(context.instance_id), headers);
+        headers::code_checksum(context, headers);
         headers::of_report(report, headers);
     }
 
@@ -199,6 +209,10 @@ impl Platform for Fc {
             (Callback::PreFreeze, Api::V3) => None,
             (Callback::PreStop, _) => Some((Method::GET, "/pre-stop")),
         }
+    }
+
+    fn code_checksum(&self, image_digest: &str) -> String {
+        ids::crc64(image_digest.as_bytes()).to_string()
     }
 
     /// As in samples of logs.
@@ -222,6 +236,15 @@ impl Platform for Fc {
         step: InstanceStep<'_>,
     ) -> Option<InstanceEvent> {
         Some(records::instance_event(config, instance_id, step))
+    }
+
+    fn instance_metrics(
+        &self,
+        config: &FunctionConfig,
+        instance_id: &str,
+        used: &InstanceUse,
+    ) -> Option<String> {
+        records::instance_metrics(config, instance_id, used)
     }
 
     fn request_record(

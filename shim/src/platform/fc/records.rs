@@ -1,4 +1,5 @@
-//! What FC keeps of instances (`FCInstanceEvents`) and requests (`FCRequestMetrics`), with its field names.
+//! What FC keeps of instances (`FCInstanceEvents`, `FCInstanceMetrics`) and requests (`FCRequestMetrics`),
+//! with its field names.
 //!
 //! The texts of `Creating`, `RuntimeInitializationSuccess` and `CreateSuccess` are FC's own; those of the
 //! other events are not documented and are ours. Of a request's fields those are left out that one host
@@ -10,7 +11,7 @@ use serde::Serialize;
 
 use crate::FunctionConfig;
 use crate::platform::{
-    InstanceEvent, InstanceStep, InvocationContext, InvocationKind, InvocationReport, megabytes,
+    InstanceEvent, InstanceStep, InstanceUse, InvocationContext, InvocationKind, InvocationReport, megabytes,
 };
 
 pub(super) fn instance_event(config: &FunctionConfig, id: &str, step: InstanceStep<'_>) -> InstanceEvent {
@@ -19,6 +20,9 @@ pub(super) fn instance_event(config: &FunctionConfig, id: &str, step: InstanceSt
         InstanceStep::Creating => ("Creating", format!("Start to create instance {id} of function {name}")),
         InstanceStep::ImageReady(took) => {
             ("PullImageSuccess", format!("Successfully pulled image for instance {id} in {:.2} ms", ms(took)))
+        }
+        InstanceStep::ImageFailed(why) => {
+            ("PullImageFailed", format!("Failed to pull image for instance {id}: {why}"))
         }
         InstanceStep::ServerReady(took) => (
             "RuntimeInitializationSuccess",
@@ -79,6 +83,9 @@ struct Request<'a> {
     #[serde(rename = "instanceID")]
     instance_id: &'a str,
     hostname: &'a str,
+    /// Of asynchronous ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_count: Option<u32>,
     #[serde(flatten)]
     cold_start: Option<ColdStart>,
     #[serde(flatten)]
@@ -115,7 +122,7 @@ pub(super) fn request(context: &InvocationContext<'_>, report: &InvocationReport
         qualifier: version,
         request_id: context.request_id,
         operation: "InvokeFunction",
-        invocation_type: "Sync",
+        invocation_type: if context.asynchronous { "Async" } else { "Sync" },
         memory_mb: config.memory_mib,
         memory_usage_mb: hundredths(megabytes(report.memory_peak_bytes)),
         duration_ms: hundredths(ms(report.duration)),
@@ -126,6 +133,7 @@ pub(super) fn request(context: &InvocationContext<'_>, report: &InvocationReport
         resource_mode: "OnDemand",
         instance_id: context.instance_id,
         hostname: context.instance_id,
+        retry_count: context.asynchronous.then_some(context.retries),
         cold_start: report.cold_start.map(|start| ColdStart {
             instance_event: "ColdStart",
             cold_start_latency_ms: hundredths(ms(start.total())),
@@ -140,6 +148,48 @@ pub(super) fn request(context: &InvocationContext<'_>, report: &InvocationReport
         }),
     };
     serde_json::to_string(&record).ok()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Metrics<'a> {
+    function_name: &'a str,
+    version_id: &'a str,
+    qualifier: &'a str,
+    #[serde(rename = "instanceID")]
+    instance_id: &'a str,
+    hostname: &'a str,
+    cpu_percent: f64,
+    cpu_quota_percent: f64,
+    #[serde(rename = "memoryUsageMB")]
+    memory_usage_mb: f64,
+    #[serde(rename = "memoryLimitMB")]
+    memory_limit_mb: u32,
+    concurrent_requests: usize,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    rx_total_bytes: u64,
+    tx_total_bytes: u64,
+}
+
+pub(super) fn instance_metrics(config: &FunctionConfig, id: &str, used: &InstanceUse) -> Option<String> {
+    let metrics = Metrics {
+        function_name: &config.name,
+        version_id: if config.version == "LATEST" { "" } else { &config.version },
+        qualifier: &config.version,
+        instance_id: id,
+        hostname: id,
+        cpu_percent: hundredths(used.cpu_percent),
+        cpu_quota_percent: hundredths(used.cpu_quota_percent),
+        memory_usage_mb: hundredths(megabytes(used.memory_bytes)),
+        memory_limit_mb: config.memory_mib,
+        concurrent_requests: used.running,
+        rx_bytes: used.received.0,
+        tx_bytes: used.sent.0,
+        rx_total_bytes: used.received.1,
+        tx_total_bytes: used.sent.1,
+    };
+    serde_json::to_string(&metrics).ok()
 }
 
 /// One of `FunctionOOMError`, `FunctionTimeoutError`, `FunctionUnhandledError`; empty where the function
@@ -233,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn an_asynchronous_event_tells_how_often_it_was_tried_before() {
+        let config = FunctionConfig::new("resize", fc());
+        let context =
+            InvocationContext { asynchronous: true, retries: 2, ..context(&config, InvocationKind::Event) };
+        let record = request(&context, &InvocationReport::default()).expect("a record");
+        let record: Value = serde_json::from_str(&record).expect("JSON");
+        assert_eq!((&record["invocationType"], &record["retryCount"]), (&json!("Async"), &json!(2)));
+    }
+
+    #[test]
     fn a_cold_request_tells_of_its_start_and_of_http() {
         let timeline = Timeline { pull: Duration::from_millis(70), ..Timeline::default() };
         let report = InvocationReport {
@@ -249,6 +309,27 @@ mod tests {
         );
         assert_eq!((&record["method"], &record["statusCode"]), (&json!("PUT"), &json!(201)));
         assert_eq!((&record["requestURI"], &record["clientIP"]), (&json!("/a/b"), &json!("")));
+    }
+
+    #[test]
+    fn metrics_of_instances_have_fcs_fields() {
+        let used = InstanceUse {
+            cpu_percent: 12.345_6,
+            cpu_quota_percent: 35.0,
+            memory_bytes: 9_646_899,
+            running: 2,
+            received: (10, 110),
+            sent: (20, 220),
+        };
+        let config = FunctionConfig::new("resize", fc());
+        let told = instance_metrics(&config, "c-1-2-3", &used).expect("metrics");
+        let expected = json!({
+            "functionName": "resize", "versionId": "", "qualifier": "LATEST", "instanceID": "c-1-2-3",
+            "hostname": "c-1-2-3", "cpuPercent": 12.35, "cpuQuotaPercent": 35.0, "memoryUsageMB": 9.2,
+            "memoryLimitMB": 512, "concurrentRequests": 2, "rxBytes": 10, "txBytes": 20, "rxTotalBytes": 110,
+            "txTotalBytes": 220,
+        });
+        assert_eq!(serde_json::from_str::<Value>(&told).expect("JSON"), expected);
     }
 
     #[test]

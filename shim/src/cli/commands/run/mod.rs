@@ -215,10 +215,14 @@ impl Run<'_> {
         let progress = Progress::new(self.console);
         plan.options.observer = Some(progress.observer());
         let pulled = self.interrupts.or(self.runtime.store().pull(&plan.source, &plan.options)).await?;
-        pulled.map_err(|error| {
-            let error = Instance::pull_failed(&plan.config, error);
-            Failure::of_start(&error, plan.config.platform.name(), plan.kind())
-        })
+        match pulled {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                let logs = Arc::new(Logs(self.console));
+                let error = Instance::pull_failed_told(&plan.config, error, logs).await;
+                Err(Failure::of_start(&error, plan.config.platform.name(), plan.kind()))
+            }
+        }
     }
 
     async fn start(&self, plan: &Plan, image: &Image) -> Result<Arc<Instance>, Failure> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use skiff::api::{self, Api, ApiOptions, Function, One};
-use skiff::proxy::{self, Listener};
+use skiff::proxy::Listener;
 use skiff::{Exit, Mode, Runtime, State};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -144,7 +144,7 @@ fn spawn(
         }
     };
     for listener in listeners.requests {
-        servers.spawn(proxy::serve(listener, Arc::clone(function), until()));
+        servers.spawn(api::serve_requests(listener, Arc::clone(api), Arc::clone(function), until()));
     }
     for listener in listeners.api {
         servers.spawn(api::serve(listener, Arc::clone(api), until()));
