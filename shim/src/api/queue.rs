@@ -130,7 +130,7 @@ pub(super) enum Work {
     /// The platform's event call.
     Event(Bytes),
     /// An HTTP request.
-    Request(HttpRequest),
+    Request(Box<HttpRequest>),
 }
 
 impl Work {
