@@ -24,15 +24,12 @@ pub(super) async fn call(shared: &Arc<Shared>, callback: Callback) -> Result<(),
         return Ok(());
     };
     let id = platform.new_callback_id();
-    shared.logs.platform(platform.log_callback(callback, &id, None));
+    shared.logs.platform(Some(&id), platform.log_callback(callback, &id, None));
     let deadline = Instant::now() + limit;
     let called = timeout_at(deadline, send(shared, callback, &request, &id)).await;
     let called = called.unwrap_or_else(|_| Err(format!("timed out after {} seconds", limit.as_secs_f64())));
-    shared.logs.platform(platform.log_callback(
-        callback,
-        &id,
-        Some(called.as_ref().err().map(String::as_str)),
-    ));
+    let ended = Some(called.as_ref().err().map(String::as_str));
+    shared.logs.platform(Some(&id), platform.log_callback(callback, &id, ended));
     called
 }
 

@@ -85,7 +85,7 @@ pub(super) async fn asked(shared: &Shared, ending: Option<&Ending>) -> Invocatio
     ending.asked().await;
     if *ending.0.borrow() == Asked::Signal {
         let sent = shared.guest.terminate();
-        shared.logs.platform(shared.config.platform.log_signal(sent));
+        shared.logs.platform(None, shared.config.platform.log_signal(sent));
     }
     ending.terminated().await;
     InvocationFailure::Terminated

@@ -110,7 +110,10 @@ impl Invocation {
             _held: held,
         };
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
-        shared.logs.platform(lines);
+        if shared.config.concurrency == 1 {
+            shared.logs.works_on(&invocation.request_id);
+        }
+        shared.logs.platform(Some(&invocation.request_id), lines);
         shared.activity.wake(&*shared.guest).await;
         invocation
     }
@@ -232,9 +235,9 @@ impl Invocation {
 
     fn log_end(&self, report: &InvocationReport<'_>) {
         let (platform, logs) = (self.shared.config.platform, &self.shared.logs);
-        logs.platform(platform.log_end(&self.context(), report));
+        logs.platform(Some(&self.request_id), platform.log_end(&self.context(), report));
         if let Some(record) = platform.request_record(&self.context(), report) {
-            logs.request(record);
+            logs.request(&self.request_id, record);
         }
     }
 }

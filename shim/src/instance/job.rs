@@ -112,7 +112,9 @@ impl Job {
             code_checksum: config.platform.code_checksum(&image.digest),
             started: launch.started,
         };
-        job.logs.platform(job.config.platform.log_start(&job.context(), &job.report()));
+        job.logs.works_on(&job.request_id);
+        let lines = job.config.platform.log_start(&job.context(), &job.report());
+        job.logs.platform(Some(&job.request_id), lines);
         Ok(job)
     }
 
@@ -234,9 +236,9 @@ impl fmt::Debug for Job {
 
 fn platform_end(job: &Job, report: &InvocationReport<'_>) {
     let platform = job.config.platform;
-    job.logs.platform(platform.log_end(&job.context(), report));
+    job.logs.platform(Some(&job.request_id), platform.log_end(&job.context(), report));
     if let Some(record) = platform.request_record(&job.context(), report) {
-        job.logs.request(record);
+        job.logs.request(&job.request_id, record);
     }
 }
 

@@ -5,6 +5,7 @@
 //! POST   /v1/functions             deploy (a Deployment as JSON)
 //! GET    /v1/functions/NAME        one function        (?namespace=…)
 //! DELETE /v1/functions/NAME        delete it           (?namespace=…)
+//! GET    /v1/functions/NAME/logs   what it wrote       (?namespace=…&follow=true&since=UNIX_MS&request=ID)
 //! GET    /v1/events                what happens from now on, a JSON object in each line
 //! GET    /openapi.json             this, for machines
 //! ```
@@ -13,11 +14,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt as _};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited, StreamBody};
@@ -25,10 +26,10 @@ use hyper::body::{Frame, Incoming};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 
-use super::{Deployment, Node, NodeEvent};
+use super::{Deployment, LogQuery, Node, NodeEvent};
 use crate::api::Api;
 use crate::proxy::body::{self, Body};
 use crate::proxy::{Handler, Listener, serve_with};
@@ -53,12 +54,21 @@ pub async fn serve(
     api: Arc<Api>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_with(listener, Arc::new(Control { node, api }), shutdown).await
+    let over = watch::Sender::new(false);
+    let control = Control { node, api, over: over.subscribe() };
+    let shutdown = async {
+        shutdown.await;
+        // Answers without an end would hold up this one's.
+        over.send_replace(true);
+    };
+    serve_with(listener, Arc::new(control), shutdown).await
 }
 
 struct Control {
     node: Arc<Node>,
     api: Arc<Api>,
+    /// True when nothing more is to be told.
+    over: watch::Receiver<bool>,
 }
 
 impl Handler for Control {
@@ -82,19 +92,20 @@ impl Handler for Control {
 impl Control {
     async fn control(&self, request: Request<Incoming>) -> Result<Response<Body>> {
         let (path, method) = (request.uri().path().to_owned(), request.method().clone());
-        let mut parts = path.trim_start_matches('/').split('/');
-        match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("openapi.json"), None, ..) => Ok(match method {
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        match parts.as_slice() {
+            ["openapi.json"] => Ok(match method {
                 Method::GET => json_response(StatusCode::OK, Bytes::from_static(OPENAPI.as_bytes())),
                 _ => not_allowed("GET"),
             }),
-            (Some("v1"), Some("functions"), None, _) => match method {
+            ["v1", "functions"] => match method {
                 Method::GET => Ok(answer(&json!({ "functions": self.node.functions() }))),
                 Method::POST => self.deploy(request).await,
                 _ => Ok(not_allowed("GET, POST")),
             },
-            (Some("v1"), Some("functions"), Some(name), None) => {
-                let (name, namespace) = (decoded(name), namespace(request.uri().query()));
+            ["v1", "functions", name] => {
+                let (name, namespace) = (decoded(name), query.get("namespace"));
                 match method {
                     Method::GET => Ok(answer(&self.node.function(namespace.as_deref(), &name)?)),
                     Method::DELETE => {
@@ -104,13 +115,43 @@ impl Control {
                     _ => Ok(not_allowed("GET, DELETE")),
                 }
             }
-            (Some("v1"), Some("events"), None, _) => Ok(match method {
-                Method::GET => lines(self.node.events()),
+            ["v1", "functions", name, "logs"] => match method {
+                Method::GET => self.logs(&decoded(name), &query).await,
+                _ => Ok(not_allowed("GET")),
+            },
+            ["v1", "events"] => Ok(match method {
+                Method::GET => self.ndjson(lines(self.node.events())),
                 _ => not_allowed("GET"),
             }),
             _ => Err(Error::new(ErrorKind::NotFound, format!("there is nothing at {path}"))
                 .advise("GET /openapi.json tells what there is")),
         }
+    }
+
+    /// Lines that are JSON, as they come, until their end or the node's.
+    fn ndjson(
+        &self,
+        lines: impl Stream<Item = std::result::Result<Frame<Bytes>, body::BodyError>> + Send + 'static,
+    ) -> Response<Body> {
+        let mut over = self.over.clone();
+        let over = async move {
+            let _ = over.wait_for(|over| *over).await;
+        };
+        let lines = lines.take_until(Box::pin(over));
+        let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        response
+    }
+
+    async fn logs(&self, name: &str, query: &Query) -> Result<Response<Body>> {
+        let since = match query.get("since") {
+            None => None,
+            Some(text) => Some(UNIX_EPOCH + Duration::from_millis(number("since", &text)?)),
+        };
+        let follow = query.get("follow").is_some_and(|value| value != "false");
+        let wanted = LogQuery { since, request_id: query.get("request"), follow };
+        let parts = self.node.logs(query.get("namespace").as_deref(), name, wanted).await?;
+        Ok(self.ndjson(parts.map(|part| part.map(Frame::data).map_err(body::BodyError::from))))
     }
 
     async fn deploy(&self, request: Request<Incoming>) -> Result<Response<Body>> {
@@ -138,9 +179,22 @@ fn decoded(part: &str) -> String {
     percent_decode_str(part).decode_utf8_lossy().into_owned()
 }
 
-fn namespace(query: Option<&str>) -> Option<String> {
-    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(key, _)| *key == "namespace").map(|(_, value)| decoded(value))
+/// What stands after the `?` of a target.
+struct Query(String);
+
+impl Query {
+    fn get(&self, name: &str) -> Option<String> {
+        let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| decoded(value))
+    }
+}
+
+fn number(name: &str, text: &str) -> Result<u64> {
+    // What is later than any clock shows is no time.
+    text.parse().ok().filter(|number| *number < 1 << 52).ok_or_else(|| {
+        let kind = ErrorKind::Runtime(skiff_runtime::ErrorKind::InvalidArgument);
+        Error::new(kind, format!("{name}={text} is no number of milliseconds since 1970"))
+    })
 }
 
 fn json_response(status: StatusCode, bytes: Bytes) -> Response<Body> {
@@ -169,7 +223,9 @@ fn failed(error: &Error) -> Response<Body> {
     let status = match error.kind() {
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Busy => StatusCode::CONFLICT,
-        ErrorKind::InvalidFunction => StatusCode::BAD_REQUEST,
+        ErrorKind::InvalidFunction | ErrorKind::Runtime(skiff_runtime::ErrorKind::InvalidArgument) => {
+            StatusCode::BAD_REQUEST
+        }
         kind => match kind.fault() {
             crate::Fault::Caller | crate::Fault::Image => StatusCode::UNPROCESSABLE_ENTITY,
             crate::Fault::Registry => StatusCode::BAD_GATEWAY,
@@ -186,18 +242,16 @@ fn failed(error: &Error) -> Response<Body> {
     json_response(status, value.to_string().into())
 }
 
-/// Events as lines, until the client goes or the node ends. Who is too slow is told how many it missed.
-fn lines(events: broadcast::Receiver<NodeEvent>) -> Response<Body> {
-    let lines = stream::unfold(events, |mut events| async move {
+/// Events as lines. Who is too slow is told how many it missed.
+fn lines(
+    events: broadcast::Receiver<NodeEvent>,
+) -> impl Stream<Item = std::result::Result<Frame<Bytes>, body::BodyError>> + Send + 'static {
+    stream::unfold(events, |mut events| async move {
         let line = match events.recv().await {
             Ok(event) => serde_json::to_string(&event).unwrap_or_default(),
             Err(RecvError::Lagged(missed)) => json!({ "event": "missed", "count": missed }).to_string(),
             Err(RecvError::Closed) => return None,
         };
-        let frame = Frame::data(Bytes::from(line + "\n"));
-        Some((Ok::<_, body::BodyError>(frame), events))
-    });
-    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    response
+        Some((Ok(Frame::data(Bytes::from(line + "\n"))), events))
+    })
 }

@@ -12,10 +12,11 @@ pub mod control;
 mod deployed;
 mod deployment;
 mod info;
+mod logs;
 mod shelf;
 mod sockets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,11 +28,12 @@ use tokio::sync::broadcast;
 use self::deployed::{Call, Calls, Deployed, Revision, not_active};
 pub use self::deployment::{Deployment, Scaling};
 pub use self::info::{FunctionInfo, FunctionState, LastUpdate, NodeEvent, NodeEventKind, UpdateStatus};
+use self::logs::Book;
+pub use self::logs::{LineForm, LogFiles, LogQuery, LogTarget, NodeLogs};
 use self::shelf::{Record, Shelf};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
-use crate::instance::LogSink;
 use crate::platform::Warning;
 use crate::pool::{Jobs, Pool};
 use crate::{
@@ -45,9 +47,6 @@ const EVENTS: usize = 1024;
 /// How long the former revision may take for its last calls, besides the function's own time limit.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
 
-/// Where the log lines of a function go.
-pub type LogTarget = Arc<dyn Fn(&FunctionConfig) -> Arc<dyn LogSink> + Send + Sync>;
-
 /// How a node works.
 #[derive(Clone)]
 pub struct NodeOptions {
@@ -56,7 +55,7 @@ pub struct NodeOptions {
     /// How images are pulled.
     pub pull: PullOptions,
     /// Where log lines go.
-    pub logs: LogTarget,
+    pub logs: NodeLogs,
     /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
     /// pass HTTP requests on; `None` has none.
     pub sockets: Option<PathBuf>,
@@ -72,7 +71,7 @@ impl fmt::Debug for NodeOptions {
 pub struct Node {
     runtime: Arc<Runtime>,
     pull: PullOptions,
-    logs: LogTarget,
+    logs: Arc<Book>,
     shelf: Shelf,
     sockets: Option<Sockets>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
@@ -95,12 +94,13 @@ impl Node {
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let logs = Arc::new(Book::open(options.logs, &options.runtime.state_dir)?);
         let runtime = Runtime::open(options.runtime).await?;
         let sockets = options.sockets.map(Sockets::open).transpose()?;
         let node = Arc::new(Self {
             runtime,
             pull: options.pull,
-            logs: options.logs,
+            logs,
             shelf,
             sockets,
             functions: Mutex::default(),
@@ -109,6 +109,7 @@ impl Node {
         for record in node.shelf.records()? {
             node.put_back(record);
         }
+        node.sweep_logs();
         Ok(node)
     }
 
@@ -186,7 +187,42 @@ impl Node {
             self.tell(&revision.config, NodeEventKind::Deleted);
             revision.drain(DRAIN_GRACE).await;
         }
+        let removed = {
+            let table = self.table();
+            // One that has been deployed again meanwhile goes on with the log of the former.
+            (!table.contains_key(&key)).then(|| self.logs.remove(&key))
+        };
+        if let Some(removed) = removed {
+            removed.await;
+        }
         Ok(())
+    }
+
+    /// The log of a function, as a stream of parts of whole lines; each line is a JSON object with `time`,
+    /// `instance`, `revision`, `stream`, `request_id` (where it is known) and `line`. It ends when the function
+    /// is deleted. A function whose first deploy has failed has a log too.
+    ///
+    /// # Errors
+    /// `NotFound`, also where the node keeps no logs; `Runtime(Host)`.
+    pub async fn logs(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        query: LogQuery,
+    ) -> Result<impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + use<>> {
+        let key = match self.named(namespace, name) {
+            Ok((key, _)) => key,
+            Err(error) => match self.logs.named(namespace, name).as_slice() {
+                [key] => key.clone(),
+                _ => return Err(error),
+            },
+        };
+        logs::lines(&self.logs, key, query).await
+    }
+
+    fn sweep_logs(&self) {
+        let deployed: BTreeSet<Key> = self.table().keys().cloned().collect();
+        self.logs.sweep(&deployed);
     }
 
     /// Invokes a function with an event.
@@ -232,7 +268,9 @@ impl Node {
         let ends = all.iter().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
             .await;
-        Ok(self.runtime.shutdown().await?)
+        let ended = self.runtime.shutdown().await;
+        self.logs.close().await;
+        Ok(ended?)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Deployed>>> {
@@ -268,7 +306,7 @@ impl Node {
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
         let pulled = self.runtime.store().pull(&source, &options).await;
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
-        let calls = self.calls(pulled.clone(), config, scaling)?;
+        let calls = self.calls(pulled.clone(), config, number, scaling)?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
             return Err(error);
@@ -284,8 +322,14 @@ impl Node {
         })
     }
 
-    fn calls(&self, image: Image, config: &Arc<FunctionConfig>, scaling: Scaling) -> Result<Calls> {
-        let (logs, options) = ((self.logs)(config), scaling.pool());
+    fn calls(
+        &self,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        number: u64,
+        scaling: Scaling,
+    ) -> Result<Calls> {
+        let (logs, options) = (self.logs.sink(&key(config), config, number), scaling.pool());
         Ok(match config.mode {
             Mode::Job => Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)),
             _ => Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?),
@@ -330,6 +374,7 @@ impl Node {
         if deployed.is_empty() {
             deployed.take();
             self.table().remove(&key(config));
+            self.sweep_logs();
         }
     }
 
@@ -381,7 +426,7 @@ impl Node {
             // It was pinned: somebody removed it by hand.
             return Box::pin(self.make(record.revision, &record.image, config, record.scaling)).await;
         };
-        let calls = self.calls(image.clone(), config, record.scaling)?;
+        let calls = self.calls(image.clone(), config, record.revision, record.scaling)?;
         Ok(Revision {
             number: record.revision,
             config: Arc::clone(config),

@@ -126,6 +126,11 @@ wait. A second signal ends it without waiting for running requests.
 The node's socket has the control API (GET /openapi.json tells what it is) and the invoke APIs of both vendors;
 each function has a socket of its own for plain HTTP. All are root's alone.
 
+What functions and their platforms write goes to files below the state directory, logs/NAMESPACE/NAME/, which
+`skiff logs` reads: at most --log-files of --log-size for each function. With --log-to stdout or journal it goes
+to the standard output instead. A disk, or a reader, that stands still costs lines, which are counted and told
+where they are missing; it holds up no call.
+
 Examples:
   Serve, and deploy from another terminal:
     skiff serve
@@ -140,7 +145,8 @@ Exit codes:
 
 With --output json, on the standard output, for each socket:
   {\"event\":\"serving\",\"address\":\"unix:/run/skiff/skiff.sock\"}
-Log lines and events of functions go to the standard error.";
+With --log-to stdout, log lines are there too, as `skiff logs --output json` has them, with `namespace` and
+`function` in each.";
 
 pub(super) const DEPLOY: &str = "\
 Examples:

@@ -4,6 +4,7 @@ mod api;
 mod exec;
 mod function;
 mod help;
+mod help_node;
 mod images;
 mod lifecycle;
 mod network;
@@ -22,7 +23,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
-pub(crate) use node::{DeployArgs, FunctionNameArgs, NodeArgs, ServeArgs};
+pub(crate) use node::{DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs};
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
@@ -79,6 +80,9 @@ pub(crate) enum Command {
     /// Take a deployed function away.
     #[command(after_help = help::DELETE, after_long_help = help::DELETE_LONG)]
     Delete(FunctionNameArgs),
+    /// Show what a deployed function and its platform wrote.
+    #[command(after_help = help_node::LOGS, after_long_help = help_node::LOGS_LONG)]
+    Logs(LogsArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
     Exec(ExecArgs),
@@ -272,6 +276,7 @@ mod tests {
             "functions",
             "get",
             "delete",
+            "logs",
             "exec",
             "pull",
             "images",
@@ -324,6 +329,11 @@ mod tests {
             "run image --trigger timer",
             "run image --trigger cos --event x",
             "run image --pids 0",
+            "serve --log-size 1KiB",
+            "serve --log-files 1",
+            "serve --log-to disk",
+            "logs",
+            "logs demo --since soon",
             "run image extra",
             "pull image --memory 512MiB",
             "pull image --platform aws",

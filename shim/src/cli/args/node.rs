@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
-use skiff::node::Scaling;
+use clap::{Args, ValueEnum};
+use skiff::node::{LogFiles, Scaling};
 
 use super::{ApiArgs, NetworkArgs, SourceArgs};
-use crate::cli::values::{Listen, Time};
+use crate::cli::values::{DiskSize, Listen, Since, Time};
 
 /// Options of `skiff serve`.
 #[derive(Debug, Args)]
@@ -23,7 +23,61 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
+    pub(crate) logs: NodeLogArgs,
+    #[command(flatten)]
     pub(crate) api: NodeApiArgs,
+}
+
+/// Where the functions of a node log to.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logs")]
+pub(crate) struct NodeLogArgs {
+    /// Where what functions and their platforms write goes.
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = LogTo::Files)]
+    pub(crate) log_to: LogTo,
+    /// Size of a file of logs, 1MiB to 64GiB; a function has several.
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub(crate) log_size: DiskSize,
+    /// Files of each function, 2 to 1000; the oldest goes when there is one too many.
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub(crate) log_files: u32,
+}
+
+impl NodeLogArgs {
+    pub(crate) fn files(&self) -> LogFiles {
+        let files = usize::try_from(self.log_files).unwrap_or(usize::MAX);
+        LogFiles { bytes: self.log_size.0, files }
+    }
+}
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogTo {
+    /// Into files below the state directory, for `skiff logs`.
+    Files,
+    /// To the standard output, a JSON object in each line.
+    Stdout,
+    /// To the standard output with levels, as systemd's journal reads them.
+    Journal,
+}
+
+/// Options of `skiff logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    pub(crate) function: FunctionNameArgs,
+    /// Go on with the lines that come, until the function is deleted.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// None that are older: 10m, or 2026-01-01T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Since>,
+    /// Those of this request only.
+    #[arg(long, value_name = "ID")]
+    pub(crate) request: Option<String>,
+    /// The time of each line before it.
+    #[arg(long, short)]
+    pub(crate) times: bool,
 }
 
 /// The invoke APIs of a node.

@@ -1,11 +1,13 @@
 //! What each command does.
 
+mod client;
 pub(crate) mod doctor;
 pub(crate) mod documents;
 pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod import;
+pub(crate) mod logs;
 pub(crate) mod node;
 pub(crate) mod pull;
 pub(crate) mod rmi;

@@ -2,27 +2,18 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use http::Method;
 use serde_json::Value;
 use skiff::function::file::{FileOptions, FunctionFile};
 use skiff::node::Deployment;
-use tokio::net::UnixStream;
 
-use super::serve::SOCKET_NAME;
-use super::{absolute, table};
+use super::client::{Client, encoded, text_of};
+use super::table;
 use crate::cli::args::{DeployArgs, FunctionNameArgs, Global, NodeArgs};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
-
-/// Bytes of an answer of the node at most.
-const MAX_ANSWER: usize = 64 << 20;
 
 /// Deploys a function.
 pub(crate) async fn deploy(
@@ -98,10 +89,6 @@ fn row(function: &Value) -> Vec<String> {
     texts.into_iter().chain([revision, count, text_of(&function["image"])]).collect()
 }
 
-fn text_of(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
-}
-
 /// Tells all about one function.
 pub(crate) async fn get(
     global: &Global,
@@ -126,51 +113,6 @@ pub(crate) async fn delete(
 }
 
 fn path(args: &FunctionNameArgs) -> String {
-    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let namespace = args.namespace.as_deref().map(|name| format!("?namespace={}", encoded(name)));
     format!("/v1/functions/{}{}", encoded(&args.name), namespace.unwrap_or_default())
-}
-
-/// The node of this host.
-struct Client {
-    socket: PathBuf,
-}
-
-impl Client {
-    fn new(global: &Global, args: &NodeArgs) -> Result<Self, Failure> {
-        let socket = match &args.socket {
-            Some(path) => absolute(path)?,
-            None => absolute(&global.run_dir)?.join(SOCKET_NAME),
-        };
-        Ok(Self { socket })
-    }
-
-    /// One request; an answer that is an error becomes a failure.
-    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value, Failure> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| no_node(&self.socket, &e))?;
-        let failed = |e: hyper::Error| Failure::host("talking to the node", &e);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "node")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|e| Failure::host("asking the node", &e))?;
-        let response = sender.send_request(request).await.map_err(failed)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        connection.abort();
-        let bytes = body.map_err(|e| Failure::host("reading the node's answer", &*e))?.to_bytes();
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::host("understanding the node's answer", &e))?;
-        if status == StatusCode::OK { Ok(value) } else { Err(Failure::of_node(&value["error"])) }
-    }
-}
-
-fn no_node(socket: &Path, error: &std::io::Error) -> Failure {
-    Failure::usage(format!("no node listens on {}: {error}", socket.display()))
-        .advise("start one by `skiff serve`, or name its socket or its run directory")
 }

@@ -2,20 +2,20 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use skiff::api::{self, Api};
-use skiff::node::{Node, NodeOptions, control};
+use skiff::node::{LineForm, Node, NodeLogs, NodeOptions, control};
 use skiff::proxy::Listener;
-use skiff::{CgroupParent, LogSink, RuntimeOptions};
+use skiff::{CgroupParent, RuntimeOptions};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::run::raise_open_files;
 use super::{absolute, require_root, variable};
-use crate::cli::args::{Global, ServeArgs};
-use crate::cli::console::{Console, Logs, with_event};
+use crate::cli::args::{Global, LogTo, ServeArgs};
+use crate::cli::console::{Console, with_event};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
 
@@ -29,7 +29,7 @@ const SOCKETS_NAME: &str = "functions";
 pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -> Result<ExitCode, Failure> {
     require_root()?;
     let api_options = args.api.as_api().options()?;
-    let options = options(global, args, console)?;
+    let options = options(global, args)?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
     let node = Box::pin(interrupts.or(Node::open(options))).await??;
@@ -43,13 +43,12 @@ pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOptions, Failure> {
+fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
     let run_dir = absolute(&global.run_dir)?;
     let sockets = match &args.sockets {
         Some(dir) => absolute(dir)?,
         None => run_dir.join(SOCKETS_NAME),
     };
-    let logs: Arc<dyn LogSink> = Arc::new(Logs(console));
     Ok(NodeOptions {
         runtime: RuntimeOptions {
             state_dir: absolute(&global.state_dir)?,
@@ -60,7 +59,11 @@ fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOp
             cgroup: CgroupParent::Auto,
         },
         pull: args.source.pull_options(variable)?,
-        logs: Arc::new(move |_| Arc::clone(&logs)),
+        logs: match args.logs.log_to {
+            LogTo::Files => NodeLogs::Files(args.logs.files()),
+            LogTo::Stdout => NodeLogs::Stream(Arc::new(Mutex::new(std::io::stdout())), LineForm::Json),
+            LogTo::Journal => NodeLogs::Stream(Arc::new(Mutex::new(std::io::stdout())), LineForm::Journal),
+        },
         sockets: Some(sockets),
     })
 }

@@ -73,6 +73,7 @@ mod tests {
             instance_id: "c-1".into(),
             stream: LogStream::Stdout,
             time: UNIX_EPOCH + Duration::from_millis(1500),
+            request_id: None,
             bytes: bytes::Bytes::from_static(bytes),
         }
     }

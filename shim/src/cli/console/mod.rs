@@ -87,6 +87,24 @@ impl Console {
         write_result(line.as_bytes())
     }
 
+    /// As [`Console::result`], for one line of many: whether there is a reader still.
+    ///
+    /// # Errors
+    /// As [`Console::result`].
+    pub(crate) fn line(
+        self,
+        text: impl FnOnce() -> String,
+        value: impl FnOnce() -> Value,
+    ) -> Result<bool, Failure> {
+        let line = if self.is_json() { json_line(&value()) } else { text() + "\n" };
+        write_stdout(line.as_bytes())
+    }
+
+    /// What others wrote, as the standard output may show it: a terminal gets control characters escaped.
+    pub(crate) fn shown(self, text: &str) -> String {
+        if self.stdout.terminal { printable(text) } else { text.to_owned() }
+    }
+
     /// Writes bytes as they are. Only a terminal gets control characters escaped, and a line feed
     /// after the last line.
     ///
@@ -155,12 +173,16 @@ fn colors_allowed(lookup: impl Fn(&str) -> Option<std::ffi::OsString>) -> bool {
 }
 
 fn write_result(bytes: &[u8]) -> Result<(), Failure> {
+    write_stdout(bytes).map(drop)
+}
+
+/// Whether there is a reader still.
+fn write_stdout(bytes: &[u8]) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::host("writing to the standard output", &e))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::host("writing to the standard output", &e)),
     }
 }
 

@@ -6,6 +6,7 @@ mod destination;
 pub(crate) mod env;
 mod event;
 mod listen;
+mod since;
 mod trigger;
 
 pub(crate) use age::Age;
@@ -13,5 +14,6 @@ pub(crate) use command::Words;
 pub(crate) use destination::DestinationArg;
 pub(crate) use event::EventSource;
 pub(crate) use listen::Listen;
+pub(crate) use since::Since;
 pub(crate) use skiff::units::{Cpus, DiskSize, Invalid, Memory, StoreSize, Time, TimeLimit};
 pub(crate) use trigger::TriggerArg;

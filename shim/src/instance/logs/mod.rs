@@ -73,6 +73,9 @@ pub struct LogLine {
     pub stream: LogStream,
     /// When it was read.
     pub time: SystemTime,
+    /// The request that it belongs to, where that is known: for the platform's lines about one, and for the
+    /// lines of a container that works on one invocation at a time, which belong to the last that it began.
+    pub request_id: Option<Arc<str>>,
     /// The line without its line feed, as it was written; not necessarily UTF-8.
     pub bytes: Bytes,
 }
@@ -100,6 +103,12 @@ impl LogLine {
 pub trait LogSink: Send + Sync + 'static {
     /// Takes one line.
     fn line(&self, line: &LogLine);
+
+    /// Takes lines that have come together. They count as taken when this returns: a sink that keeps them
+    /// returns when it has them safe.
+    fn lines(&self, lines: &[LogLine]) {
+        lines.iter().for_each(|line| self.line(line));
+    }
 }
 
 impl<F: Fn(&LogLine) + Send + Sync + 'static> LogSink for F {
@@ -116,6 +125,8 @@ pub(crate) struct Logs {
     tail: Arc<Mutex<Tail>>,
     /// With the platform's lines, for callers who ask for the log of their invocation.
     recent: Arc<Mutex<Tail>>,
+    /// The request that the container works on, or worked on last, where it is one at a time.
+    current: Arc<Mutex<Option<Arc<str>>>>,
     /// Asks each follower whether it has read all that was written.
     followers: Mutex<Vec<mpsc::Sender<oneshot::Sender<()>>>>,
     /// Keeps the queue open.
@@ -134,6 +145,7 @@ impl Logs {
             queue,
             tail: Arc::default(),
             recent: Arc::default(),
+            current: Arc::default(),
             followers: Mutex::default(),
             _member: member,
         }
@@ -146,7 +158,7 @@ impl Logs {
         let (tail, recent) = (Arc::clone(&self.tail), Arc::clone(&self.recent));
         let (ask, mut asked) = mpsc::channel::<oneshot::Sender<()>>(MAX_ASKING);
         locked(&self.followers).push(ask);
-        let instance_id = Arc::clone(&self.instance_id);
+        let (instance_id, current) = (Arc::clone(&self.instance_id), Arc::clone(&self.current));
         tokio::spawn(async move {
             // Of the stream, looked at and not consumed: the beginning of a line.
             let mut begun = 0;
@@ -167,11 +179,13 @@ impl Logs {
                 if over {
                     lines.extend(splitter.finish());
                 }
+                let request_id = locked(&current).clone();
                 for bytes in lines {
                     let time = SystemTime::now();
                     locked(&tail).push(TailLine { time, bytes: bytes.clone() });
                     locked(&recent).push(TailLine { time, bytes: bytes.clone() });
-                    let line = LogLine { instance_id: Arc::clone(&instance_id), stream, time, bytes };
+                    let (instance_id, request_id) = (Arc::clone(&instance_id), request_id.clone());
+                    let line = LogLine { instance_id, stream, time, request_id, bytes };
                     member.push(line).await;
                 }
                 member.handed_on().await;
@@ -184,33 +198,39 @@ impl Logs {
         });
     }
 
-    /// Adds lines of the platform.
-    pub(crate) fn platform(&self, lines: Vec<String>) {
+    /// From now on what the container writes belongs to this request.
+    pub(crate) fn works_on(&self, request_id: &str) {
+        *locked(&self.current) = Some(request_id.into());
+    }
+
+    /// Adds lines of the platform, about a request if there is one.
+    pub(crate) fn platform(&self, request_id: Option<&str>, lines: Vec<String>) {
+        let request_id: Option<Arc<str>> = request_id.map(Into::into);
         for line in lines {
             let line = Bytes::from(line);
             locked(&self.recent).push(TailLine { time: SystemTime::now(), bytes: line.clone() });
-            self.add(LogStream::Platform, line);
+            self.add(LogStream::Platform, request_id.clone(), line);
         }
     }
 
     /// Adds an event of the instance's life.
     pub(crate) fn event(&self, event: &InstanceEvent) {
-        self.add(LogStream::Events, serde_json::to_vec(event).unwrap_or_default().into());
+        self.add(LogStream::Events, None, serde_json::to_vec(event).unwrap_or_default().into());
     }
 
     /// Adds the record of a request.
-    pub(crate) fn request(&self, record: String) {
-        self.add(LogStream::Requests, record.into());
+    pub(crate) fn request(&self, request_id: &str, record: String) {
+        self.add(LogStream::Requests, Some(request_id.into()), record.into());
     }
 
     /// Adds the record of what the instance uses.
     pub(crate) fn metrics(&self, record: String) {
-        self.add(LogStream::Metrics, record.into());
+        self.add(LogStream::Metrics, None, record.into());
     }
 
-    fn add(&self, stream: LogStream, bytes: Bytes) {
+    fn add(&self, stream: LogStream, request_id: Option<Arc<str>>, bytes: Bytes) {
         let instance_id = Arc::clone(&self.instance_id);
-        self.queue.push_now(LogLine { instance_id, stream, time: SystemTime::now(), bytes });
+        self.queue.push_now(LogLine { instance_id, stream, time: SystemTime::now(), request_id, bytes });
     }
 
     /// How many lines there have been, for [`Logs::since`].
@@ -279,7 +299,7 @@ mod tests {
         let (mut err, err_end) = tokio::io::duplex(64);
         logs.follow(LogStream::Stdout, Stream::new(out_end));
         logs.follow(LogStream::Stderr, Stream::new(err_end));
-        logs.platform(vec!["START".to_owned()]);
+        logs.platform(None, vec!["START".to_owned()]);
         out.write_all(b"one\ntwo").await.expect("written");
         err.write_all(b"\xff\n").await.expect("written");
         drop((out, err));
@@ -300,9 +320,9 @@ mod tests {
         let logs = Logs::new("i".into(), 64, sink);
         let (mut out, out_end) = tokio::io::duplex(64 * 1024);
         logs.follow(LogStream::Stdout, Stream::new(out_end));
-        logs.platform(vec!["before".to_owned()]);
+        logs.platform(None, vec!["before".to_owned()]);
         let mark = logs.mark();
-        logs.platform(vec!["START".to_owned()]);
+        logs.platform(None, vec!["START".to_owned()]);
         out.write_all(b"one\ntwo\nhalf").await.expect("written");
         logs.settle().await;
         assert_eq!(logs.since(mark), b"START\none\ntwo");
@@ -371,9 +391,9 @@ mod tests {
             sink.line(line);
         };
         let logs = Logs::new("i".into(), 64, Arc::new(moody));
-        logs.platform(vec!["bad".to_owned()]);
+        logs.platform(None, vec!["bad".to_owned()]);
         logs.drained(SOON).await;
-        logs.platform(vec!["good".to_owned()]);
+        logs.platform(None, vec!["good".to_owned()]);
         logs.drained(SOON).await;
         assert_eq!(locked(&lines).len(), 1);
     }

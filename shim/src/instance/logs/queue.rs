@@ -199,7 +199,7 @@ pub(super) async fn pump(queue: Arc<Queue>, instance_id: Arc<str>, sink: Arc<dyn
     while let Some((batch, cost)) = queue.take(&instance_id).await {
         let sink = Arc::clone(&sink);
         // A sink that panics loses the rest of its batch, nothing else.
-        let _ = tokio::task::spawn_blocking(move || batch.iter().for_each(|line| sink.line(line))).await;
+        let _ = tokio::task::spawn_blocking(move || sink.lines(&batch)).await;
         queue.taken(cost);
     }
     queue.emptied.notify_waiters();
@@ -210,6 +210,7 @@ fn dropped_line(instance_id: &Arc<str>, count: u64) -> LogLine {
         instance_id: Arc::clone(instance_id),
         stream: LogStream::Platform,
         time: SystemTime::now(),
+        request_id: None,
         bytes: format!("{count} log lines were dropped here: the log's reader is too slow").into(),
     }
 }
