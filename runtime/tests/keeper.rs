@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use skiff_runtime::{Container, ContainerSpec, ErrorKind, Writable};
 
 mod bench;
-use bench::{Bench, keeper_of, shell};
+use bench::{Bench, directories, keeper_of, shell};
 
 fn children(of: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
@@ -136,7 +136,13 @@ async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench, ice
     let before = children(keeper);
     let signal =
         |signal| kill_process(Pid::from_raw(keeper.cast_signed()).expect("a pid"), signal).expect("sent");
-    let spec = ContainerSpec { deadline: Duration::from_secs(6), ..shell("sleep 1000") };
+    // Caps that no start had before it: none of those disks are made ready beside its own.
+    let spec = ContainerSpec {
+        deadline: Duration::from_secs(6),
+        writable_bytes: 24 << 20,
+        tmp_bytes: 20 << 20,
+        ..shell("sleep 1000")
+    };
     let disks = || {
         let fds = fs::read_dir("/proc/self/fd").expect("fds").flatten();
         fds.filter_map(|fd| fs::read_link(fd.path()).ok())
@@ -195,8 +201,9 @@ fn mounts_below(keeper: u32, dir: &Path) -> usize {
 
 fn inventory(keeper: u32, dir: &Path, run: &str) -> Inventory {
     let count = |path: String| fs::read_dir(path).expect("there").count();
-    let groups = fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten();
-    let groups = groups.filter_map(|h| fs::read_dir(h.path().join("skiff").join(run)).ok());
+    // Of every hierarchy of version 1; on version 2 perhaps below a group of systemd's.
+    let groups = directories(Path::new("/sys/fs/cgroup"), run);
+    let groups = groups.iter().filter_map(|group| fs::read_dir(group).ok());
     Inventory {
         own_fds: count("/proc/self/fd".into()),
         keeper_fds: count(format!("/proc/{keeper}/fd")),

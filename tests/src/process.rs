@@ -1,7 +1,7 @@
 //! Processes, as `/proc` shows them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -61,6 +61,34 @@ impl Process {
     #[must_use]
     pub fn cgroups(&self) -> String {
         fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default()
+    }
+
+    /// The directory of its cgroup in the hierarchy of version 1 with this controller, or in that of
+    /// version 2 where the controller is in none of those.
+    ///
+    /// # Panics
+    /// When it has ended, or the hierarchy is not mounted.
+    #[track_caller]
+    #[must_use]
+    pub fn cgroup_dir(&self, controller: &str) -> PathBuf {
+        let groups = self.cgroups();
+        // `NUMBER:CONTROLLER,…:/PATH` (cgroups(7)), without controllers for version 2.
+        let of = |controller: &str| {
+            groups.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let here = fields.next()?.split(',').any(|name| name == controller);
+                fields.next().filter(|_| here).map(|path| path.trim_start_matches('/').to_owned())
+            })
+        };
+        let v1 = of(controller);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let mount = mounts.lines().find(|line| match v1 {
+            Some(_) => line.contains(" - cgroup ") && line.rsplit([' ', ',']).any(|name| name == controller),
+            None => line.contains(" - cgroup2 "),
+        });
+        let root = mount.and_then(|line| line.split(' ').nth(4)).expect("a hierarchy");
+        let path = v1.or_else(|| of("")).unwrap_or_else(|| panic!("no cgroup in: {groups}"));
+        Path::new(root).join(path)
     }
 }
 

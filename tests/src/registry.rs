@@ -118,6 +118,15 @@ impl Registry {
         serde_json::from_slice(&bytes).expect("a manifest")
     }
 
+    /// Makes a repository out of another's image, or has its tag name that instead (see
+    /// [`Registry::spoilable`]).
+    pub fn retag(&self, name: &str, image: &str) {
+        let repositories = self.storage.join("docker/registry/v2/repositories/skiff");
+        let (from, to) = (repositories.join(image), repositories.join(name));
+        let _ = fs::remove_dir_all(&to);
+        must("cp", &["-a", &from.display().to_string(), &to.display().to_string()]);
+    }
+
     /// Replaces the bytes of a blob by others (see [`Registry::spoilable`]).
     ///
     /// # Panics

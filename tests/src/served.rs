@@ -155,15 +155,11 @@ impl Served {
     #[track_caller]
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        let groups = self.init().cgroups();
-        let path =
-            |line: &str| line.rsplit(':').next().unwrap_or_default().trim_start_matches('/').to_owned();
-        if let Some(group) = groups.lines().find(|line| line.contains(":freezer:")).map(path) {
-            let state = std::fs::read_to_string(format!("/sys/fs/cgroup/freezer/{group}/freezer.state"));
-            return state.expect("the state of the freezer").trim() == "FROZEN";
+        let dir = self.init().cgroup_dir("freezer");
+        if let Ok(state) = std::fs::read_to_string(dir.join("freezer.state")) {
+            return state.trim() == "FROZEN";
         }
-        let group = groups.lines().find(|line| line.starts_with("0::")).map(path).unwrap_or_default();
-        let events = std::fs::read_to_string(format!("/sys/fs/cgroup/{group}/cgroup.events"));
+        let events = std::fs::read_to_string(dir.join("cgroup.events"));
         events.expect("the events of the cgroup").contains("frozen 1")
     }
 

@@ -276,69 +276,36 @@ fn what_is_asked_of_tencents_requests_is_checked() {
     served.stop();
 }
 
-/// The one record of a destination's file.
-#[track_caller]
-fn record_in(path: &std::path::Path) -> Value {
-    let record = wait_for(Duration::from_secs(20), || {
-        std::fs::read_to_string(path).ok().filter(|text| text.ends_with('\n'))
-    });
-    serde_json::from_str(&record.expect("a record")).expect("JSON")
-}
-
 #[test]
-fn an_http_request_may_be_for_later() {
+fn wrong_signatures_of_tencents_have_its_codes() {
     let sandbox = Sandbox::new();
-    let (good, bad) = (sandbox.path().join("good"), sandbox.path().join("bad"));
-    let options =
-        ["--async-retries", "1", "--async-on-success", good.to_str().expect("utf-8"), "--output", "json"];
-    let served =
-        serve(&sandbox, &[&options[..], &["--async-on-failure", bad.to_str().expect("utf-8")]].concat());
-    let later = |target: &str, body: &[u8]| {
-        let headers =
-            [("X-Fc-Invocation-Type", "Async"), ("X-Fc-Async-Task-Id", "task-7"), ("X-Own", "kept")];
-        served.request("PUT", target, &headers, body)
+    let keys = sandbox.write("keys", "the-id the-secret-91bc\n");
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    let served = serve(&sandbox, &["--platform", "scf", "--api-keys", keys.to_str().expect("utf-8")]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs();
+    let (now, long_ago) = (now.to_string(), (now - 3600).to_string());
+    let signed = |id: &str| {
+        let fields = "SignedHeaders=content-type;host, Signature=";
+        format!("TC3-HMAC-SHA256 Credential={id}/2026-01-01/scf/tc3_request, {fields}{}", "0".repeat(64))
     };
-    let taken = later("/request/a%20b?c=d", b"the body");
-    assert_eq!((taken.status, taken.body.len()), (202, 0));
-    assert_eq!(taken.header("x-fc-async-task-id"), Some("task-7"));
-    let record = record_in(&good);
-    assert_eq!(record["requestContext"]["requestId"].as_str(), taken.header("x-fc-request-id"));
-    let seen = &record["responsePayload"];
-    assert_eq!((&seen["method"], &seen["uri"]), (&json!("PUT"), &json!("/request/a%20b?c=d")));
-    assert_eq!((&seen["body"], &record["requestPayload"]), (&json!("the body"), &json!("the body")));
-    let headers = seen["headers"].as_array().expect("headers");
-    assert!(headers.contains(&json!(["x-own", "kept"])), "{seen}");
-    let id = record["requestContext"]["requestId"].clone();
-    assert!(headers.contains(&json!(["x-fc-request-id", id])), "{seen}");
-    // What the function reports as its error is tried again, an answer with any status is not.
-    assert_eq!(later("/function-error", b"").status, 202);
-    let record = record_in(&bad);
-    let context = &record["requestContext"];
-    assert_eq!(
-        (&context["condition"], &context["approximateInvokeCount"]),
-        (&json!("RetriesExhausted"), &json!(2))
-    );
-    assert_eq!(record["responsePayload"]["errorMessage"], "the function says no");
-    let large = later("/request", &vec![b'x'; 128 * 1024 + 1]);
-    assert_eq!((large.status, &large.json()["Code"]), (400, &json!("InvalidArgument")));
-    let told = served.stop().stderr;
-    let of_records = |text: &str| told.matches(text).count();
-    assert_eq!(of_records(r#"\"invocationType\":\"Async\""#), 3, "{told}");
-    assert_eq!(of_records(r#"\"retryCount\":1"#), 1, "{told}");
-}
-
-#[test]
-fn an_http_request_by_the_proxys_path_may_be_for_later() {
-    let sandbox = Sandbox::new();
-    let good = sandbox.path().join("good");
-    let options = ["--platform", "fc2", "--async-on-success", good.to_str().expect("utf-8")];
-    let served = serve(&sandbox, &options);
-    let target = "/2016-08-15/proxy/default/demo/request";
-    let taken = request(&served, "POST", target, &[("X-Fc-Invocation-Type", "async")], b"x");
-    assert_eq!(taken.status, 202);
-    let record = record_in(&good);
-    assert_eq!(record["responsePayload"]["uri"], target);
-    // Under scf the header means nothing.
-    let scf = serve(&sandbox, &["--platform", "scf"]);
-    assert_eq!(scf.request("GET", "/request", &[("X-Fc-Invocation-Type", "Async")], b"").status, 200);
+    for (authorization, timestamp, code) in [
+        ("Bearer x", &now, "AuthFailure.InvalidAuthorization"),
+        (&*signed("nobody"), &now, "AuthFailure.SecretIdNotFound"),
+        (&*signed("the-id"), &now, "AuthFailure.SignatureFailure"),
+        (&*signed("the-id"), &long_ago, "AuthFailure.SignatureExpire"),
+    ] {
+        let headers = [
+            ("X-TC-Action", "Invoke"),
+            ("X-TC-Version", "2018-04-16"),
+            ("X-TC-Timestamp", timestamp),
+            ("Authorization", authorization),
+            ("Content-Type", "application/json"),
+        ];
+        let answer = request(&served, "POST", "/", &headers, br#"{"FunctionName":"demo"}"#);
+        let error = answer.json()["Response"]["Error"].clone();
+        assert_eq!((answer.status, &error["Code"]), (200, &json!(code)), "{error}");
+        assert!(!error.to_string().contains("91bc"), "{error}");
+    }
+    assert!(!served.stderr().contains("START RequestId"), "the function was called");
+    served.stop();
 }

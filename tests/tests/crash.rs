@@ -185,6 +185,7 @@ fn at_each_step_of_a_stop() {
 
 /// For a few seconds, or as many as `SKIFF_TEST_KILL_SECONDS` says.
 #[test]
+#[allow(clippy::print_stdout, reason = "how much was tried is part of the result")]
 fn at_random_times() {
     let seconds = std::env::var("SKIFF_TEST_KILL_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));

@@ -9,20 +9,15 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use skiff_tests::{Sandbox, Served, images, wait_for};
 
-/// The function's id, by the cgroup of its run.
-fn instance(sandbox: &Sandbox) -> String {
-    let root = ["/sys/fs/cgroup/pids/skiff", "/sys/fs/cgroup/skiff"].into_iter().map(PathBuf::from);
-    let root = root.into_iter().find(|root| root.exists()).expect("a cgroup");
-    let runs = fs::read_dir(sandbox.run_dir()).expect("runs").flatten();
-    let groups = runs.filter_map(|run| fs::read_dir(root.join(run.file_name())).ok()).flatten().flatten();
-    let mut ids =
-        groups.filter(|group| group.path().is_dir()).map(|g| g.file_name().into_string().expect("utf-8"));
-    ids.find(|id| !id.contains('@')).expect("an instance")
+/// The function's id, which its cgroup is named after.
+fn instance(served: &Served) -> String {
+    let group = served.init().cgroup_dir("pids");
+    group.file_name().and_then(|name| name.to_str()).expect("utf-8").to_owned()
 }
 
 fn serve(sandbox: &Sandbox, options: &[&str]) -> (Served, String) {
     let served = sandbox.serve(&images::oci("python"), options);
-    let id = instance(sandbox);
+    let id = instance(&served);
     (served, id)
 }
 

@@ -1,7 +1,8 @@
 //! What a function of Tencent SCF is given, and what its caller is told when it does not come up.
 
 use serde_json::{Value, json};
-use skiff_tests::{Outcome, Sandbox, images};
+use skiff_tests::http::Connection;
+use skiff_tests::{Outcome, Sandbox, images, wait_for};
 
 #[track_caller]
 fn failed_start(image: &str, options: &[&str]) -> Outcome {
@@ -110,6 +111,32 @@ fn forged_context_headers_are_dropped() {
     let forged = [("X-Scf-Uin", "forged"), ("x-scf-secret-key", "forged"), ("x-scf-other", "forged")];
     let headers = served.request("GET", "/headers", &forged, b"").ok().text();
     assert!(!headers.contains("forged"), "{headers}");
+}
+
+#[test]
+fn a_client_over_tcp_is_named_and_one_on_the_socket_is_not() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&["--platform", "scf", "--listen", "0"]);
+    let address = wait_for(std::time::Duration::from_secs(20), || {
+        let text = served.stdout();
+        Some(text.split("listening on http://").nth(1)?.split('\n').next()?.to_owned())
+    });
+    let mut connection = Connection::tcp(&address.expect("an address")).expect("it listens");
+    let headers = connection.request("GET", "/headers", &[("X-Scf-Remote-Addr", "forged")], b"").ok().json();
+    for name in ["x-forwarded-for", "x-real-ip", "x-scf-remote-addr"] {
+        assert_eq!(header(&headers, name), Some("127.0.0.1"), "{name}");
+    }
+    assert_eq!(header(&headers, "x-scf-request-domain"), Some("function.test"));
+    let told = [("X-Forwarded-For", "192.0.2.7"), ("X-Real-Ip", "192.0.2.7")];
+    let headers = connection.request("GET", "/headers", &told, b"").ok().json();
+    assert_eq!(header(&headers, "x-forwarded-for"), Some("192.0.2.7"), "a proxy in front has said it");
+    let headers = served.get("/headers").ok().json();
+    for name in ["x-forwarded-for", "x-real-ip", "x-scf-remote-addr"] {
+        assert_eq!(header(&headers, name), None, "{name}");
+    }
+    // What a Web function answers is not in its log.
+    served.wait_for_stderr("END RequestId:");
+    assert!(!served.stderr().contains("Response RequestId:"), "{}", served.stderr());
 }
 
 #[test]

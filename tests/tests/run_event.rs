@@ -300,3 +300,16 @@ fn the_output_of_the_function_is_shown_with_the_name_of_its_instance() {
         assert!(line.len() > end.len(), "no name before: {line}");
     }
 }
+
+#[test]
+fn a_tag_that_has_moved_is_resolved_again() {
+    let registry = Registry::spoilable();
+    registry.retag("moving", "function");
+    let (sandbox, image) = (Sandbox::new(), registry.image("moving"));
+    let run = |when: &str| sandbox.event(&image, &["--plain-http", "--platform", "scf", "--pull", when]);
+    let _ = run("always").ok();
+    registry.retag("moving", "exits");
+    let _ = run("missing").ok();
+    let (status, _) = run("always").expect_code(3).platform_answer();
+    assert_eq!(status, "405 (ContainerStateExited)", "the tag names another image now");
+}

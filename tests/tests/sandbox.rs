@@ -231,7 +231,8 @@ fn the_limit_of_processes_is_the_platforms_unless_told() {
 fn cpu_and_memory_limits_are_in_the_cgroup() {
     let sandbox = Sandbox::new();
     let served = sandbox.serve_function(&["--memory", "192MiB", "--cpus", "0.5"]);
-    let (memory, swap, cpu) = if cgroup_v1("memory") {
+    let v1 = served.init().cgroup_dir("memory").join("memory.limit_in_bytes").exists();
+    let (memory, swap, cpu) = if v1 {
         let quota: f64 = cgroup_value(&served, "cpu", "cpu.cfs_quota_us").parse().expect("a quota");
         let period: f64 = cgroup_value(&served, "cpu", "cpu.cfs_period_us").parse().expect("a period");
         (cgroup_value(&served, "memory", "memory.limit_in_bytes"), None, quota / period)
@@ -247,35 +248,12 @@ fn cpu_and_memory_limits_are_in_the_cgroup() {
     assert!((cpu - 0.5).abs() < 0.001, "{cpu}");
 }
 
-/// Whether a controller is in a hierarchy of version 1.
-fn cgroup_v1(controller: &str) -> bool {
-    let text = fs::read_to_string("/proc/self/cgroup").expect("cgroup");
-    text.lines()
-        .any(|line| line.split(':').nth(1).is_some_and(|names| names.split(',').any(|n| n == controller)))
-}
-
 /// A file of the cgroup that the container's first process is in.
 #[track_caller]
 fn cgroup_value(served: &Served, controller: &str, file: &str) -> String {
-    let groups = served.init().cgroups();
-    let v1 = cgroup_v1(controller);
-    let line = groups.lines().find(|line| {
-        let names = line.split(':').nth(1).unwrap_or_default();
-        if v1 { names.split(',').any(|name| name == controller) } else { names.is_empty() }
-    });
-    let path = line.and_then(|line| line.splitn(3, ':').nth(2)).expect("a cgroup").to_owned();
-    assert!(path.starts_with("/skiff/"), "{path}");
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let mount = mounts.lines().find(|line| {
-        let options = line.rsplit(' ').next().unwrap_or_default();
-        if v1 {
-            line.contains(" - cgroup ") && options.split(',').any(|name| name == controller)
-        } else {
-            line.contains(" - cgroup2 ")
-        }
-    });
-    let root = mount.and_then(|line| line.split(' ').nth(4)).expect("a hierarchy");
-    let value = fs::read_to_string(format!("{root}{path}/{file}")).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let dir = served.init().cgroup_dir(controller);
+    assert!(dir.components().any(|part| part.as_os_str() == "skiff"), "{}", dir.display());
+    let value = fs::read_to_string(dir.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
     value.trim().to_owned()
 }
 

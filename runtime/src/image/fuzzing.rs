@@ -72,7 +72,7 @@ fn describe(report: &LayerReport) -> String {
     match (difference, rehash) {
         (Some(Difference { path, what }), _) => format!("{}: {what}", path.display()),
         (None, Rehash::Differs { found }) => format!("{entries} entries in {bytes} bytes hash to {found}"),
-        (None, Rehash::Equal | Rehash::Impossible) => String::new(),
+        (None, Rehash::Equal | Rehash::Noted | Rehash::Impossible) => String::new(),
     }
 }
 

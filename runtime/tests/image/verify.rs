@@ -89,6 +89,62 @@ async fn what_is_missing_or_cannot_be_told_is_said() {
     assert_eq!((report.incomplete.as_slice(), report.is_sound()), (&[source][..], false));
 }
 
+/// The archive of such a layer cannot be made again; its files are compared with what was noted.
+#[tokio::test]
+async fn damage_is_found_where_a_name_comes_twice() {
+    use crate::raw::E::{Dir, File, Hard, Sym};
+    let place = Place::new();
+    let layout = Layout::new(&place.path("layout"));
+    let archive = crate::raw::archive(&[
+        Dir("etc", 0o755),
+        File("etc/twice", "first"),
+        File("etc/once", "once"),
+        File("etc/twice", "second"),
+        Hard("etc/once", "etc/link"),
+        Sym("once", "etc/sym"),
+        File("implied/deep/file", "x"),
+        File("implied/.wh.gone", ""),
+    ]);
+    let source = layout.index(&[("t", layout.image(&[(TAR, archive.clone(), archive)], "amd64"))]);
+    for (damage, what) in [
+        ("", ""),
+        // The same size, and the same time.
+        (
+            "printf third_ > etc/twice; printf 'sEcond' > etc/twice; touch -d @1000000000 etc/twice",
+            "etc/twice: it is not what",
+        ),
+        ("printf Once > etc/once; touch -d @1000000000 etc/once", "it is not what"),
+        ("chmod 600 etc/once", "it is not what"),
+        ("chmod 700 .", ".: it is not what"),
+        ("ln -sfn twice etc/sym; touch -h -d @1000000000 etc/sym etc", "etc/sym: it is not what"),
+        ("rm implied/deep/file; touch -d @0 implied/deep", "implied/deep/file: it is missing"),
+        ("rm implied/gone; touch -d @0 implied", "implied/gone: it is missing"),
+        ("echo x > implied/deep/new; touch -d @0 implied/deep", "implied/deep/new: it is not of this layer"),
+        (
+            "python3 -c \"import os; os.setxattr('implied','trusted.overlay.opaque',b'y')\"",
+            "implied: it is not what",
+        ),
+        ("rm ../implied", "../implied: it is missing"),
+        ("truncate -s -1 ../implied", "../implied: it is not what"),
+        ("truncate -s -1 ../noted", "the list noted"),
+        ("printf x | dd of=../noted conv=notrunc bs=1 seek=10", "the list noted"),
+    ] {
+        let image = place.pull(&source).await.unwrap();
+        let status =
+            std::process::Command::new("sh").args(["-euc", damage]).current_dir(&image.layers[0]).status();
+        assert!(status.unwrap().success(), "{damage}");
+        drop(image);
+        let report = verify(&place.store, &[], true);
+        assert_eq!(report.unverifiable, [""; 0], "{damage}");
+        let told: Vec<&str> = report.damages.iter().map(|damage| damage.what.as_str()).collect();
+        match told[..] {
+            [] => assert_eq!(what, "", "{damage} is not seen"),
+            [told] => assert!(what != "" && told.contains(what), "{damage}: {told}"),
+            _ => panic!("{damage}: {report:?}"),
+        }
+    }
+}
+
 /// Something mounted over a file, until this is dropped.
 struct Mounted(std::path::PathBuf);
 

@@ -130,7 +130,7 @@ pub(super) enum Work {
     /// The platform's event call.
     Event(Bytes),
     /// An HTTP request.
-    Request(HttpRequest),
+    Request(Box<HttpRequest>),
 }
 
 impl Work {
@@ -228,13 +228,13 @@ pub(super) struct Policy {
     /// Before a failed event is tried again; doubled each time up to `longest`.
     pub(super) first: Duration,
     pub(super) longest: Duration,
-    /// After errors of the function it is always the first pause.
-    pub(super) steady_errors: bool,
+    /// After errors of the function, and while it is over a limit, it is always the first pause.
+    pub(super) steady: bool,
 }
 
 impl Policy {
     fn pause(&self, verdict: Verdict, tries: u32) -> Duration {
-        if verdict == Verdict::Error && self.steady_errors {
+        if self.steady && matches!(verdict, Verdict::Error | Verdict::Throttled) {
             return self.first;
         }
         self.first.saturating_mul(1 << tries.min(20)).min(self.longest)
@@ -247,8 +247,10 @@ enum Verdict {
     Success,
     /// Tried again so often as the function's owner says.
     Error,
-    /// The platform's own: tried again until it is too old.
+    /// The function is over a limit: tried again until it is too old.
     Throttled,
+    /// The platform's own: the same.
+    Broken,
     /// The caller's: never tried again.
     Refused,
 }
@@ -260,7 +262,7 @@ fn verdict(outcome: &EventOutcome) -> Verdict {
         (_, status) if status == StatusCode::TOO_MANY_REQUESTS || status.as_u16() == 432 => {
             Verdict::Throttled
         }
-        (_, status) if status.is_server_error() => Verdict::Throttled,
+        (_, status) if status.is_server_error() => Verdict::Broken,
         // scf: time and memory limits are errors of the run.
         (_, status) if [433, 434, 439].contains(&status.as_u16()) => Verdict::Error,
         _ => Verdict::Refused,

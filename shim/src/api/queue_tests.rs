@@ -250,7 +250,9 @@ fn pauses_are_as_the_platforms_say() {
     assert_eq!(pauses(fc, Verdict::Error), [500, 1000, 2000, 4000, 8000]);
     assert_eq!(fc.pause(Verdict::Throttled, u32::MAX).as_secs(), 5 * 3600);
     assert_eq!(pauses(scf, Verdict::Error), [60_000; 5]);
-    assert_eq!(pauses(scf, Verdict::Throttled), [60_000, 120_000, 240_000, 300_000, 300_000]);
+    assert_eq!(pauses(scf, Verdict::Throttled), [60_000; 5]);
+    assert_eq!(pauses(scf, Verdict::Broken), [60_000, 120_000, 240_000, 300_000, 300_000]);
+    assert_eq!(pauses(fc, Verdict::Broken), pauses(fc, Verdict::Throttled));
 }
 
 #[tokio::test]
@@ -426,8 +428,8 @@ fn whose_fault_it_was_decides() {
         (429, Verdict::Throttled),
         (432, Verdict::Throttled),
         (433, Verdict::Error),
-        (500, Verdict::Throttled),
-        (503, Verdict::Throttled),
+        (500, Verdict::Broken),
+        (503, Verdict::Broken),
     ] {
         assert_eq!(platform(status), expected, "{status}");
     }

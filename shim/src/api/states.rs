@@ -136,9 +136,9 @@ impl States {
             return Err(NotEnded::OverAlready);
         }
         if gracefully {
-            found.ending.signal()
+            found.ending.signal();
         } else {
-            found.ending.terminate()
+            found.ending.terminate();
         }
         Ok(())
     }

@@ -129,6 +129,24 @@ impl Failure {
         failure
     }
 
+    /// What a node says that it cannot do.
+    pub(crate) fn of_node(error: &serde_json::Value) -> Self {
+        let text = |key: &str| error[key].as_str().map(ToOwned::to_owned);
+        let kind = text("kind").unwrap_or_else(|| "node_error".to_owned());
+        let usage = ["invalid_function", "function_not_found", "busy", "invalid_reference"];
+        let (fault, exit) = match usage.contains(&kind.as_str()) {
+            true => (Fault::Caller, ExitCode::Usage),
+            false => (Fault::Host, ExitCode::Platform),
+        };
+        let message = text("message").unwrap_or_else(|| "the node gave no reason".to_owned());
+        let mut failure = Self::new("node_error", fault, exit, message);
+        let faults = error["faults"].as_array().into_iter().flatten();
+        failure.faults = faults.filter_map(|fault| fault.as_str().map(ToOwned::to_owned)).collect();
+        failure.advice = text("advice");
+        failure.retryable = error["retryable"] == true;
+        failure
+    }
+
     /// Adds what to do about it.
     pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());

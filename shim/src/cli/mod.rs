@@ -44,6 +44,11 @@ pub(crate) fn main() -> ExitCode {
 fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Run(args) => in_tokio(commands::run::run(&cli.global, args, console)),
+        Command::Serve(args) => in_tokio(commands::serve::serve(&cli.global, args, console)),
+        Command::Deploy(args) => in_tokio(commands::node::deploy(&cli.global, args, console)),
+        Command::Functions(args) => in_tokio(commands::node::functions(&cli.global, args, console)),
+        Command::Get(args) => in_tokio(commands::node::get(&cli.global, args, console)),
+        Command::Delete(args) => in_tokio(commands::node::delete(&cli.global, args, console)),
         Command::Exec(args) => in_tokio(commands::exec::exec(&cli.global, args)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),
         Command::Images(args) | Command::Image { command: ImageCommand::Ls(args) } => {

@@ -79,6 +79,8 @@ pub struct FunctionConfig {
     pub acceleration: bool,
     /// How long one invocation may take; whole seconds are what the platforms know.
     pub timeout: Duration,
+    /// How long a WebSocket may be idle (scf); the platform's (15 s) when `None`. fc has no such limit.
+    pub websocket_idle: Option<Duration>,
     /// How long it may take until its server listens; the platform's (fc 120 s, scf 30 s) when `None`.
     pub start_deadline: Option<Duration>,
     /// How long a stop may take after SIGTERM before the kill.
@@ -141,6 +143,7 @@ impl FunctionConfig {
             network: Network::default(),
             acceleration: false,
             timeout: defaults.timeout,
+            websocket_idle: None,
             start_deadline: None,
             stop_grace: DEFAULT_STOP_GRACE,
             callbacks: Callbacks::default(),
@@ -170,6 +173,13 @@ impl FunctionConfig {
     #[must_use]
     pub fn start_deadline(&self) -> Duration {
         self.start_deadline.unwrap_or(self.platform.defaults().start_deadline)
+    }
+
+    /// How long a WebSocket may be idle; `None` where its platform has no such limit.
+    #[must_use]
+    pub fn websocket_idle(&self) -> Option<Duration> {
+        let otherwise = self.platform.defaults().websocket_idle?;
+        Some(self.websocket_idle.unwrap_or(otherwise))
     }
 
     /// Checks it against its platform's rules.
@@ -210,6 +220,7 @@ impl fmt::Debug for FunctionConfig {
             .field("read_only", &self.read_only)
             .field("acceleration", &self.acceleration)
             .field("timeout", &self.timeout)
+            .field("websocket_idle", &self.websocket_idle)
             .field("start_deadline", &self.start_deadline)
             .field("stop_grace", &self.stop_grace)
             .field("mode", &self.mode)

@@ -63,6 +63,10 @@ fn name(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
             limits.name_chars
         ));
     }
+    let both = name.len() + config.namespace.len();
+    if let Some(limit) = limits.full_name_chars.filter(|limit| both > *limit) {
+        faults.push(format!("namespace of {both} characters with the name: must be at most {limit}"));
+    }
 }
 
 fn resources(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
@@ -105,6 +109,14 @@ fn times(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
     };
     check("timeout", config.timeout, &limits.timeout_s);
     check("start deadline", config.start_deadline(), &limits.start_deadline_s);
+    match (config.websocket_idle, config.platform.defaults().websocket_idle) {
+        (Some(_), None) => {
+            faults
+                .push(format!("WebSocket idle time: platform {} has no such limit", config.platform.name()));
+        }
+        (Some(time), Some(_)) => check("WebSocket idle time", time, &limits.websocket_idle_s),
+        (None, _) => {}
+    }
     if config.stop_grace > MAX_STOP_GRACE {
         faults.push(format!("stop grace {:?}: must be at most 90 s", config.stop_grace));
     }
@@ -248,6 +260,30 @@ mod tests {
     }
 
     #[test]
+    fn a_name_and_its_namespace_have_a_bound_together() {
+        let faults = |platform, namespace: usize| {
+            faults(&with(platform, |c| {
+                c.name = "n".repeat(60);
+                c.namespace = "s".repeat(namespace);
+            }))
+        };
+        assert!(faults(scf(), 58).is_empty() && faults(fc(), 64).len() <= 1);
+        let found = faults(scf(), 59);
+        assert_eq!(found, ["namespace of 119 characters with the name: must be at most 118"]);
+        assert!(faults(fc(), 59).is_empty(), "fc says nothing of it");
+    }
+
+    #[test]
+    fn a_websocket_may_be_idle_as_long_as_the_platform_says() {
+        let idle = |platform, seconds| {
+            faults(&with(platform, |c| c.websocket_idle = Some(Duration::from_secs(seconds))))
+        };
+        assert!(idle(scf(), 1).is_empty() && idle(scf(), 1800).is_empty());
+        assert_eq!((idle(scf(), 0).len(), idle(scf(), 1801).len()), (1, 1));
+        assert_eq!(idle(fc(), 15), ["WebSocket idle time: platform fc has no such limit"]);
+    }
+
+    #[test]
     fn memory_goes_in_the_platforms_steps() {
         for (platform, good, bad) in
             [(fc(), [128, 192, 32_768], [64, 130, 32_832]), (scf(), [64, 128, 3072], [0, 192, 123_008])]
@@ -293,6 +329,28 @@ mod tests {
             set(c, "KEY", "2");
         });
         assert_eq!(faults(&twice).len(), 1);
+    }
+
+    #[test]
+    fn scf_bounds_variables_and_times() {
+        let one = |name: &str, value: &str| faults(&with(scf(), |c| set(c, name, value)));
+        assert!(one("AB", "").is_empty() && one(&"A".repeat(64), "").is_empty());
+        for name in ["A", &"A".repeat(65)] {
+            assert_eq!(one(name, "").len(), 1, "{name}");
+        }
+        assert!(one("KEY", &"s".repeat(4093)).is_empty());
+        assert_eq!(one("KEY", &"s".repeat(4094)).len(), 1, "4 KB in all, names included");
+        type Change = fn(&mut FunctionConfig, u64);
+        let changes: [(Change, u64, u64); 2] = [
+            (|c, seconds| c.timeout = Duration::from_secs(seconds), 1, 86_400),
+            (|c, seconds| c.start_deadline = Some(Duration::from_secs(seconds)), 1, 300),
+        ];
+        for (index, (change, least, most)) in changes.into_iter().enumerate() {
+            for (seconds, valid) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
+                let found = faults(&with(scf(), |c| change(c, seconds)));
+                assert_eq!(found.is_empty(), valid, "{index}: {seconds} s: {found:?}");
+            }
+        }
     }
 
     #[test]

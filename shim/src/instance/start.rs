@@ -1,10 +1,12 @@
 //! From a configuration to a server that listens.
 
+use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +26,9 @@ use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
 
 /// How long the last output of a container that failed may take to arrive.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// Causes of an error that are looked at; a longer chain is a loop.
+const MAX_CAUSES: usize = 16;
 
 /// A container that is to become an instance.
 pub(super) struct Launch {
@@ -362,8 +367,24 @@ fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
         Kind::CommandNotFound => StartCause::CommandNotFound(program()),
         Kind::CommandNotExecutable => StartCause::CommandNotExecutable(program()),
         Kind::StartTimedOut => StartCause::TimedOut,
+        Kind::DiskFull => StartCause::OutOfResources(error.to_string()),
+        _ if lacks_resources(error) => StartCause::OutOfResources(error.to_string()),
         _ => StartCause::Other(error.to_string()),
     }
+}
+
+/// Whether the host has run out of memory, processes or descriptors.
+fn lacks_resources(error: &skiff_runtime::Error) -> bool {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source()).take(MAX_CAUSES);
+    let errno = |cause: &(dyn StdError + 'static)| {
+        cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error)
+    };
+    causes.filter_map(errno).any(|errno| {
+        matches!(
+            errno,
+            Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::NOSPC | Errno::DQUOT
+        )
+    })
 }
 
 pub(super) fn spec(config: &FunctionConfig, id: &str, role: Option<&Credentials>) -> ContainerSpec {
@@ -412,6 +433,18 @@ pub(super) fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn want_of_resources_is_told_from_other_failures() {
+        let host = |errno: Errno| skiff_runtime::Error::host("cannot fork", std::io::Error::from(errno));
+        for errno in [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOSPC, Errno::DQUOT] {
+            let found = cause(&host(errno), &[]);
+            assert!(matches!(found, StartCause::OutOfResources(_)), "{errno}: {found:?}");
+        }
+        for errno in [Errno::PERM, Errno::NOENT] {
+            assert!(matches!(cause(&host(errno), &[]), StartCause::Other(_)), "{errno}");
+        }
+    }
 
     #[test]
     fn a_port_of_the_host_that_is_in_use_is_told() {

@@ -92,6 +92,8 @@ async fn an_event_is_posted_and_answered_on_both_platforms() {
     for (platform, path) in [(fc(), "/invoke"), (scf(), "/event-invoke")] {
         let guest = server(|request| async move {
             let head = format!("{} {} ", request.method(), request.uri());
+            // Of the test's guest, whatever the port that is really dialled.
+            assert_eq!(request.headers()["host"], "127.0.0.1:9000");
             let length = request.headers()["content-length"].to_str().expect("text").to_owned();
             let body = request.into_body().collect().await.expect("body").to_bytes();
             answer(200, [head.as_bytes(), length.as_bytes(), b" ", &body].concat())

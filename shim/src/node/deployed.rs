@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use super::deployment::Scaling;
@@ -281,7 +280,7 @@ impl Function for Call {
     fn forward(
         &self,
         client: Option<SocketAddr>,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> BoxFuture<'static, Response<Body>> {
         let deployed = Arc::clone(&self.deployed);
         async move {

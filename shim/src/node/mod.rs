@@ -8,13 +8,16 @@
 //! Every deploy makes a revision, which never changes. Calls go to the current one. [`Node`] is what
 //! `skiff serve` serves, and what an embedder opens in its own program.
 
+pub mod control;
 mod deployed;
 mod deployment;
 mod info;
 mod shelf;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +28,7 @@ use self::deployed::{Call, Calls, Deployed, Revision, not_active};
 pub use self::deployment::{Deployment, Scaling};
 pub use self::info::{FunctionInfo, FunctionState, LastUpdate, NodeEvent, NodeEventKind, UpdateStatus};
 use self::shelf::{Record, Shelf};
+use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
 use crate::instance::LogSink;
@@ -53,6 +57,9 @@ pub struct NodeOptions {
     pub pull: PullOptions,
     /// Where log lines go.
     pub logs: LogTarget,
+    /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
+    /// pass HTTP requests on; `None` has none.
+    pub sockets: Option<PathBuf>,
 }
 
 impl fmt::Debug for NodeOptions {
@@ -67,6 +74,7 @@ pub struct Node {
     pull: PullOptions,
     logs: LogTarget,
     shelf: Shelf,
+    sockets: Option<Sockets>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
 }
@@ -83,15 +91,18 @@ impl Node {
     /// everything else; until they are, calls wait for them.
     ///
     /// # Errors
-    /// As [`Runtime::open`]; `Runtime(Host)` when what was deployed cannot be read.
+    /// `Busy` when another node has the state directory; as [`Runtime::open`]; `Runtime(Host)` when what was deployed cannot be read.
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
+        // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
         let runtime = Runtime::open(options.runtime).await?;
+        let sockets = options.sockets.map(Sockets::open).transpose()?;
         let node = Arc::new(Self {
             runtime,
             pull: options.pull,
             logs: options.logs,
             shelf,
+            sockets,
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
         });
@@ -166,6 +177,9 @@ impl Node {
         let _turn = deployed.turn().await;
         self.shelf.remove(&key)?;
         self.unpin(&key);
+        if let Some(sockets) = &self.sockets {
+            sockets.end(&key).await;
+        }
         let former = deployed.take();
         self.table().remove(&key);
         if let Some(revision) = former {
@@ -211,6 +225,9 @@ impl Node {
     /// # Errors
     /// As [`Runtime::shutdown`].
     pub async fn shutdown(&self) -> Result<()> {
+        if let Some(sockets) = &self.sockets {
+            sockets.close().await;
+        }
         let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
         let ends = all.iter().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
@@ -291,10 +308,20 @@ impl Node {
 
     fn switch(&self, deployed: &Arc<Deployed>, revision: Revision) {
         let (config, number) = (Arc::clone(&revision.config), revision.number);
+        self.open_socket(&config, deployed);
         let former = deployed.switch(Arc::new(revision));
         self.tell(&config, NodeEventKind::Deployed { revision: number });
         if let Some(former) = former {
             tokio::spawn(async move { former.drain(DRAIN_GRACE).await });
+        }
+    }
+
+    /// A socket that cannot be had keeps no function from being called otherwise.
+    fn open_socket(&self, config: &FunctionConfig, deployed: &Arc<Deployed>) {
+        let Some(sockets) = &self.sockets else { return };
+        let namespaced = config.platform.name() != crate::platform::fc().name();
+        if let Err(error) = sockets.serve(&key(config), namespaced, Arc::new(Call::of(deployed))) {
+            tracing::error!(function = config.name, error = error.chain(), "a function has no socket");
         }
     }
 
@@ -323,6 +350,7 @@ impl Node {
         let config = Arc::new(file.config);
         let deployed = self.entry(&config);
         deployed.awaited(record.revision);
+        self.open_socket(&config, &deployed);
         tokio::spawn(async move {
             let _turn = deployed.turn().await;
             match node.revive(&record, &config).await {

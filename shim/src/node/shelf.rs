@@ -12,11 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::Key;
 use super::deployed::Revision;
 use super::deployment::{Deployment, Scaling};
 use super::info::millis;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Bytes of a record at most: a file has 256 KiB, which JSON may escape.
 const MAX_BYTES: u64 = 4 << 20;
@@ -60,11 +63,17 @@ impl Record {
     }
 }
 
-/// The directory of all records.
-pub(super) struct Shelf(PathBuf);
+/// The directory of all records, locked for one node.
+pub(super) struct Shelf {
+    dir: PathBuf,
+    _lock: File,
+}
 
 impl Shelf {
     /// Makes the directory if it is missing.
+    ///
+    /// # Errors
+    /// `Busy` when another node has it; `Runtime(Host)`.
     pub(super) fn open(state_dir: &Path) -> Result<Self> {
         let dir = state_dir.join("functions");
         fs::DirBuilder::new()
@@ -72,14 +81,23 @@ impl Shelf {
             .mode(0o700)
             .create(&dir)
             .map_err(|error| host(format!("cannot make {}", dir.display()), error))?;
-        Ok(Self(dir))
+        let lock = File::open(&dir).map_err(|error| host(format!("cannot open {}", dir.display()), error))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { dir, _lock: lock }),
+            Err(Errno::WOULDBLOCK) => {
+                let message = format!("another node serves what is deployed in {}", dir.display());
+                Err(Error::new(ErrorKind::Busy, message)
+                    .advise("end it first, or give this one a state directory of its own"))
+            }
+            Err(error) => Err(host(format!("cannot lock {}", dir.display()), error.into())),
+        }
     }
 
     /// All records; one that cannot be read is told and left where it is.
     pub(super) fn records(&self) -> Result<Vec<Record>> {
-        let failed = |error| host(format!("cannot read {}", self.0.display()), error);
+        let failed = |error| host(format!("cannot read {}", self.dir.display()), error);
         let mut records = Vec::new();
-        for entry in fs::read_dir(&self.0).map_err(failed)? {
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_none_or(|end| end != "json") {
                 continue;
@@ -123,13 +141,13 @@ impl Shelf {
     }
 
     fn sync(&self) -> std::io::Result<()> {
-        File::open(&self.0)?.sync_all()
+        File::open(&self.dir)?.sync_all()
     }
 
     /// Names have letters, digits, `-` and `_`; whatever else came would not leave the directory.
     fn path(&self, key: &Key) -> PathBuf {
         let part = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
-        self.0.join(format!("{}.{}.json", part(&key.0), part(&key.1)))
+        self.dir.join(format!("{}.{}.json", part(&key.0), part(&key.1)))
     }
 }
 
@@ -145,5 +163,5 @@ fn host(what: String, error: std::io::Error) -> Error {
         std::io::ErrorKind::StorageFull => skiff_runtime::ErrorKind::DiskFull,
         _ => skiff_runtime::ErrorKind::Host,
     };
-    Error::new(crate::ErrorKind::Runtime(kind), what).because(error)
+    Error::new(ErrorKind::Runtime(kind), what).because(error)
 }

@@ -20,6 +20,8 @@ pub struct Defaults {
     pub start_deadline: Duration,
     /// How long an invocation may take.
     pub timeout: Duration,
+    /// How long a WebSocket may be idle; `None` where the platform has no such limit.
+    pub websocket_idle: Option<Duration>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Region name.
@@ -49,6 +51,8 @@ pub struct Limits {
     pub timeout_s: RangeInclusive<u64>,
     /// Time until the server listens, in seconds.
     pub start_deadline_s: RangeInclusive<u64>,
+    /// Time that a WebSocket may be idle, in seconds.
+    pub websocket_idle_s: RangeInclusive<u64>,
     /// Time of the initializer, in seconds.
     pub initializer_s: RangeInclusive<u64>,
     /// Time of the other callbacks, in seconds.
@@ -59,6 +63,8 @@ pub struct Limits {
     pub health_checks: bool,
     /// Characters of a function's name.
     pub name_chars: usize,
+    /// Characters of its name and its namespace together; `None` is no bound.
+    pub full_name_chars: Option<usize>,
     /// Bytes of a user variable's name.
     pub env_key_bytes: RangeInclusive<usize>,
     /// Bytes of all user variables together, names and values.
@@ -318,6 +324,8 @@ pub enum StartCause {
     EventTooLarge(usize),
     /// The event of a job cannot be one; why.
     InvalidEvent(String),
+    /// The host has not enough of something, such as disk space; the message.
+    OutOfResources(String),
     /// Anything else; the message.
     Other(String),
 }
@@ -355,6 +363,10 @@ pub enum InvocationFailure {
     InvalidAnswer(String),
     /// The answer to an event is larger than the limit, in bytes.
     AnswerTooLarge(usize),
+    /// Nothing has come over a WebSocket for too long.
+    WebSocketIdle,
+    /// The client ended a WebSocket otherwise than by a normal close.
+    WebSocketBroken,
     /// The request is larger than the limit; which limit.
     RequestTooLarge(String),
     /// The event cannot be one; why.

@@ -188,8 +188,8 @@ async fn finish(
         let reason = "it switched protocols unasked".to_owned();
         return failed(invocation.unanswered(), &InvocationFailure::BadResponse(reason));
     };
-    headers::set_upgrade(&mut parts.headers, protocol);
-    tokio::spawn(tunnel::run(invocation, upgrade.client, server));
+    headers::set_upgrade(&mut parts.headers, protocol.clone());
+    tokio::spawn(async move { tunnel::run(invocation, upgrade.client, server, protocol.as_bytes()).await });
     Response::from_parts(parts, body::empty())
 }
 

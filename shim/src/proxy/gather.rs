@@ -25,7 +25,7 @@ pub(super) async fn gather(invocation: &Invocation, body: Incoming) -> Result<Ga
         true => invocation.shared.config.platform.limits().answer_bytes,
         false => AT_ONCE,
     };
-    if !body.size_hint().exact().is_some_and(|length| length <= limit as u64) {
+    if body.size_hint().exact().is_none_or(|length| length > limit as u64) {
         return Ok(Gathered::Streams(body));
     }
     match timeout_at(invocation.deadline(), body.collect()).await {

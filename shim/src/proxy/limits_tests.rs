@@ -6,7 +6,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufStre
 use tokio::net::TcpStream;
 
 use super::tests::{Proxy, Server, head, send};
-use crate::platform::fc;
+use crate::Platform;
+use crate::platform::{fc, scf};
 
 /// KiB that the proxy and both ends, which are in this process, may take to pass on what has no end.
 const HELD_KIB: usize = 12 * 1024;
@@ -78,9 +79,14 @@ async fn a_large_answer_goes_through_in_bounded_memory() {
 }
 
 /// Status and text of the answer to a request that is over a limit, and what the server saw of it.
-async fn over_a_limit(request: &str, bytes: usize, answer: Option<&'static str>) -> (String, String) {
+async fn over_a_limit(
+    platform: &'static dyn Platform,
+    request: &str,
+    bytes: usize,
+    answer: Option<&'static str>,
+) -> (String, String) {
     let server = Server::new().await;
-    let proxy = Proxy::start(&server.guest, fc()).await;
+    let proxy = Proxy::start(&server.guest, platform).await;
     let mut client = proxy.client().await;
     let serving = tokio::spawn(async move {
         let mut inner = server.accept().await;
@@ -117,7 +123,7 @@ async fn a_request_over_a_limit_is_refused() {
         (format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"), 0, "path and query exceed"),
     ];
     for (request, bytes, text) in cases {
-        let (line, body) = over_a_limit(&request, bytes, None).await;
+        let (line, body) = over_a_limit(fc(), &request, bytes, None).await;
         assert!(line.starts_with("HTTP/1.1 400"), "{text}: {line}");
         assert!(body.contains(r#""Code":"InvalidArgument""#) && body.contains(text), "{body}");
     }
@@ -128,9 +134,68 @@ async fn an_answer_with_headers_over_the_limit_is_a_bad_response() {
     let value = "x".repeat(8 * 1024);
     let answer: &'static str =
         format!("HTTP/1.1 200 OK\r\nX-Large: {value}\r\nContent-Length: 0\r\n\r\n").leak();
-    let (line, body) = over_a_limit("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 0, Some(answer)).await;
+    let (line, body) = over_a_limit(fc(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 0, Some(answer)).await;
     assert!(line.starts_with("HTTP/1.1 502"), "{line}");
     assert!(body.contains(r#""Code":"BadResponse""#) && body.contains("8192 bytes"), "{body}");
+}
+
+#[tokio::test]
+async fn scfs_limits_have_their_codes() {
+    let large = (6 << 20) + 1;
+    let put = |headers: &str| format!("PUT / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned();
+    let headers = |bytes: usize| -> &'static str {
+        let value = "x".repeat(bytes - "x-large".len() - "content-length0".len());
+        format!("HTTP/1.1 200 OK\r\nX-Large: {value}\r\nContent-Length: 0\r\n\r\n").leak()
+    };
+    let length = |bytes: usize| -> &'static str {
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n").leak()
+    };
+    let (body, answer) = ("payload size exceeds maximum allowed size (6291456 bytes)", "upper limit (6MB)");
+    let head = "user code error: response headers exceed maximum allowed size (4096 bytes)";
+    let cases = [
+        (put(&format!("Content-Length: {large}")), 0, None, 406, body),
+        (put("Transfer-Encoding: chunked\r\n\r\n700000"), 7 << 20, None, 406, body),
+        (get.clone(), 0, Some(length(large)), 407, answer),
+        (get.clone(), 0, Some(headers(4097)), 443, head),
+    ];
+    for (request, bytes, answer, code, text) in cases {
+        let (line, body) = over_a_limit(scf(), &request, bytes, answer).await;
+        assert!(line.starts_with(&format!("HTTP/1.1 {code} ")), "{text}: {line}");
+        let end = format!("\",\"statusCode\":{code}}}");
+        assert!(body.contains(text) && body.ends_with(&end), "{body}");
+    }
+    let (line, _) = over_a_limit(scf(), &get, 0, Some(headers(4096))).await;
+    assert!(line.starts_with("HTTP/1.1 200 "), "{line}");
+}
+
+#[tokio::test]
+async fn an_answer_of_scfs_that_streams_has_no_limit_but_its_time() {
+    let server = Server::new().await;
+    let proxy = Proxy::start(&server.guest, scf()).await;
+    let mut client = proxy.client().await;
+    send(&mut client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut inner = server.accept().await;
+    head(&mut inner).await;
+    let sending = tokio::spawn(async move {
+        send(&mut inner, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await;
+        send_blocks(&mut inner, 8 << 20).await.expect("written");
+    });
+    assert!(head(&mut client).await.0.starts_with("HTTP/1.1 200 "));
+    let (mut whole, mut line) = (0, String::new());
+    loop {
+        line.clear();
+        client.read_line(&mut line).await.expect("a chunk's length");
+        let length = usize::from_str_radix(line.trim_end(), 16).expect("a number");
+        let mut chunk = vec![0; length + 2];
+        client.read_exact(&mut chunk).await.expect("a chunk");
+        whole += length;
+        if length == 0 {
+            break;
+        }
+    }
+    sending.await.expect("sent");
+    assert_eq!(whole, 8 << 20);
 }
 
 fn resident_kib() -> usize {

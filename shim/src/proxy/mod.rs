@@ -33,6 +33,7 @@ mod socket_tests;
 mod tests;
 mod tunnel;
 mod version;
+mod websocket;
 
 pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit};
 pub use server::serve;

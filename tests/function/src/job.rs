@@ -1,6 +1,6 @@
 //! A function without a server: its event is in its environment.
 //!
-//! The event may say what to do: `{"exit": 3}`, `{"sleep_ms": 1000}`, `{"oom": true}`. SIGTERM ends it with
+//! The event may say what to do: `{"exit": 3}`, `{"sleep_ms": 1000}`, `{"oom": true}`, `{"env": true}`. SIGTERM ends it with
 //! 143, after a line of output.
 
 use std::io::Write as _;
@@ -22,6 +22,9 @@ pub(crate) fn run() -> ExitCode {
     };
     say(&format!("{name} has {} bytes: {}", event.len(), event.chars().take(100).collect::<String>()));
     let event: Value = serde_json::from_str(&event).unwrap_or_default();
+    if event["env"] == true {
+        std::env::vars().for_each(|(name, value)| say(&format!("{name}={value}")));
+    }
     if event["oom"] == true {
         load::take_all();
     }

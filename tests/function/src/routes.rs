@@ -44,6 +44,8 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
         "large" => large(&query),
         "status" => status(&argument),
         "sleep" => sleep(&argument).await,
+        "large" => text(StatusCode::OK, "x".repeat(usize::try_from(query.number("bytes", 0)).unwrap_or(0))),
+        "head" => head(query.number("bytes", 0)),
         "function-error" => function_error(),
         "initialize" | "pre-freeze" | "pre-stop" | "health" | "sick" | "lifecycle" => {
             lifecycle::answer(first, request.method().as_str(), request.headers(), &argument).await
@@ -61,7 +63,7 @@ fn own_path(path: &str) -> &str {
 }
 
 /// The event and what came with it. An event may ask for something else: `{"fail": true}`,
-/// `{"status": 500}`, `{"exit": 3}`, `{"sleep_ms": 1000}`; one that was an HTTP request by its path, see
+/// `{"status": 500}`, `{"exit": 3}`, `{"sleep_ms": 1000}`, `{"answer_bytes": 7}`; one that was an HTTP request by its path, see
 /// [`http_event`].
 async fn event(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
@@ -88,6 +90,9 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
     }
     if let Some(millis) = event["sleep_ms"].as_u64() {
         return sleep(&millis.to_string()).await;
+    }
+    if let Some(bytes) = event["answer_bytes"].as_u64() {
+        return text(StatusCode::OK, "x".repeat(usize::try_from(bytes).unwrap_or(0)));
     }
     if let Some(answer) = http_event(&event) {
         return answer;
@@ -151,6 +156,7 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
 
 /// Switches to a protocol that says everything back, until the other side ends.
 fn upgrade(request: Request<Incoming>) -> Response<Body> {
+    let protocol = request.headers().get(hyper::header::UPGRADE).cloned();
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
@@ -159,7 +165,8 @@ fn upgrade(request: Request<Incoming>) -> Response<Body> {
     });
     let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
     response.headers_mut().insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(hyper::header::UPGRADE, HeaderValue::from_static("echo"));
+    let protocol = protocol.unwrap_or(HeaderValue::from_static("echo"));
+    response.headers_mut().insert(hyper::header::UPGRADE, protocol);
     response
 }
 
@@ -192,6 +199,16 @@ fn status(argument: &str) -> Response<Body> {
     };
     let mut response = text(status, format!("status {}\n", status.as_u16()));
     response.headers_mut().insert("x-function", HeaderValue::from_static("yes"));
+    response
+}
+
+/// A header of so many bytes.
+fn head(bytes: u64) -> Response<Body> {
+    let value = "x".repeat(usize::try_from(bytes).unwrap_or(0));
+    let mut response = text(StatusCode::OK, "");
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        response.headers_mut().insert("x-large", value);
+    }
     response
 }
 

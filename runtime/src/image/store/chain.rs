@@ -10,17 +10,20 @@
 //! depends on all layers of the image: it is kept by their DiffIDs, and made by one process at a time.
 //! It is believed in the boot that made it, since nothing waits for its bytes to be on the disk. That
 //! an image needs none is kept as well, as one without `fs`.
+//!
+//! A directory that is implied where the layers below have a link is none: the layer is made again
+//! ([`super::redirect`]), and the fix-up layer is of what results.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::ingest::Ingest;
-use super::{Store, is_opaque, settle};
+use super::{Store, is_opaque, redirect, settle, stacked};
 use crate::image::digest::Digest;
 use crate::image::unpack::{self, DirMeta};
 use crate::{Error, Result};
@@ -29,6 +32,8 @@ use crate::{Error, Result};
 pub(super) const DIRECTORY: &str = "chains";
 /// The boot that made one, beside its root.
 pub(super) const BOOT: &str = "boot";
+/// Written after the boot: one that another version of Skiff made in another way is made again.
+const FORM: u32 = 2;
 /// Waiting for another process that makes the same.
 pub(super) const POLL: Duration = Duration::from_millis(5);
 
@@ -38,21 +43,29 @@ pub(super) fn chain_id<S: AsRef<str>>(diff_ids: &[S]) -> Digest {
     Digest::sha256(names.join("\n").as_bytes())
 }
 
+/// What is in the file [`BOOT`] of one that is believed.
+pub(super) fn this_boot() -> Result<String> {
+    let boot = settle::boot_id().map_err(|e| Error::host("read the number of this boot", e))?;
+    Ok(format!("{boot} {FORM}"))
+}
+
 impl Store {
-    /// The layers of an image for an overlay mount, lowest first, with a fix-up layer on top if they
-    /// need one. The caller has a lease on the image. Blocks while one is made.
+    /// The layers of an image for an overlay mount, lowest first, with those in the place of
+    /// others that were made again, and a fix-up layer on top if they need one. The caller has a lease on the image. Blocks while one is made.
     ///
     /// # Errors
-    /// `CorruptImage`, `DiskFull`, `Host`.
+    /// `InvalidImage`, `CorruptImage`, `DiskFull`, `Host`.
     pub(crate) fn image_layers(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>> {
-        let mut layers = self.overlay_layers(diff_ids);
+        let all = self.layer_roots(diff_ids);
+        let layers = stacked(&all);
         if !may_need(&layers)? {
             return Ok(layers);
         }
         let names: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
         let id = chain_id(&names);
         let dir = self.root.join(DIRECTORY).join(id.algorithm().as_str()).join(id.hex());
-        self.make_chain(&dir, &id, &layers)?;
+        self.make_chain(&dir, &id, &all)?;
+        let mut layers = redirect::layers(&dir, all)?;
         let fs = dir.join("fs");
         if fs.is_dir() {
             layers.push(fs);
@@ -62,7 +75,7 @@ impl Store {
 
     /// Makes a fix-up layer, unless it was made in this boot; waits for another that makes it.
     fn make_chain(&self, dir: &Path, id: &Digest, layers: &[PathBuf]) -> Result<()> {
-        let boot = settle::boot_id().map_err(|e| Error::host("read the number of this boot", e))?;
+        let boot = this_boot()?;
         let is_made = || settle::read(&dir.join(BOOT)).is_ok_and(|made| made == boot);
         let lock = format!("chain-{}-{}", id.algorithm().as_str(), id.hex());
         while !is_made() {
@@ -100,16 +113,18 @@ fn may_need(layers: &[PathBuf]) -> Result<bool> {
     Ok(false)
 }
 
-pub(super) fn make(ingest: &Ingest, layers: &[PathBuf]) -> Result<()> {
-    let stack = Stack::open(layers)?;
+/// Makes all that the layers of an image need beside them.
+pub(super) fn make(ingest: &Ingest, all: &[PathBuf]) -> Result<()> {
     let mut fix = Fix { root: ingest.prepare()?, needed: false };
+    let layers = redirect::make(ingest, all)?;
+    let stack = Stack::open(&layers)?;
     fix.add(&stack, Path::new(""))?;
     // A layer that comes twice is in the stack once.
     for layer in layers.iter().skip(1) {
         unpack::read_implied(parent(layer), |path| fix.add(&stack, path))?;
     }
     if !fix.needed {
-        return ingest.wipe_all();
+        return ingest.remove_root();
     }
     // Last, as what is put into a directory changes its time.
     for layer in layers.iter().skip(1) {
@@ -118,12 +133,14 @@ pub(super) fn make(ingest: &Ingest, layers: &[PathBuf]) -> Result<()> {
     fix.set_times(&stack, Path::new(""))
 }
 
-fn parent(layer: &Path) -> &Path {
+/// The directory that a layer's root is in.
+pub(super) fn parent(layer: &Path) -> &Path {
     layer.parent().unwrap_or(layer)
 }
 
 /// The layers of an image, lowest first.
-struct Stack {
+#[derive(Default)]
+pub(super) struct Stack {
     roots: Vec<OwnedFd>,
 }
 
@@ -150,6 +167,42 @@ enum Seen {
 impl Stack {
     fn open(layers: &[PathBuf]) -> Result<Self> {
         Ok(Self { roots: layers.iter().map(|layer| open_root(layer)).collect::<Result<_>>()? })
+    }
+
+    /// Puts a layer on top.
+    pub(super) fn push(&mut self, layer: &Path) -> Result<()> {
+        if is_opaque(layer) {
+            self.roots.clear();
+        }
+        self.roots.push(open_root(layer)?);
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
+    /// The target of the symbolic link that is seen at a path; no link on the way is followed.
+    pub(super) fn link(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let Some((above, name)) = path.parent().zip(path.file_name()) else { return Ok(None) };
+        for root in self.roots.iter().rev() {
+            let (dir, hides) = match find(root, above)? {
+                Found::Nothing => continue,
+                Found::End => return Ok(None),
+                Found::Directory { dir, hides } => (dir, hides),
+            };
+            match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) if hides || is_opaque_dir(&dir) => return Ok(None),
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(failed(path, e)),
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
+                    let target = rustix::fs::readlinkat(&dir, name, Vec::new());
+                    return Ok(Some(target.map_err(|e| failed(path, e))?.into_bytes()));
+                }
+                Ok(_) => return Ok(None),
+            }
+        }
+        Ok(None)
     }
 
     fn look(&self, path: &Path) -> Result<Seen> {
@@ -191,7 +244,7 @@ fn find(root: &OwnedFd, path: &Path) -> Result<Found> {
 }
 
 fn failed(path: &Path, error: Errno) -> Error {
-    Error::host(format!("open the directory {path:?} of a layer"), error)
+    Error::host(format!("look at {path:?} in a layer"), error)
 }
 
 pub(super) fn open_below(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {

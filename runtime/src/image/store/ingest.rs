@@ -12,7 +12,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Seek as _, SeekFrom};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -120,13 +120,17 @@ impl Ingest {
     /// Removes what an earlier maker left, and gives the empty root directory of the layer.
     pub(crate) fn prepare(&self) -> Result<OwnedFd> {
         self.wipe(true).map_err(|e| self.failed("empty", e))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let make = || {
-            rustix::fs::mkdirat(&self.dir, "fs", LAYER_MODE)?;
-            let fs = rustix::fs::openat(&self.dir, "fs", flags, Mode::empty())?;
-            rustix::fs::fchmod(&fs, LAYER_MODE).map(|()| fs)
-        };
-        make().map_err(|e| self.failed("make the directory fs in", e.into()))
+        make_root(&self.dir).map_err(|e| self.failed("make the directory fs in", e.into()))
+    }
+
+    /// Makes a directory with the empty root of a layer in it; gives its path, it, and the root.
+    pub(super) fn prepare_below(&self, name: &str) -> Result<(PathBuf, OwnedFd, OwnedFd)> {
+        let path = self.path.join(name);
+        let failed = |e: std::io::Error| Error::host(format!("make the directory {}", path.display()), e);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        let beside = OwnedFd::from(File::open(&path).map_err(failed)?);
+        let root = make_root(&beside).map_err(|e| failed(e.into()))?;
+        Ok((path, beside, root))
     }
 
     /// An empty file beside the layer's root, for its recipe.
@@ -149,9 +153,9 @@ impl Ingest {
         put().map_err(|e| Error::host(format!("write {}", path.display()), e))
     }
 
-    /// Removes all that was made.
-    pub(super) fn wipe_all(&self) -> Result<()> {
-        self.wipe(false).map_err(|e| self.failed("empty", e))
+    /// Removes the layer's root, which is of no use.
+    pub(super) fn remove_root(&self) -> Result<()> {
+        self.remove_where(|name| name == "fs").map_err(|e| self.failed("remove the directory fs in", e))
     }
 
     /// What an earlier pull kept of the packed layer; `None` for a layer that is too small for that.
@@ -190,11 +194,12 @@ impl Ingest {
     }
 
     /// Makes the layer complete. Its bytes may not be on the disk yet: [`settle`] tells of that. One that
-    /// could not be hashed again after a crash (`replaced`) waits for them.
+    /// could not be hashed again after a crash (`replaced`) waits for them, and its files are noted.
     pub(crate) fn commit(self, record: &LayerRecord, replaced: bool) -> Result<()> {
         record.write(self.dir.as_fd())?;
         self.remove_packed().map_err(|e| self.failed("remove the packed bytes in", e))?;
         if replaced {
+            unpack::note(&self.path)?;
             rustix::fs::syncfs(&self.dir).map_err(|e| self.failed("syncfs for", e.into()))?;
         } else {
             settle::mark(&self.marker)?;
@@ -260,6 +265,14 @@ fn has_fresh_packed(path: &Path) -> bool {
 /// Whether nobody makes a layer, and nobody will go on from what is there if that is kept.
 pub(super) fn is_left(path: &Path, keep_packed: bool) -> Result<bool> {
     Ok(lock(path)?.is_some() && !(keep_packed && has_fresh_packed(path)))
+}
+
+/// The empty root of a layer.
+fn make_root(dir: impl AsFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::mkdirat(&dir, "fs", LAYER_MODE)?;
+    let fs = rustix::fs::openat(&dir, "fs", flags, Mode::empty())?;
+    rustix::fs::fchmod(&fs, LAYER_MODE).map(|()| fs)
 }
 
 fn is_packed(name: &OsStr) -> bool {

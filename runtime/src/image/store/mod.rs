@@ -4,6 +4,7 @@
 //! blobs/ALGORITHM/HEX            manifests and configurations, as fetched
 //! layers/ALGORITHM/DIFFID/fs/    a layer in overlay form; complete, or not there
 //! chains/ALGORITHM/HEX/fs/       directories that an image's layers only imply, as they should be
+//! chains/…/HEX/redirected/N/fs/  its layer N, where names of it lead through links of lower layers
 //! ingest/ALGORITHM-DIFFID/       a layer in the making, locked by who makes it (chain-… for those above)
 //! unsettled/ALGORITHM-DIFFID     a complete layer that may not be on the disk yet
 //! images/HEX.json                what a name was when it was last pulled
@@ -26,6 +27,7 @@ mod permit;
 mod pin;
 pub(crate) mod probe;
 mod record;
+mod redirect;
 mod remove;
 mod settle;
 mod stored;
@@ -153,26 +155,9 @@ impl Store {
         self.layer_dir(diff_id).exists()
     }
 
-    /// The layers' directories for an overlay mount, lowest first.
-    ///
-    /// A layer that comes twice is given once, at its highest place: the upper one hides all that the
-    /// lower one did, and overlayfs refuses the same directory twice. Layers below one whose root is
-    /// opaque are left out: overlayfs does not look at that mark on a root.
-    pub(crate) fn overlay_layers(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
-        let mut layers: Vec<PathBuf> = Vec::new();
-        for diff_id in diff_ids.iter().rev() {
-            let layer = self.layer_dir(diff_id).join("fs");
-            if layers.contains(&layer) {
-                continue;
-            }
-            let opaque = is_opaque(&layer);
-            layers.push(layer);
-            if opaque {
-                break;
-            }
-        }
-        layers.reverse();
-        layers
+    /// The directories of layers, each in its place.
+    fn layer_roots(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
+        diff_ids.iter().map(|diff_id| self.layer_dir(diff_id).join("fs")).collect()
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -265,6 +250,26 @@ fn make_dir(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .map_err(|e| Error::host(format!("make the directory {}", path.display()), e))
+}
+
+/// Layers for an overlay mount, lowest first.
+///
+/// A layer that comes twice is given once, at its highest place: the upper one hides all that the
+/// lower one did, and overlayfs refuses the same directory twice. Layers below one whose root is
+/// opaque are left out: overlayfs does not look at that mark on a root.
+fn stacked(all: &[PathBuf]) -> Vec<PathBuf> {
+    let mut layers: Vec<PathBuf> = Vec::new();
+    for layer in all.iter().rev() {
+        if layers.contains(layer) {
+            continue;
+        }
+        layers.push(layer.clone());
+        if is_opaque(layer) {
+            break;
+        }
+    }
+    layers.reverse();
+    layers
 }
 
 fn is_opaque(layer: &Path) -> bool {

@@ -13,7 +13,21 @@ impl Store {
     /// # Errors
     /// `DiskFull`, `Host`.
     pub(crate) fn stored(&self, name: &str) -> Result<Option<Image>> {
-        let Some(record) = self.record(name) else { return Ok(None) };
+        self.record(name).map_or(Ok(None), |record| self.opened(record))
+    }
+
+    /// The image of this digest ([`Image::digest`]), under whichever name it came; `None` if it is not there
+    /// or not all of it is. Needs no credentials and no network. Blocks for some file operations.
+    ///
+    /// # Errors
+    /// `DiskFull`, `Host`.
+    pub fn image(&self, digest: &str) -> Result<Option<Image>> {
+        let records = self.image_records()?;
+        let found = records.into_iter().find(|dated| dated.record.manifest == digest);
+        found.map_or(Ok(None), |dated| self.opened(dated.record))
+    }
+
+    fn opened(&self, record: Record) -> Result<Option<Image>> {
         // First the lease: what is there then stays.
         let lease = self.lease(&record.parts())?;
         let Some(configuration) = self.complete(&record) else { return Ok(None) };

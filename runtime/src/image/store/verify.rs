@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::catalog::unique;
+use super::catalog::{Snapshot, unique};
 use super::chain::chain_id;
 use super::lease::Parts;
 use super::{Store, chain, gc, remove};
@@ -68,8 +68,8 @@ pub struct VerifyReport {
     /// Names (or digests) of images that lack parts, also those that lost one to the repair; they are
     /// pulled again when they are asked for.
     pub incomplete: Vec<String>,
-    /// DiffIDs of layers that cannot be hashed again: an older version of Skiff made them, or their
-    /// archive names a file twice.
+    /// DiffIDs of layers that cannot be verified, since an older version of Skiff unpacked them. Pull their
+    /// images again.
     pub unverifiable: Vec<String>,
 }
 
@@ -308,8 +308,27 @@ impl Store {
                 damage.removed = true;
             }
         }
+        self.forget_chains(&snapshot, damages)?;
         drop(alone);
         self.empty_trash().map(drop)
+    }
+
+    /// Takes away what was made from layers that have been removed: files of it are theirs.
+    fn forget_chains(&self, snapshot: &Snapshot, damages: &[Damage]) -> Result<()> {
+        let removed: HashSet<&str> = damages
+            .iter()
+            .filter(|damage| damage.removed)
+            .filter_map(|damage| damage.part.strip_prefix("layer "))
+            .collect();
+        let has_one = |parts: &Parts| parts.diff_ids.iter().any(|id| removed.contains(id.as_str()));
+        let lacking = snapshot.images.values().map(|entry| entry.record.parts()).filter(has_one);
+        let names: HashSet<String> = lacking.map(|parts| chain_id(&parts.diff_ids).to_string()).collect();
+        for (name, path) in self.contents(chain::DIRECTORY)? {
+            if names.contains(&name) {
+                self.discard(&path)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -338,7 +357,7 @@ fn check_files(dir: &Path, diff_id: &Digest) -> Result<Found> {
         }
         (None, Rehash::Differs { found }) => Found::Damaged(format!("its archive has the digest {found}")),
         (None, Rehash::Impossible) => Found::Unverifiable,
-        (None, Rehash::Equal) => Found::Sound,
+        (None, Rehash::Equal | Rehash::Noted) => Found::Sound,
     })
 }
 

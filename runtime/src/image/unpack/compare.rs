@@ -343,7 +343,7 @@ fn foreign_attribute(name: &[u8]) -> String {
 
 /// Whether only an unpacked layer can have put it there: those of the host's security modules are not
 /// kept from archives either.
-fn is_own(name: &[u8]) -> bool {
+pub(super) fn is_own(name: &[u8]) -> bool {
     !name.starts_with(b"security.") || name == b"security.capability"
 }
 
@@ -353,7 +353,7 @@ fn is_mark(name: &[u8]) -> bool {
 }
 
 /// The names of a file's extended attributes.
-fn names_of(path: &Path) -> rustix::io::Result<Vec<Vec<u8>>> {
+pub(super) fn names_of(path: &Path) -> rustix::io::Result<Vec<Vec<u8>>> {
     let length = match rustix::fs::llistxattr_query(path) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         length => length?,

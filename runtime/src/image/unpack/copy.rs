@@ -32,7 +32,7 @@ impl<'a> DirMeta<'a> {
     /// # Errors
     /// `DiskFull`, `Host`.
     pub(crate) fn copy_to(&self, to: &OwnedFd) -> Result<()> {
-        meta::plain_root(to)?;
+        meta::plain(to)?;
         let (uid, gid) = (Uid::from_raw(self.stat.st_uid), Gid::from_raw(self.stat.st_gid));
         rustix::fs::fchown(to, Some(uid), Some(gid)).map_err(|e| failed("chown", e))?;
         let mode = Mode::from_raw_mode(self.stat.st_mode & 0o7777);
@@ -49,6 +49,11 @@ impl<'a> DirMeta<'a> {
                 .map_err(|e| failed("set an extended attribute of", e))?;
         }
         Ok(())
+    }
+
+    /// The time of modification.
+    pub(super) fn mtime(&self) -> Timespec {
+        Timespec { tv_sec: self.stat.st_mtime, tv_nsec: self.stat.st_mtime_nsec as i64 }
     }
 
     /// What another does not have as this one, if anything: also marks of overlayfs, which neither has.
@@ -82,8 +87,7 @@ impl<'a> DirMeta<'a> {
     /// # Errors
     /// `Host`.
     pub(crate) fn set_times(&self, to: &OwnedFd) -> Result<()> {
-        let mtime = Timespec { tv_sec: self.stat.st_mtime, tv_nsec: self.stat.st_mtime_nsec as i64 };
-        rustix::fs::futimens(to, &meta::times(mtime)).map_err(|e| failed("set the times of", e))
+        rustix::fs::futimens(to, &meta::times(self.mtime())).map_err(|e| failed("set the times of", e))
     }
 }
 

@@ -72,7 +72,7 @@ struct Extractor<'a> {
 
 impl<'a> Extractor<'a> {
     fn new(root: OwnedFd, flow: &'a Flow<'a>) -> Result<Self> {
-        meta::plain_root(&root)?;
+        meta::plain(&root)?;
         implied::mark_root(&root)?;
         Ok(Self {
             root: Root::new(root),
@@ -322,7 +322,7 @@ fn unwritable(place: &Place<'_>, error: std::io::Error) -> Error {
 }
 
 /// Sets what was kept for the end, unless something else took the directory's place.
-fn finish_directory(root: &mut Root, note: &Note, acls: bool) -> Result<()> {
+pub(super) fn finish_directory(root: &mut Root, note: &Note, acls: bool) -> Result<()> {
     let path = Path::new(std::ffi::OsStr::from_bytes(&note.path));
     let shown = || show(&note.path);
     let times = meta::times(note.mtime);

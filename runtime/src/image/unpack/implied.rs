@@ -76,6 +76,11 @@ pub(crate) fn inherits(dir: impl AsFd) -> Result<bool> {
     Ok(read_mark(dir)? == Some(INHERITS[0]))
 }
 
+/// Whether this directory of a layer has no entry.
+pub(super) fn is_marked(dir: &OwnedFd) -> Result<bool> {
+    Ok(read_mark(dir)?.is_some())
+}
+
 fn mark(dir: &OwnedFd, value: &[u8]) -> Result<()> {
     rustix::fs::fsetxattr(dir, MARK, value, XattrFlags::empty())
         .map_err(|e| Error::host(format!("set {MARK} on a directory of a layer"), e))

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::entries::{Entry, Kind, invalid};
-use super::path::{Place, show};
+use super::path::{PARENT_MODE, Place, show};
 use crate::image::limits;
 use crate::{Error, ErrorKind, Result};
 
@@ -149,16 +149,21 @@ fn chmod(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
 
 /// Makes a directory that was there already what the entry says, but for its times.
 pub(super) fn set_again(fd: &OwnedFd, entry: &Entry, place: &Place<'_>) -> Result<()> {
-    let names = list(fd).map_err(|e| place.failed("read the extended attributes of", e))?;
-    for name in names.split(|b| *b == 0).filter(|name| is_kept(name)) {
-        match rustix::fs::fremovexattr(fd, OsStr::from_bytes(name)) {
+    clear(fd, place)?;
+    chown(fd, entry, place)?;
+    set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
+    chmod(fd, entry, place)
+}
+
+/// Takes away the extended attributes that an entry gave, and the marks of overlayfs.
+pub(super) fn clear(fd: &OwnedFd, place: &Place<'_>) -> Result<()> {
+    for name in kept_names(fd).map_err(|e| place.failed("read the extended attributes of", e))? {
+        match rustix::fs::fremovexattr(fd, OsStr::from_bytes(&name)) {
             Ok(()) | Err(Errno::NODATA) => {}
             Err(e) => return Err(place.failed("remove an extended attribute of", e)),
         }
     }
-    chown(fd, entry, place)?;
-    set_xattrs(entry, place, |name, value| rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()))?;
-    chmod(fd, entry, place)
+    Ok(())
 }
 
 /// Names of the extended attributes, each with a zero byte behind it.
@@ -185,10 +190,10 @@ pub(super) fn names(fd: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(given.map(<[u8]>::to_vec).collect())
 }
 
-/// Takes away what the root of a layer has from where the store is: a group, ACLs that files in it
-/// would inherit.
-pub(super) fn plain_root(fd: &OwnedFd) -> Result<()> {
-    let failed = |e| Error::host("prepare the root directory of a layer", e);
+/// Makes a directory one of root with mode 0755, and takes away what it has from the directory that it
+/// is in: a group, ACLs that files in it would inherit.
+pub(super) fn plain(fd: &OwnedFd) -> Result<()> {
+    let failed = |e| Error::host("prepare a directory of a layer", e);
     for name in [DEFAULT_ACL, ACCESS_ACL] {
         match rustix::fs::fremovexattr(fd, name) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
@@ -196,11 +201,11 @@ pub(super) fn plain_root(fd: &OwnedFd) -> Result<()> {
         }
     }
     let stat = rustix::fs::fstat(fd).map_err(failed)?;
-    if stat.st_uid == 0 && stat.st_gid == 0 && stat.st_mode & 0o7777 == 0o755 {
+    if stat.st_uid == 0 && stat.st_gid == 0 && stat.st_mode & 0o7777 == PARENT_MODE.bits() {
         return Ok(());
     }
     rustix::fs::fchown(fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(failed)?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(0o755)).map_err(failed)
+    rustix::fs::fchmod(fd, PARENT_MODE).map_err(failed)
 }
 
 /// The modification time, for both times.

@@ -15,12 +15,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::entries::invalid;
 use super::implied::Implied;
-use super::remove;
+use super::{meta, remove};
 use crate::image::limits;
 use crate::{Error, Result};
 
@@ -284,12 +284,11 @@ impl Root {
 fn make_parent(place: &Place<'_>) -> Result<OwnedFd> {
     rustix::fs::mkdirat(&place.dir.fd, place.name, Mode::RWXU).map_err(|e| place.failed("mkdir", e))?;
     let dir = place.open_dir()?;
-    rustix::fs::fchown(&dir, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(|e| place.failed("chown", e))?;
-    rustix::fs::fchmod(&dir, PARENT_MODE).map_err(|e| place.failed("chmod", e))?;
+    meta::plain(&dir)?;
     Ok(dir)
 }
 
-fn no_directory(path: &Path) -> Error {
+pub(super) fn no_directory(path: &Path) -> Error {
     let path = show(path.as_os_str().as_bytes());
     invalid(format!("{path} should be a directory, but the layer has a file or a dead link there"))
 }

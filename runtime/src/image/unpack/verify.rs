@@ -2,7 +2,8 @@
 //!
 //! The archive is put together again from the recipe and the files, and hashed against its DiffID:
 //! that finds every changed byte of every file. Then each of its entries is compared with what is on
-//! the disk, and the disk is searched for what no entry put there.
+//! the disk, and the disk is searched for what no entry put there. A layer in which a name comes twice is
+//! compared with what was noted of its files when it was unpacked ([`super::noted`]).
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -17,7 +18,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::compare::Comparison;
 use super::entries::Entries;
 use super::rebuild::{Content, Rebuilt};
-use super::{broken, implied, path, recipe};
+use super::{broken, implied, noted, path, recipe};
 use crate::image::digest::{Algorithm, Digest, Hasher};
 use crate::{Error, ErrorKind, Result};
 
@@ -40,8 +41,10 @@ pub(crate) enum Rehash {
     Differs {
         found: Digest,
     },
-    /// A name comes twice in the archive, so what it held first is not there to be hashed. The entries
-    /// cannot be compared either.
+    /// A name comes twice in the archive, so what it held first is not there to be hashed. The files were
+    /// compared with what was noted of them.
+    Noted,
+    /// As before, and nothing was noted: an older version of Skiff unpacked it.
     Impossible,
 }
 
@@ -75,6 +78,10 @@ pub(crate) fn verify_layer(layer_dir: &Path, diff_id: &Digest) -> Result<LayerRe
         difference: None,
     };
     if first.replaced {
+        if let Some(difference) = noted::compare(&layer, layer_dir)? {
+            report.rehash = Rehash::Noted;
+            report.difference = difference;
+        }
         return Ok(report);
     }
     let found = first.hasher.finish();
@@ -83,7 +90,8 @@ pub(crate) fn verify_layer(layer_dir: &Path, diff_id: &Digest) -> Result<LayerRe
     Ok(report)
 }
 
-struct Layer {
+/// A layer in the store.
+pub(super) struct Layer {
     dir: OwnedFd,
     path: PathBuf,
     shown: String,
@@ -111,7 +119,9 @@ impl Directories {
 }
 
 impl Layer {
-    fn open(path: &Path) -> Result<Self> {
+    /// # Errors
+    /// `Host`.
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let shown = path.display().to_string();
         let dir = rustix::fs::open(path, flags, Mode::empty())
@@ -129,12 +139,25 @@ impl Layer {
         })
     }
 
-    fn rebuilt(&self, from: Content) -> Result<Rebuilt> {
+    /// Its archive, put together again.
+    pub(super) fn rebuilt(&self, from: Content) -> Result<Rebuilt> {
         let recipe = File::from(self.file(recipe::NAME, OFlags::empty())?);
-        Rebuilt::new(recipe, self.file("fs", OFlags::DIRECTORY)?, from)
+        Rebuilt::new(recipe, self.root()?, from)
     }
 
-    fn broken(&self, error: Error) -> Error {
+    /// Its own root directory.
+    pub(super) fn root(&self) -> Result<OwnedFd> {
+        self.file("fs", OFlags::DIRECTORY)
+    }
+
+    /// Its list of implied directories, if it has one.
+    pub(super) fn list(&self) -> Result<Option<File>> {
+        let has_none = matches!(self.path.join(implied::NAME).try_exists(), Ok(false));
+        if has_none { Ok(None) } else { self.file(implied::NAME, OFlags::empty()).map(|fd| Some(fd.into())) }
+    }
+
+    /// The error for a recipe that makes no archive.
+    pub(super) fn broken(&self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::InvalidImage | ErrorKind::CorruptImage | ErrorKind::LimitExceeded => {
                 let message = format!("the recipe of the layer {} is broken", self.shown);
@@ -169,7 +192,7 @@ impl Layer {
     /// The second pass: compares entries, and looks for what has none.
     fn compare(&self, directories: &Directories) -> Result<Option<Difference>> {
         let mut entries = Entries::new(self.rebuilt(Content::Zeros)?);
-        let mut comparison = Comparison::new(self.file("fs", OFlags::DIRECTORY)?);
+        let mut comparison = Comparison::new(self.root()?);
         implied::read(&self.path, |path| comparison.listed(path))?;
         let mut count = 0;
         while let Some(entry) = entries.next().map_err(|e| self.broken(e))? {

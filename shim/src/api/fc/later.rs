@@ -70,7 +70,7 @@ async fn take(
     headers::strip(&mut parts.headers);
     parts.headers.remove(EXPECT);
     let kept = kept(&parts, whole);
-    let work = Work::Request(HttpRequest { request: kept, client });
+    let work = Work::Request(Box::new(HttpRequest { request: kept, client }));
     let event = Event::of(function, &POLICY, work, id.to_owned(), wishes.delay);
     accepted(api, event, &asked, id)
 }

@@ -39,7 +39,7 @@ pub(super) static POLICY: Policy = Policy {
     max_age: Duration::from_secs(24 * 3600),
     first: Duration::from_millis(500),
     longest: Duration::from_secs(5 * 3600),
-    steady_errors: false,
+    steady: false,
 };
 
 /// An answer of the API itself.

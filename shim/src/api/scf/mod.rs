@@ -29,13 +29,14 @@ const VERSION: &str = "2018-04-16";
 /// Bytes of a call: an event is a text in JSON, where each of its bytes may become six.
 const MAX_CALL_BYTES: usize = 40 << 20;
 
-/// A minute after each error of the function; up to five after the platform's own, for six hours.
+/// A minute after each error of the function, and while it is over a limit; up to five after the platform's own,
+/// for six hours.
 pub(super) static POLICY: Policy = Policy {
     retries: 2,
     max_age: Duration::from_secs(6 * 3600),
     first: Duration::from_secs(60),
     longest: Duration::from_secs(300),
-    steady_errors: true,
+    steady: true,
 };
 
 /// Code and message, as the API names them.

@@ -15,7 +15,7 @@ use crate::cli::values::{DestinationArg, Listen, Time};
 const MAX_KEYS_BYTES: u64 = 1 << 20;
 
 /// Options of the invoke API.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Invoke API")]
 pub(crate) struct ApiArgs {
     /// Serve the platform's invoke API on this Unix socket instead of one below the run directory.

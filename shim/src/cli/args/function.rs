@@ -89,6 +89,9 @@ pub(crate) struct FunctionArgs {
     /// Time for one invocation, such as 30s [default: the platform's].
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     pub(crate) timeout: Option<Time>,
+    /// Time that a WebSocket may be idle (scf) [default: the platform's].
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    pub(crate) websocket_idle: Option<Time>,
     /// Time until the server listens [default: the platform's].
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     pub(crate) start_timeout: Option<Time>,
@@ -232,6 +235,7 @@ impl FunctionArgs {
         config.read_only |= self.read_only;
         config.acceleration |= self.accelerate;
         replace(&mut config.timeout, self.timeout.map(|time| time.0));
+        config.websocket_idle = self.websocket_idle.map(|time| time.0).or(config.websocket_idle);
         config.start_deadline = self.start_timeout.map(|time| time.0).or(config.start_deadline);
         replace(&mut config.stop_grace, self.stop_timeout.map(|time| time.0));
     }

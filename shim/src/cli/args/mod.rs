@@ -7,6 +7,7 @@ mod help;
 mod images;
 mod lifecycle;
 mod network;
+mod node;
 mod pool;
 mod source;
 
@@ -21,6 +22,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
+pub(crate) use node::{DeployArgs, FunctionNameArgs, NodeArgs, ServeArgs};
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
@@ -62,6 +64,21 @@ pub(crate) enum Command {
     /// Start a function from an image and serve invocations, or answer one event.
     #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
     Run(Box<RunArgs>),
+    /// Serve deployed functions, and what is deployed while it runs.
+    #[command(after_help = help::SERVE, after_long_help = help::SERVE_LONG)]
+    Serve(Box<ServeArgs>),
+    /// Deploy a function on the node of this host, or a new revision of it.
+    #[command(after_help = help::DEPLOY, after_long_help = help::DEPLOY_LONG)]
+    Deploy(DeployArgs),
+    /// List the functions that are deployed.
+    #[command(after_help = help::FUNCTIONS, after_long_help = help::FUNCTIONS_LONG)]
+    Functions(NodeArgs),
+    /// Tell all about a deployed function.
+    #[command(after_help = help::GET, after_long_help = help::GET_LONG)]
+    Get(FunctionNameArgs),
+    /// Take a deployed function away.
+    #[command(after_help = help::DELETE, after_long_help = help::DELETE_LONG)]
+    Delete(FunctionNameArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
     Exec(ExecArgs),
@@ -248,7 +265,21 @@ mod tests {
 
     #[test]
     fn every_command_tells_of_exit_codes() {
-        for name in ["run", "exec", "pull", "images", "rmi", "gc", "image", "doctor"] {
+        for name in [
+            "run",
+            "serve",
+            "deploy",
+            "functions",
+            "get",
+            "delete",
+            "exec",
+            "pull",
+            "images",
+            "rmi",
+            "gc",
+            "image",
+            "doctor",
+        ] {
             let mut command = Cli::command();
             let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
             assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{name}");

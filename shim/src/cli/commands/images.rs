@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use skiff::StoredImage;
 
-use super::open_store;
+use super::{open_store, table};
 use crate::cli::args::{Global, ImagesArgs};
 use crate::cli::console::{Console, bytes};
 use crate::cli::failure::Failure;
@@ -25,7 +25,7 @@ pub(crate) fn images(global: &Global, args: &ImagesArgs, console: Console) -> Re
     }
     let now = SystemTime::now();
     let rows = images.iter().flat_map(|image| rows(image, args.digests, now));
-    let rows: Vec<_> = std::iter::once(HEAD.map(String::from)).chain(rows).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(HEAD.map(String::from)).chain(rows).map(Vec::from).collect();
     let table = table(&rows);
     console.result(|| table, || Value::Null)?;
     Ok(ExitCode::SUCCESS)
@@ -87,17 +87,6 @@ fn ago(age: Duration) -> String {
     format!("{number} {unit}{} ago", if number == 1 { "" } else { "s" })
 }
 
-/// Columns that are as wide as their widest text, two spaces apart.
-fn table(rows: &[[String; 9]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
-    let line = |row: &[String; 9]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 fn value(image: &StoredImage) -> Value {
     let used = image.last_used.duration_since(UNIX_EPOCH).unwrap_or_default();
     json!({
@@ -131,16 +120,5 @@ mod tests {
         ] {
             assert_eq!(ago(Duration::from_secs(seconds)), text, "{seconds}");
         }
-    }
-
-    #[test]
-    fn columns_stand_below_each_other() {
-        let row = |name: &str, last: &str| {
-            let mut row: [String; 9] = std::array::from_fn(|_| "x".to_owned());
-            (row[0], row[8]) = (name.to_owned(), last.to_owned());
-            row
-        };
-        let text = table(&[row("long name", ""), row("a", "in use")]);
-        assert_eq!(text, "long name  x  x  x  x  x  x  x\na          x  x  x  x  x  x  x  in use");
     }
 }

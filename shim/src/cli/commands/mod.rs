@@ -6,9 +6,11 @@ pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod import;
+pub(crate) mod node;
 pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod verify;
 
 use std::ffi::OsString;
@@ -55,4 +57,27 @@ fn variable(name: &str) -> Option<OsString> {
 /// A path that means the same wherever a process stands.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| Failure::usage(format!("the path `{}`: {e}", path.display())))
+}
+
+/// Columns that are as wide as their widest text, two spaces apart.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let row = |name: &str, last: &str| vec![name.to_owned(), "x".to_owned(), last.to_owned()];
+        assert_eq!(table(&[row("long name", ""), row("a", "in use")]), "long name  x\na          x  in use");
+    }
 }

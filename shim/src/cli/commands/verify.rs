@@ -47,7 +47,7 @@ fn text(report: &VerifyReport) -> String {
     });
     let incomplete = report.incomplete.iter().map(|name| format!("incomplete: {name}"));
     let sum = format!(
-        "verified {} images: {} layers ({} cannot be hashed again), {} documents; {} damaged",
+        "verified {} images: {} layers ({} cannot be verified), {} documents; {} damaged",
         report.images,
         report.layers,
         report.unverifiable.len(),

@@ -118,6 +118,13 @@ impl Console {
         self.note("warning", text, || serde_json::to_value(warning).unwrap_or_default());
     }
 
+    /// The same for one that came as JSON.
+    pub(crate) fn warn_json(self, warning: &Value) {
+        let text = |key: &str| warning[key].as_str().unwrap_or_default();
+        let line = || format!("warning: {}\n  help: {}", text("message"), text("advice"));
+        self.note("warning", line, || warning.clone());
+    }
+
     /// Writes a JSON object with `event` in it to the standard error.
     fn event(self, event: &str, fields: Value) {
         write_stderr(&json_line(&with_event(event, fields)));

@@ -123,6 +123,7 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
     };
     set(&mut config.network, one_of(fields, "network", &["none", "bridge", "host"], network));
     set(&mut config.timeout, fields.time("timeout", "timeout"));
+    config.websocket_idle = fields.time("websocket_idle", "WebSocket idle time");
     config.start_deadline = fields.time("start_timeout", "start deadline");
     set(&mut config.stop_grace, fields.time("stop_timeout", "stop grace"));
 }

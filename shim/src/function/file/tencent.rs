@@ -22,6 +22,7 @@ pub(super) fn read(node: &Node, report: &Report) -> Option<(Option<String>, Func
         config.timeout = timeout;
     }
     config.start_deadline = fields.seconds("InitTimeout", "start deadline", 1 << 32);
+    websocket(&fields, &mut config);
     if let Some(mib) = fields.number("DiskSize", "writable layer", 1..=1 << 20) {
         config.writable_bytes = u64::try_from(mib).unwrap_or_default() * MIB;
     }
@@ -32,6 +33,17 @@ pub(super) fn read(node: &Node, report: &Report) -> Option<(Option<String>, Func
     others(&fields);
     fields.finish();
     Some((image, config))
+}
+
+/// `{"WSParams": {"IdleTimeOut": 15}}`. WebSockets are let through whatever `ProtocolType` says.
+fn websocket(fields: &Fields<'_>, config: &mut FunctionConfig) {
+    fields.known(&["ProtocolType"]);
+    let Some(parameters) = fields.table("ProtocolParams") else { return };
+    if let Some(websocket) = parameters.table("WSParams") {
+        config.websocket_idle = websocket.seconds("IdleTimeOut", "WebSocket idle time", 1 << 32);
+        websocket.finish();
+    }
+    parameters.finish();
 }
 
 /// `{"Variables": [{"Key": …, "Value": …}]}`
@@ -155,16 +167,7 @@ fn others(fields: &Fields<'_>) {
     );
     fields.all_ignored(&["CfsConfig", "Layers", "UseGpu", "NodeType", "NodeSpec"], "Skiff does not have it");
     fields.all_ignored(
-        &[
-            "DeadLetterConfig",
-            "AsyncRunEnable",
-            "TraceEnable",
-            "L5Enable",
-            "InstallDependency",
-            "ProtocolType",
-            "ProtocolParams",
-            "DnsCache",
-        ],
+        &["DeadLetterConfig", "AsyncRunEnable", "TraceEnable", "L5Enable", "InstallDependency", "DnsCache"],
         "Skiff does not have it",
     );
 }

@@ -158,7 +158,7 @@ fn other_message(cause: &StartCause) -> String {
         StartCause::Unhealthy(how) => {
             format!("The function http server cannot be started. check function health failed with {how}")
         }
-        StartCause::Other(reason) => {
+        StartCause::OutOfResources(reason) | StartCause::Other(reason) => {
             format!("The function cannot be started. Failed to start function instance. Error: {reason}")
         }
         other => format!("The function cannot be started. {other:?}"),
@@ -191,7 +191,7 @@ pub(super) fn invocation(
     let peak = megabytes(report.memory_peak_bytes);
     let id = context.request_id;
     match failure {
-        InvocationFailure::TimedOut => {
+        InvocationFailure::TimedOut | InvocationFailure::WebSocketIdle => {
             let limit = seconds(context.config.timeout);
             let text = format!("Function timed out after {limit} seconds (maxMemoryUsage: {peak:.2}MB)");
             function_error(context, "FunctionTimeoutError", text)
@@ -210,7 +210,7 @@ pub(super) fn invocation(
             );
             function_error(context, code, text)
         }
-        InvocationFailure::Canceled | InvocationFailure::Terminated => {
+        InvocationFailure::Canceled | InvocationFailure::Terminated | InvocationFailure::WebSocketBroken => {
             let ms = whole_ms(report.duration);
             let text =
                 format!("Invocation canceled by client (duration: {ms}ms, maxMemoryUsage: {peak:.2}MB)");

@@ -3,7 +3,7 @@
 //! An event's caller gets `{"errorCode":-1,"errorMessage","requestId","statusCode"}` (the `RetMsg`
 //! of the invoke call), an HTTP caller `{"errorMessage","statusCode"}` as function URLs answer; the
 //! HTTP status is the code in both cases. Documented or observed texts: 405, 407, 433, 434, 439,
-//! 446. The texts of 406, 443, 444, 445, 447, 450, 499 and 500 are not documented and are ours.
+//! 446. The texts of 406, 443, 444, 445, 447, 449, 450, 455, 456, 499 and 500 are not documented and are ours.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -78,6 +78,7 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
             (406, "RequestTooLarge", format!("payload size exceeds maximum allowed size ({limit} bytes)"))
         }
         StartCause::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
+        StartCause::OutOfResources(reason) => (449, "InsufficientResources", reason.clone()),
         // It knows neither initializers nor health checks.
         StartCause::InitializerFailed(reason) | StartCause::Unhealthy(reason) | StartCause::Other(reason) => {
             (500, "InternalError", reason.clone())
@@ -116,6 +117,13 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
         }
         InvocationFailure::Canceled | InvocationFailure::Terminated => {
             (499, "RequestCanceled", "Request canceled".to_owned())
+        }
+        InvocationFailure::WebSocketIdle => {
+            let seconds = seconds(context.config.websocket_idle().unwrap_or_default());
+            (455, "WebSocketIdleTimeout", format!("WebSocket connection idle for {seconds} seconds"))
+        }
+        InvocationFailure::WebSocketBroken => {
+            (456, "WebSocketClosed", "WebSocket connection closed by client abnormally".to_owned())
         }
         InvocationFailure::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
@@ -217,7 +225,8 @@ mod tests {
             (StartCause::PullFailed("manifest unknown".into()), 444, "manifest unknown"),
             (StartCause::PullTimedOut("not within 5s".into()), 447, "timed out: not within 5s"),
             (StartCause::TimedOut, 450, "30000ms"),
-            (StartCause::Other("no space".into()), 500, "no space"),
+            (StartCause::OutOfResources("no space".into()), 449, "no space"),
+            (StartCause::Other("no keeper".into()), 500, "no keeper"),
         ];
         for (cause, code, text) in cases {
             let (status, body) = start_body(cause, InvocationKind::Event);
@@ -268,6 +277,12 @@ mod tests {
             (InvocationFailure::AnswerTooLarge(1), 407, "The size of response exceeds the upper limit (6MB)"),
             (InvocationFailure::RequestTooLarge("too large".into()), 406, "too large"),
             (InvocationFailure::ConnectionBroken("reset".into()), 443, "user code error: reset"),
+            (InvocationFailure::BadResponse("no HTTP".into()), 443, "user code error: no HTTP"),
+            (InvocationFailure::Canceled, 499, "Request canceled"),
+            (InvocationFailure::Terminated, 499, "Request canceled"),
+            (InvocationFailure::InvalidEvent("no JSON".into()), 400, "no JSON"),
+            (InvocationFailure::WebSocketIdle, 455, "WebSocket connection idle for 15 seconds"),
+            (InvocationFailure::WebSocketBroken, 456, "WebSocket connection closed by client abnormally"),
         ];
         for (failure, code, text) in cases {
             let answer = invocation(&context(&config, InvocationKind::Http), &failure);

@@ -3,7 +3,7 @@
 //! Request: the documented context headers; the credentials only for a function that has a role.
 //! Clients may not send `X-Scf-*`. Response: a layer-7 pass-through; only the request id is added.
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use crate::platform::types::exposed;
 use crate::platform::{InvocationContext, InvocationKind, Trigger, header_value, remove_prefixed};
@@ -38,6 +38,7 @@ pub(super) fn request(context: &InvocationContext<'_>, headers: &mut HeaderMap) 
     if let Some(Trigger::Timer) = context.trigger {
         set("x-scf-trigger-src", "Timer");
     }
+    of_function_url(context, headers);
     credentials(context, headers);
     let client = match (context.kind, context.client) {
         (_, Some(client)) => client.ip().to_string(),
@@ -46,6 +47,21 @@ pub(super) fn request(context: &InvocationContext<'_>, headers: &mut HeaderMap) 
     };
     for name in ["x-forwarded-for", "x-real-ip"] {
         headers.entry(name).or_insert_with(|| header_value(&client));
+    }
+}
+
+/// What a function URL says of a request that it passes through: the client's address as documented, and
+/// the name that it was sent to as users have seen.
+fn of_function_url(context: &InvocationContext<'_>, headers: &mut HeaderMap) {
+    if context.kind != InvocationKind::Http {
+        return;
+    }
+    if let Some(client) = context.client {
+        let value = header_value(&client.ip().to_string());
+        headers.insert(HeaderName::from_static("x-scf-remote-addr"), value);
+    }
+    if let Some(host) = headers.get(HOST).cloned() {
+        headers.insert(HeaderName::from_static("x-scf-request-domain"), host);
     }
 }
 
@@ -142,6 +158,32 @@ mod tests {
         assert!(!headers.contains_key("x-scf-remote-addr"));
         assert_eq!(headers["x-own"], "kept");
         assert!(!format!("{headers:?}").contains("the-key"));
+    }
+
+    #[test]
+    fn the_client_of_a_request_over_tcp_is_named() {
+        let config = FunctionConfig::new("resize", scf());
+        let mut context = context(&config, InvocationKind::Http);
+        context.client = Some(([192, 0, 2, 7], 4711).into());
+        let mut headers = HeaderMap::new();
+        headers.insert("host", HeaderValue::from_static("f.example"));
+        headers.insert("x-scf-remote-addr", HeaderValue::from_static("1.2.3.4"));
+        headers.insert("x-scf-request-domain", HeaderValue::from_static("forged"));
+        headers.insert("x-real-ip", HeaderValue::from_static("203.0.113.9"));
+        request(&context, &mut headers);
+        for (name, value) in [
+            ("x-scf-remote-addr", "192.0.2.7"),
+            ("x-scf-request-domain", "f.example"),
+            ("x-forwarded-for", "192.0.2.7"),
+            // One that is there stays: a proxy in front has said it.
+            ("x-real-ip", "203.0.113.9"),
+        ] {
+            assert_eq!(headers[name], value, "{name}");
+        }
+        context.kind = InvocationKind::Event;
+        let mut event = HeaderMap::new();
+        request(&context, &mut event);
+        assert!(!event.contains_key("x-scf-remote-addr"), "{event:?}");
     }
 
     #[test]

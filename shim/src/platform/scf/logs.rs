@@ -113,6 +113,14 @@ mod tests {
     }
 
     #[test]
+    fn an_http_request_has_no_response_line() {
+        let config = FunctionConfig::new("resize", scf());
+        let lines = end(&testing::context(&config, InvocationKind::Http), &InvocationReport::default());
+        assert_eq!(lines[0], "END RequestId:the-request");
+        assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
     fn a_cold_start_is_reported() {
         let config = FunctionConfig::new("resize", scf());
         let timeline =

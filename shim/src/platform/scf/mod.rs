@@ -35,6 +35,8 @@ static DEFAULTS: Defaults = Defaults {
     // The WebServer image page; newer pages speak of an initialisation timeout of 3 to 300 s.
     start_deadline: Duration::from_secs(30),
     timeout: Duration::from_secs(3),
+    // `ProtocolParams.WSParams.IdleTimeOut` of the SDK.
+    websocket_idle: Some(Duration::from_secs(15)),
     memory_mib: 128,
     region: "ap-guangzhou",
     account_id: "100000000001",
@@ -52,12 +54,14 @@ static LIMITS: Limits = Limits {
     // 900 s, and 24 h for asynchronous execution.
     timeout_s: 1..=86_400,
     start_deadline_s: 1..=300,
+    websocket_idle_s: 1..=1800,
     // It has no callbacks.
     initializer_s: 0..=0,
     callback_s: 0..=0,
     concurrency: 1..=100,
     health_checks: false,
     name_chars: 60,
+    full_name_chars: Some(118),
     env_key_bytes: 2..=64,
     env_total_bytes: 4096,
     // 4 KB stand on the old page of HTTP functions only; not documented for image functions.
@@ -261,6 +265,33 @@ impl Platform for Scf {
 mod tests {
     use super::*;
     use crate::platform::testing::context;
+
+    #[test]
+    fn some_failures_recycle_the_instance() {
+        let exit = skiff_runtime::Exit { code: Some(1), signal: None, oom_killed: false };
+        let table = [
+            (InvocationFailure::TimedOut, true, false),
+            (InvocationFailure::OutOfMemory, true, true),
+            (InvocationFailure::ProcessExited(Some(exit)), true, true),
+            (InvocationFailure::Terminated, true, false),
+            (InvocationFailure::Canceled, false, false),
+            (InvocationFailure::ConnectionBroken(String::new()), false, false),
+            (InvocationFailure::BadResponse(String::new()), false, false),
+            (InvocationFailure::InvalidAnswer(String::new()), false, false),
+            (InvocationFailure::AnswerTooLarge(1), false, false),
+            (InvocationFailure::RequestTooLarge(String::new()), false, false),
+            (InvocationFailure::InvalidEvent(String::new()), false, false),
+            (InvocationFailure::WebSocketIdle, false, false),
+            (InvocationFailure::WebSocketBroken, false, false),
+        ];
+        let mut config = FunctionConfig::new("resize", &SCF);
+        for (failure, alone, beside_others) in table {
+            for (concurrency, recycles) in [(1, alone), (2, beside_others)] {
+                config.concurrency = concurrency;
+                assert_eq!(SCF.recycles(&config, &failure), recycles, "{failure:?} with {concurrency}");
+            }
+        }
+    }
 
     #[test]
     fn a_status_outside_2xx_is_a_function_error() {

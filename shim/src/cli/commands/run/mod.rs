@@ -83,7 +83,7 @@ const OPEN_FILES: u64 = 32 * 1024;
 
 /// Lifts the soft limit of open files towards what the proxy may need: the usual 1024 are gone with
 /// 500 requests at once. The function has its own limit.
-fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
     if limit.current.is_some_and(|current| current < wanted) {

@@ -21,6 +21,8 @@ pub(super) const TENCENT: &str = r#"{
   }},
   "Environment": {"Variables": [{"Key": "MODE", "Value": "prod"}]},
   "InstanceConcurrencyConfig": {"DynamicEnabled": "FALSE", "MaxConcurrency": 20},
+  "ProtocolType": "WS",
+  "ProtocolParams": {"WSParams": {"IdleTimeOut": 600}},
   "Role": "SCF_ExecuteRole",
   "VpcConfig": {"VpcId": "vpc-1"}
 }"#;
@@ -37,6 +39,7 @@ fn tencents_files_are_read() {
     );
     assert_eq!((config.memory_mib, config.timeout.as_secs(), config.writable_bytes), (512, 60, 1 << 30));
     assert_eq!(config.start_deadline.map(|time| time.as_secs()), Some(90));
+    assert_eq!(config.websocket_idle.map(|time| time.as_secs()), Some(600));
     assert_eq!(config.entrypoint, Some(vec!["python".to_owned()]));
     assert_eq!(config.cmd, Some(vec!["-u".to_owned(), "app.py".to_owned()]));
     assert!(config.acceleration && config.concurrency == 20 && config.port == Some(9000));
@@ -44,13 +47,44 @@ fn tencents_files_are_read() {
     let ignored: Vec<&str> = file.warnings.iter().map(|warning| warning.message.as_str()).collect();
     assert_eq!(ignored.len(), 4, "{ignored:#?}");
     assert!(
-        ignored.iter().any(|text| text.starts_with("line 20, column 11: Role is ignored")),
+        ignored.iter().any(|text| text.starts_with("line 22, column 11: Role is ignored")),
         "{ignored:#?}"
     );
     let job = TENCENT
         .replace("\"ImagePort\": 9000", "\"ImagePort\": -1")
         .replace("\"MaxConcurrency\": 20", "\"MaxConcurrency\": 1");
     assert_eq!(parse(&job, Language::Json).expect("a job").config.mode, Mode::Job);
+}
+
+#[test]
+fn what_changes_nothing_here_is_named() {
+    let with =
+        TENCENT.replace("\"ImageType\"", "\"EntryPoint\": \"sh\", \"RegistryId\": \"tcr-1\", \"ImageType\"");
+    let with = with.replace(
+        "\"Role\"",
+        "\"ClsLogsetId\": \"1\", \"ClsTopicId\": \"2\", \"CfsConfig\": {}, \"Layers\": [], \"PublicNetConfig\": {}, \"Role\"",
+    );
+    let file = parse(&with, Language::Json).expect("a function");
+    let named: Vec<&str> = file
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.message.split(": ").nth(1)?.strip_suffix(" is ignored"))
+        .collect();
+    for key in [
+        "Code.ImageConfig.EntryPoint",
+        "Code.ImageConfig.RegistryId",
+        "Code.ImageConfig.ImageType",
+        "ClsLogsetId",
+        "ClsTopicId",
+        "CfsConfig",
+        "Layers",
+        "VpcConfig",
+        "PublicNetConfig",
+        "Role",
+    ] {
+        assert!(named.contains(&key), "{key} in {named:?}");
+    }
+    assert_eq!(file.config.entrypoint, Some(vec!["python".to_owned()]), "an EntryPoint is not used");
 }
 
 #[test]
@@ -72,6 +106,11 @@ fn wrong_files_of_tencents_are_told() {
             "\"Value\": \"prod\"",
             "\"Value\": 3",
             "line 18, column 33: Environment.Variables: must be {\"Key\": TEXT",
+        ),
+        (
+            "\"IdleTimeOut\": 600",
+            "\"IdleTimeOut\": 1801",
+            "line 21, column 50: WebSocket idle time 1801s: must be 1 s to 1800 s",
         ),
         ("\"Args\"", "\"Arguments\"", "line 14, column 5: Code.ImageConfig.Arguments: no such key"),
         (

@@ -1,0 +1,99 @@
+//! Options of the commands about a node.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use skiff::node::Scaling;
+
+use super::{ApiArgs, NetworkArgs, SourceArgs};
+use crate::cli::values::{Listen, Time};
+
+/// Options of `skiff serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Serve control API and invoke APIs on this Unix socket [default: skiff.sock in the run directory].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// A directory with a socket for each function, where plain HTTP requests are passed on to it
+    /// [default: functions in the run directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) sockets: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) api: NodeApiArgs,
+}
+
+/// The invoke APIs of a node.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Invoke API")]
+pub(crate) struct NodeApiArgs {
+    /// Serve the invoke APIs, and nothing else, on a TCP address too: IP:PORT, or PORT on 127.0.0.1.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) api_listen: Option<Listen>,
+    /// Check the callers' signatures against the access keys in this file: in each line an id, a
+    /// space and its secret. Without it, any signature will do.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_keys: Option<PathBuf>,
+}
+
+impl NodeApiArgs {
+    pub(crate) fn as_api(&self) -> ApiArgs {
+        ApiArgs { api_keys: self.api_keys.clone(), api_listen: self.api_listen, ..ApiArgs::default() }
+    }
+}
+
+/// Where the node is.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The node's socket [default: skiff.sock in the run directory].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// Options of `skiff deploy`.
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// The function: Skiff's own (.toml, .json), an s.yaml of Serverless Devs, or Tencent's function
+    /// configuration (.json).
+    pub(crate) file: PathBuf,
+    /// Which function of an s.yaml that has several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Instances at once, 1 to 1000.
+    #[arg(long, value_name = "COUNT", default_value_t = Scaling::default().max_instances)]
+    pub(crate) max_instances: u32,
+    /// Instances that are there without a call.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(crate) provisioned: u32,
+    /// Stop an instance that has had no invocation for so long.
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub(crate) idle_timeout: Time,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+impl DeployArgs {
+    pub(crate) fn scaling(&self) -> Scaling {
+        Scaling {
+            max_instances: self.max_instances,
+            provisioned: self.provisioned,
+            // Less than a second is what one can be.
+            idle_s: self.idle_timeout.0.as_secs().max(1),
+        }
+    }
+}
+
+/// Options of commands about one function.
+#[derive(Debug, Args)]
+pub(crate) struct FunctionNameArgs {
+    /// The function's name.
+    pub(crate) name: String,
+    /// Its scf namespace or fc 2.0 service, where several have a function of that name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}

@@ -1,0 +1,121 @@
+//! `skiff serve`: the node of this host, until a signal.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde_json::json;
+use skiff::api::{self, Api};
+use skiff::node::{Node, NodeOptions, control};
+use skiff::proxy::Listener;
+use skiff::{CgroupParent, LogSink, RuntimeOptions};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::run::raise_open_files;
+use super::{absolute, require_root, variable};
+use crate::cli::args::{Global, ServeArgs};
+use crate::cli::console::{Console, Logs, with_event};
+use crate::cli::failure::Failure;
+use crate::cli::interrupt::Interrupts;
+
+/// Name of the node's socket below the run directory.
+pub(crate) const SOCKET_NAME: &str = "skiff.sock";
+
+/// Name of the directory of the functions' sockets.
+const SOCKETS_NAME: &str = "functions";
+
+/// Serves until the end.
+pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -> Result<ExitCode, Failure> {
+    require_root()?;
+    let api_options = args.api.as_api().options()?;
+    let options = options(global, args, console)?;
+    raise_open_files();
+    let interrupts = Interrupts::install()?;
+    let node = Box::pin(interrupts.or(Node::open(options))).await??;
+    let served = Box::pin(until_a_signal(global, args, console, &interrupts, &node, api_options)).await;
+    let cleaned = tokio::select! {
+        cleaned = node.shutdown() => cleaned.map_err(Failure::from),
+        _ = interrupts.second() => node.runtime().shutdown().await.map_err(|e| skiff::Error::from(e).into()),
+    };
+    served?;
+    cleaned?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOptions, Failure> {
+    let run_dir = absolute(&global.run_dir)?;
+    let sockets = match &args.sockets {
+        Some(dir) => absolute(dir)?,
+        None => run_dir.join(SOCKETS_NAME),
+    };
+    let logs: Arc<dyn LogSink> = Arc::new(Logs(console));
+    Ok(NodeOptions {
+        runtime: RuntimeOptions {
+            state_dir: absolute(&global.state_dir)?,
+            run_dir,
+            keeper: global.keeper.as_deref().map(absolute).transpose()?,
+            lasting: None,
+            network: args.network.options(),
+            cgroup: CgroupParent::Auto,
+        },
+        pull: args.source.pull_options(variable)?,
+        logs: Arc::new(move |_| Arc::clone(&logs)),
+        sockets: Some(sockets),
+    })
+}
+
+async fn until_a_signal(
+    global: &Global,
+    args: &ServeArgs,
+    console: Console,
+    interrupts: &Interrupts,
+    node: &Arc<Node>,
+    options: api::ApiOptions,
+) -> Result<(), Failure> {
+    let socket = match &args.socket {
+        Some(path) => absolute(path)?,
+        None => absolute(&global.run_dir)?.join(SOCKET_NAME),
+    };
+    let socket = Listener::unix(socket)?;
+    let tcp = match args.api.api_listen {
+        Some(listen) => Some(Listener::tcp(listen.0).await?),
+        None => None,
+    };
+    let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
+    let api = Api::new(Arc::clone(node) as Arc<dyn api::Functions>, options);
+    let (stop, stopped) = watch::channel(false);
+    let over = || {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut servers = JoinSet::new();
+    servers.spawn(control::serve(socket, Arc::clone(node), Arc::clone(&api), over()));
+    if let Some(tcp) = tcp {
+        servers.spawn(api::serve(tcp, Arc::clone(&api), over()));
+    }
+    for address in told {
+        let event = || with_event("serving", json!({ "address": address }));
+        console.result(|| format!("serving on {address}"), event)?;
+    }
+    let _ = std::io::stdout().flush();
+    let failed = tokio::select! {
+        _ = interrupts.first() => None,
+        Some(ended) = servers.join_next() => match ended {
+            Ok(Err(error)) => Some(Failure::from(error)),
+            _ => None,
+        },
+    };
+    stop.send_replace(true);
+    let ended = async {
+        while servers.join_next().await.is_some() {}
+        api.close().await;
+    };
+    tokio::select! {
+        () = ended => {}
+        _ = interrupts.second() => {}
+    }
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,94 @@
+//! A socket for each function, where plain HTTP requests are passed on to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Key;
+use crate::api::Function;
+use crate::proxy::{self, Listener};
+use crate::{Error, ErrorKind, Result};
+
+/// The sockets of a node's functions; all end when this is dropped.
+pub(super) struct Sockets {
+    dir: PathBuf,
+    served: Mutex<BTreeMap<Key, Served>>,
+}
+
+struct Served {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Sockets {
+    /// In this directory, which is made if it is missing.
+    pub(super) fn open(dir: PathBuf) -> Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+            Error::new(ErrorKind::Listen, format!("cannot make {}", dir.display())).because(error)
+        })?;
+        // What a killed node left; the node's lock says that there is no other.
+        let left = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        for socket in left.filter(|path| path.extension().is_some_and(|end| end == "sock")) {
+            let _ = fs::remove_file(socket);
+        }
+        Ok(Self { dir, served: Mutex::default() })
+    }
+
+    fn served(&self) -> MutexGuard<'_, BTreeMap<Key, Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where that of a function is. The platform's rules let no name leave the directory, and a name with
+    /// another's namespace before it is none.
+    pub(super) fn path(&self, key: &Key, namespaced: bool) -> PathBuf {
+        let name = if namespaced { format!("{}.{}.sock", key.0, key.1) } else { format!("{}.sock", key.1) };
+        self.dir.join(name)
+    }
+
+    /// Serves a function, unless it is served already.
+    pub(super) fn serve(&self, key: &Key, namespaced: bool, function: Arc<dyn Function>) -> Result<()> {
+        let mut served = self.served();
+        if served.contains_key(key) {
+            return Ok(());
+        }
+        let listener = Listener::unix(self.path(key, namespaced))?;
+        let (stop, mut told) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let over = async move {
+                let _ = told.wait_for(|stop| *stop).await;
+            };
+            if let Err(error) = proxy::serve(listener, function, over).await {
+                tracing::error!(error = error.chain(), "the socket of a function has failed");
+            }
+        });
+        served.insert(key.clone(), Served { stop, task });
+        Ok(())
+    }
+
+    /// Takes no more requests for a function, and lets those end that run.
+    pub(super) async fn end(&self, key: &Key) {
+        let served = self.served().remove(key);
+        if let Some(Served { stop, task }) = served {
+            stop.send_replace(true);
+            let _ = task.await;
+        }
+    }
+
+    /// The same for all.
+    pub(super) async fn close(&self) {
+        let all = std::mem::take(&mut *self.served());
+        for served in all.values() {
+            served.stop.send_replace(true);
+        }
+        for (_, served) in all {
+            let _ = served.task.await;
+        }
+        // Unless somebody else has put something there.
+        let _ = fs::remove_dir(&self.dir);
+    }
+}

@@ -1,0 +1,301 @@
+//! `skiff serve`: functions that are deployed, called, replaced, deleted, and there again after a restart.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use skiff_tests::http::{Connection, Response};
+use skiff_tests::process::{self, Process};
+use skiff_tests::{Baseline, Outcome, Sandbox, images, wait_for};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A node of its own for one test.
+struct Node<'a> {
+    sandbox: &'a Sandbox,
+    child: Child,
+}
+
+impl<'a> Node<'a> {
+    fn start(sandbox: &'a Sandbox) -> Self {
+        Self::with(sandbox, &[])
+    }
+
+    fn with(sandbox: &'a Sandbox, options: &[&str]) -> Self {
+        let mut command: Command = sandbox.skiff(&[&["serve"], options].concat());
+        let log = std::fs::File::options().create(true).append(true).open(sandbox.path().join("node.log"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a file"));
+        let mut node = Self { sandbox, child: command.spawn().expect("skiff") };
+        let up = wait_for(SOON, || {
+            assert_eq!(node.child.try_wait().expect("wait"), None, "{}", node.log());
+            Connection::unix(&node.socket()).ok().map(drop)
+        });
+        assert!(up.is_some(), "it does not serve: {}", node.log());
+        node
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.sandbox.run_dir().join("skiff.sock")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.sandbox.path().join("node.log")).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn ask(&self, method: &str, target: &str, body: &str) -> Response {
+        let mut connection = Connection::unix(&self.socket()).expect("it listens");
+        connection.request(method, target, &[], body.as_bytes())
+    }
+
+    /// Calls a function by the invoke API.
+    #[track_caller]
+    fn invoke(&self, name: &str, event: &Value) -> Response {
+        self.ask("POST", &format!("/2023-03-30/functions/{name}/invocations"), &event.to_string())
+    }
+
+    /// Passes a request on by the function's own socket.
+    #[track_caller]
+    fn get(&self, name: &str, target: &str) -> Response {
+        let socket = self.sandbox.run_dir().join(format!("functions/{name}.sock"));
+        Connection::unix(&socket).expect("it listens").request("GET", target, &[], b"")
+    }
+
+    fn info(&self, name: &str) -> Value {
+        self.ask("GET", &format!("/v1/functions/{name}"), "").json()
+    }
+
+    /// Sends a signal and waits for the end.
+    #[track_caller]
+    fn end(mut self, signal: Signal) -> Option<i32> {
+        process::send(self.child.id(), signal);
+        let status = wait_for(SOON, || self.child.try_wait().expect("wait"));
+        status.unwrap_or_else(|| panic!("it does not end: {}", self.log())).code()
+    }
+
+    #[track_caller]
+    fn stop(self) {
+        let log = self.sandbox.path().join("node.log");
+        let code = self.end(Signal::TERM);
+        assert_eq!(code, Some(0), "{}", std::fs::read_to_string(log).unwrap_or_default());
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if self.child.try_wait().ok().flatten().is_none() {
+            process::send(self.child.id(), Signal::TERM);
+            if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
+                let _ = self.child.kill();
+            }
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A file of the function `demo`, with some lines more.
+fn file(sandbox: &Sandbox, image: &str, more: &str) -> String {
+    let text = format!("name = \"demo\"\nimage = \"{}\"\n{more}\n", images::oci(image));
+    sandbox.write("demo.toml", text).display().to_string()
+}
+
+#[track_caller]
+fn deploy(sandbox: &Sandbox, image: &str, more: &str, options: &[&str]) -> Outcome {
+    let file = file(sandbox, image, more);
+    sandbox.run(&[&["deploy", &file], options].concat())
+}
+
+#[test]
+fn a_function_is_deployed_called_and_deleted() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::start(&sandbox);
+    let told = deploy(&sandbox, "function", "memory = \"256MiB\"", &[]).ok().stdout();
+    assert!(told.starts_with("deployed demo revision 1: sha256:"), "{told}");
+    assert_eq!(node.invoke("demo", &json!({ "k": 1 })).ok().json()["event"]["k"], 1);
+    assert_eq!(node.get("demo", "/status/201").status, 201);
+    let info = node.info("demo");
+    assert_eq!(
+        (&info["state"], &info["revision"], &info["memory_mib"]),
+        (&json!("Active"), &json!(1), &json!(256))
+    );
+    let list = sandbox.run(&["functions"]).ok().stdout();
+    assert!(list.contains("demo") && list.contains("Active") && list.lines().count() == 2, "{list}");
+    let got = sandbox.run(&["get", "demo", "--output", "json"]).ok().json();
+    assert_eq!(got["image"], images::oci("function"));
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    assert_eq!(node.invoke("demo", &json!({})).status, 404);
+    assert!(!sandbox.run_dir().join("functions/demo.sock").exists());
+    let _ = sandbox.run(&["get", "demo"]).fails(2, &["there is no function demo"]);
+    node.stop();
+    baseline.assert_restored();
+}
+
+#[test]
+fn two_nodes_do_not_share_a_directory() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    let _ = sandbox.run(&["serve"]).fails(3, &["another node", "state directory of its own"]);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    node.stop();
+}
+
+#[test]
+fn a_new_revision_takes_over_and_no_call_is_lost() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    let _ = deploy(&sandbox, "function", "env = { WHICH = \"one\" }", &[]).ok();
+    let which = |answer: &Response| answer.json()["WHICH"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(which(&node.get("demo", "/env").ok()), "one");
+    thread::scope(|scope| {
+        let long = scope.spawn(|| node.get("demo", "/sleep/3000"));
+        let calls = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while seen.last().is_none_or(|last| last != "two") {
+                seen.push(which(&node.get("demo", "/env").ok()));
+            }
+            seen
+        });
+        thread::sleep(Duration::from_millis(300));
+        let _ = deploy(&sandbox, "function", "env = { WHICH = \"two\" }", &[]).ok();
+        let seen = calls.join().expect("answered");
+        assert!(seen.iter().is_sorted(), "{seen:?}");
+        assert_eq!(long.join().expect("answered").status, 200);
+    });
+    assert_eq!(node.info("demo")["revision"], 2);
+    node.stop();
+}
+
+#[test]
+fn a_revision_that_cannot_start_never_takes_over() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    let first = deploy(&sandbox, "exits", "", &[]);
+    assert!(first.code() == 3 && first.stderr.contains("before it listened"), "{first:?}");
+    assert_eq!(node.ask("GET", "/v1/functions", "").json(), json!({ "functions": [] }));
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    let _ = deploy(&sandbox, "hangs", "start_timeout = \"1s\"", &[]).fails(3, &["did not listen"]);
+    let _ = deploy(&sandbox, "no-such-image", "", &[]).fails(3, &["no-such-image"]);
+    assert_eq!(node.invoke("demo", &json!({ "k": 2 })).ok().json()["event"]["k"], 2);
+    let info = node.info("demo");
+    assert_eq!((&info["revision"], &info["last_update"]["status"]), (&json!(1), &json!("Failed")));
+    assert_eq!((&info["last_update"]["revision"], &info["state"]), (&json!(3), &json!("Active")));
+    node.stop();
+}
+
+#[test]
+fn what_is_deployed_is_there_again_after_a_restart_and_a_kill() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::start(&sandbox);
+    let _ = deploy(&sandbox, "function", "env = { WHICH = \"one\" }", &["--provisioned", "1"]).ok();
+    node.stop();
+    let node = Node::start(&sandbox);
+    // At once: a call waits for the function.
+    assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
+    assert_eq!(node.info("demo")["scaling"]["provisioned"], 1);
+    let keeper = Process::children_of(node.child.id()).into_iter().next().expect("a keeper");
+    node.end(Signal::KILL);
+    assert!(wait_for(SOON, || (!keeper.is_alive()).then_some(())).is_some());
+    let node = Node::start(&sandbox);
+    assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
+    assert_eq!(node.info("demo")["revision"], 1);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    assert_eq!(node.info("demo")["revision"], 2);
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    node.stop();
+    let node = Node::start(&sandbox);
+    assert_eq!(node.ask("GET", "/v1/functions", "").json(), json!({ "functions": [] }));
+    node.stop();
+    baseline.assert_restored();
+}
+
+#[test]
+fn an_image_that_is_deployed_is_never_collected() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    node.stop();
+    let _ = sandbox.run(&["gc", "--all"]).ok();
+    let kept = sandbox.run(&["images", "--output", "json"]).ok().json();
+    assert_eq!(kept["pinned_by"], json!(["function default/demo"]));
+    let node = Node::start(&sandbox);
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    node.stop();
+    let _ = sandbox.run(&["gc", "--all"]).ok();
+    assert!(sandbox.run(&["images", "--output", "json"]).ok().stdout.is_empty());
+}
+
+#[test]
+fn bad_deployments_are_told_whole() {
+    let sandbox = Sandbox::new();
+    let _ = deploy(&sandbox, "function", "", &[]).fails(2, &["no node listens", "skiff serve"]);
+    let node = Node::start(&sandbox);
+    let wrong = "memory = \"7MiB\"\ncolour = \"red\"";
+    let _ = deploy(&sandbox, "function", wrong, &[]).fails(2, &["colour", "7"]);
+    let _ = deploy(&sandbox, "function", "", &["--provisioned", "11"]).fails(2, &["provisioned 11"]);
+    let _ = deploy(&sandbox, "function", "", &["--max-instances", "0"]).fails(2, &["max_instances 0"]);
+    for (body, kind) in [
+        ("", "invalid_function"),
+        ("{}", "invalid_function"),
+        (r#"{"file":"x","name":"y.toml","more":1}"#, "invalid_function"),
+        (r#"{"file":"name = \"x\"","name":"y.toml"}"#, "invalid_function"),
+        (r#"{"file":"image = \"x\"","name":"../../etc/passwd"}"#, "invalid_function"),
+    ] {
+        let answer = node.ask("POST", "/v1/functions", body);
+        assert_eq!((answer.status, &answer.json()["error"]["kind"]), (400, &json!(kind)), "{body}");
+    }
+    assert_eq!(node.ask("PUT", "/v1/functions", "").status, 405);
+    assert_eq!(node.ask("GET", "/v1/nothing", "").status, 404);
+    assert_eq!(node.ask("GET", "/v1/functions/..%2F..%2Fx", "").status, 404);
+    assert_eq!(node.ask("GET", "/openapi.json", "").json()["openapi"], "3.0.3");
+    node.stop();
+}
+
+#[test]
+fn functions_of_all_platforms_live_beside_each_other() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    for platform in ["fc", "fc2", "scf"] {
+        let namespace = if platform == "fc" { "" } else { "namespace = \"team\"" };
+        let more = format!("platform = \"{platform}\"\n{namespace}");
+        let text = format!("name = \"{platform}-demo\"\nimage = \"{}\"\n{more}\n", images::oci("function"));
+        let file = sandbox.write(&format!("{platform}.toml"), text).display().to_string();
+        let _ = sandbox.run(&["deploy", &file]).ok();
+    }
+    assert_eq!(node.invoke("fc-demo", &json!({ "k": 3 })).ok().json()["event"]["k"], 3);
+    let two = "/2021-04-06/services/team/functions/fc2-demo/invocations";
+    assert_eq!(node.ask("POST", two, r#"{"k":4}"#).ok().json()["event"]["k"], 4);
+    assert_eq!(node.get("team.scf-demo", "/status/202").status, 202);
+    let listed = node.ask("GET", "/v1/functions", "").json();
+    assert_eq!(listed["functions"].as_array().map(Vec::len), Some(3));
+    assert_eq!(node.ask("GET", "/v1/functions/scf-demo?namespace=team", "").status, 200);
+    assert_eq!(node.ask("GET", "/v1/functions/scf-demo?namespace=other", "").status, 404);
+    node.stop();
+}
+
+#[test]
+fn events_are_told_as_they_happen() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox);
+    let mut events = Connection::unix(&node.socket()).expect("it listens");
+    events.send_head("GET", "/v1/events", &[]);
+    assert_eq!(events.read_head().status, 200);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    let mut text = String::new();
+    while !text.contains("deleted") {
+        text += &String::from_utf8_lossy(&events.read_part().expect("more"));
+    }
+    let names: Vec<String> = text
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["event"].as_str().expect("a name").to_owned()
+        })
+        .collect();
+    assert_eq!(names, ["deploying", "deployed", "deleted"]);
+    node.stop();
+}
