@@ -292,8 +292,8 @@ fn it_refuses_connections() {
 fn its_answer_is_too_large() {
     let case = Case {
         options: &["--memory", "512MiB"],
-        event: r#"{"large":33554433}"#,
-        target: "/large?header=9000",
+        event: r#"{"answer_bytes":33554433}"#,
+        target: "/head?bytes=9000",
         code: Some("BadResponse"),
         event_text: "response size exceeds maximum allowed size (33554432 bytes)",
         http_text: "bad response: response headers exceed maximum allowed size (8192 bytes)",

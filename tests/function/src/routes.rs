@@ -41,7 +41,6 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
         "headers" => json(&header_pairs(request.headers())),
         "upgrade" => upgrade(request),
         "stream" => chunks(query.number("n", 3), query.number("ms", 0)),
-        "large" => large(&query),
         "status" => status(&argument),
         "sleep" => sleep(&argument).await,
         "large" => text(StatusCode::OK, "x".repeat(usize::try_from(query.number("bytes", 0)).unwrap_or(0))),
@@ -84,9 +83,6 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
     }
     if event["oom"] == true {
         return load::answer("oom", "", &Query::default()).await;
-    }
-    if let Some(bytes) = event["large"].as_u64() {
-        return large(&Query::parse(Some(&format!("body={bytes}"))));
     }
     if let Some(millis) = event["sleep_ms"].as_u64() {
         return sleep(&millis.to_string()).await;
@@ -182,14 +178,6 @@ fn chunks(count: u64, millis: u64) -> Response<Body> {
         Some((Ok(Frame::data(Bytes::from(format!("chunk {number}\n")))), number + 1))
     });
     Response::new(StreamBody::new(frames).boxed())
-}
-
-/// So many bytes in the body, and in a header.
-fn large(query: &Query) -> Response<Body> {
-    let of = |name| "x".repeat(usize::try_from(query.number(name, 0)).unwrap_or(0));
-    let mut response = text(StatusCode::OK, of("body"));
-    response.headers_mut().insert("x-large", of("header").parse().unwrap_or(HeaderValue::from_static("")));
-    response
 }
 
 fn status(argument: &str) -> Response<Body> {
