@@ -7,6 +7,7 @@
 mod baseline;
 pub mod http;
 pub mod images;
+mod like;
 mod node;
 pub mod process;
 mod proxy;
@@ -16,6 +17,7 @@ mod served;
 pub mod topology;
 
 pub use baseline::Baseline;
+pub use like::{assert_like, is_like};
 pub use node::Node;
 pub use proxy::Proxy;
 pub use registry::{PASSWORD, Registry, USERNAME};

@@ -131,14 +131,14 @@ impl<'a> Node<'a> {
         status.unwrap_or_else(|| panic!("it does not end: {}", self.log())).code()
     }
 
-    /// Tells it to end, which must work.
+    /// Tells it to end with its instances, which must work.
     ///
     /// # Panics
     /// When it does not.
     #[track_caller]
     pub fn stop(self) {
         let log = self.sandbox.path().join("node.log");
-        let code = self.end(Signal::TERM);
+        let code = self.end(Signal::INT);
         assert_eq!(code, Some(0), "{}", fs::read_to_string(log).unwrap_or_default());
     }
 }
@@ -146,7 +146,7 @@ impl<'a> Node<'a> {
 impl Drop for Node<'_> {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
-            process::send(self.child.id(), Signal::TERM);
+            process::send(self.child.id(), Signal::INT);
             if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
                 let _ = self.child.kill();
             }

@@ -235,6 +235,56 @@ fn a_container_that_floods_costs_bounded_memory_and_disk_and_stalls_nobody() {
 }
 
 #[test]
+fn no_line_is_lost_over_restarts_and_kills_of_the_node() {
+    let sandbox = Sandbox::new();
+    let mut node = Node::start(&sandbox, &["--log-size", "64MiB"]);
+    let _ = node.deploy("demo", "python", "memory = \"512MiB\"\nfreeze = false", &[]).ok();
+    let python = |node: &Node<'_>, code: &str| {
+        let answer = node.pass("demo", "POST", "/python", code).ok().json();
+        assert_eq!(answer["error"], Value::Null);
+        answer["stdout"].as_str().expect("text").trim().to_owned()
+    };
+    python(
+        &node,
+        concat!(
+            "import os, threading, time, builtins\n",
+            "builtins.said, builtins.more = 0, True\n",
+            "def say():\n",
+            "    while builtins.more:\n",
+            "        os.write(1, b'number %d\\n' % builtins.said)\n",
+            "        builtins.said += 1\n",
+            "        if builtins.said % 20 == 0: time.sleep(0.01)\n",
+            "builtins.thread = threading.Thread(target=say, daemon=True)\n",
+            "builtins.thread.start()\n",
+        ),
+    );
+    for signal in [Signal::KILL, Signal::TERM, Signal::KILL] {
+        thread::sleep(Duration::from_millis(500));
+        node.end(signal);
+        thread::sleep(Duration::from_millis(500));
+        node = Node::start(&sandbox, &["--log-size", "64MiB"]);
+        let pid = python(&node, "import os\nprint(os.getpid())");
+        assert_eq!(pid, "1", "it is the same instance, or there is nothing to see");
+    }
+    let said =
+        python(&node, "import builtins\nbuiltins.more = False\nbuiltins.thread.join()\nprint(builtins.said)");
+    let said: u64 = said.parse().expect("a number");
+    let numbers = || -> Vec<u64> {
+        let all = read(&node, "/v1/functions/demo/logs");
+        let of = |line: &&str| line.strip_prefix("number ").and_then(|number| number.parse().ok());
+        lines(&all, "stdout").iter().filter_map(of).collect()
+    };
+    let seen = wait_for(SOON, || Some(numbers()).filter(|seen| seen.last() == Some(&(said - 1))));
+    let seen = seen.expect("the last line");
+    let missing: Vec<u64> = {
+        let all: BTreeSet<u64> = seen.iter().copied().collect();
+        (0..said).filter(|number| !all.contains(number)).collect()
+    };
+    assert!(missing.is_empty() && said > 1000, "of {said}: {missing:?}");
+    node.stop();
+}
+
+#[test]
 fn logs_go_to_the_standard_output_if_that_is_asked_for() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &["--log-to", "stdout"]);
@@ -276,7 +326,7 @@ fn a_follower_does_not_hold_up_the_end_of_the_node() {
         connection
     };
     let mut followers = [open("/v1/events"), open("/v1/functions/demo/logs?follow=true")];
-    assert_eq!(node.end(Signal::TERM), Some(0));
+    assert_eq!(node.end(Signal::INT), Some(0));
     for follower in &mut followers {
         // To the end, which is a proper one.
         while follower.read_part().is_some() {}
