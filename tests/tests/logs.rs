@@ -56,7 +56,10 @@ fn what_a_function_and_its_platform_wrote_can_be_read() {
     let (first, second) = (say(&node, "one"), say(&node, "two"));
     let all = wait_for(SOON, || {
         let all = read(&node, "/v1/functions/demo/logs");
-        lines(&all, "stderr").contains(&"two (stderr)").then_some(all)
+        // The record of a request is the last that is said of it.
+        let record = |of: &Value| of["stream"] == "requests" && of["request_id"] == second.as_str();
+        let both = lines(&all, "stdout").len() == 2 && lines(&all, "stderr").len() == 2;
+        (both && all.iter().any(record)).then_some(all)
     });
     let all = all.expect("written");
     assert_eq!(lines(&all, "stdout"), ["one", "two"]);

@@ -124,6 +124,12 @@ impl Job {
         &self.id
     }
 
+    /// What it uses now, or what it used last.
+    #[must_use]
+    pub fn stats(&self) -> skiff_runtime::Stats {
+        self.container.stats()
+    }
+
     /// How long each step of its start took; there is no server to wait for.
     #[must_use]
     pub fn timeline(&self) -> Timeline {

@@ -35,7 +35,7 @@ mod timeline;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 pub use ending::Ending;
@@ -266,6 +266,24 @@ impl Instance {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.guest.stats()
+    }
+
+    /// When its start began.
+    #[must_use]
+    pub fn since(&self) -> SystemTime {
+        self.shared.since
+    }
+
+    /// How many invocations it works on.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.shared.activity.running()
+    }
+
+    /// Whether it is frozen, for it has nothing to do.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.shared.activity.is_cool() && self.shared.guest.is_frozen()
     }
 
     /// Waits until it has ended, by itself or by [`Instance::stop`]. Cancel safe.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use skiff_runtime::Exit;
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(super) healthy: AtomicBool,
     /// A failure after which its platform gives it no more invocations.
     pub(super) condemned: AtomicBool,
+    /// When its start began.
+    pub(super) since: SystemTime,
 }
 
 impl Shared {

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 use skiff_runtime::{Acceleration, Container, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
@@ -43,6 +43,8 @@ pub(super) struct Launch {
     pub(super) code_checksum: String,
     /// By which a later process knows it again.
     pub(super) label: Vec<u8>,
+    /// When its start began.
+    pub(super) since: SystemTime,
 }
 
 /// Starts the container, then waits for its server.
@@ -87,6 +89,7 @@ pub(super) async fn adopt(
 ) -> Result<Instance> {
     let mut launch = Launch::new(container.id().into(), config, command(config, image)).with_role().await?;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
+    launch.since = SystemTime::now().checked_sub(container.age()).unwrap_or(launch.since);
     let logs = launch.logs(sink);
     // It may be frozen.
     container.thaw()?;
@@ -136,6 +139,7 @@ impl Launch {
             config: Arc::clone(config),
             command,
             started: Instant::now(),
+            since: SystemTime::now(),
             role: Arc::default(),
             code_checksum: String::new(),
             label: Vec::new(),
@@ -228,6 +232,7 @@ impl Launch {
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),
             role: Arc::clone(&self.role),
+            since: self.since,
         })
     }
 

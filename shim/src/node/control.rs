@@ -6,7 +6,9 @@
 //! GET    /v1/functions/NAME        one function        (?namespace=…)
 //! DELETE /v1/functions/NAME        delete it           (?namespace=…)
 //! GET    /v1/functions/NAME/logs   what it wrote       (?namespace=…&follow=true&since=UNIX_MS&request=ID)
+//! GET    /v1/instances             all instances
 //! GET    /v1/events                what happens from now on, a JSON object in each line
+//! GET    /metrics                  what the node counts, for Prometheus
 //! GET    /openapi.json             this, for machines
 //! ```
 //!
@@ -40,6 +42,8 @@ const MAX_BODY: usize = 2 << 20;
 
 /// The longest that a request may take, a deploy of a large image included.
 const LONGEST: Duration = Duration::from_secs(86_400 + 300);
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -82,7 +86,7 @@ impl Handler for Control {
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
         let path = request.uri().path();
-        if path != "/openapi.json" && path != "/v1" && !path.starts_with("/v1/") {
+        if !["/openapi.json", "/metrics", "/v1"].contains(&path) && !path.starts_with("/v1/") {
             return Arc::clone(&self.api).answer(client, request);
         }
         async move { self.control(request).await.unwrap_or_else(|error| failed(&error)) }.boxed()
@@ -99,6 +103,14 @@ impl Control {
                 Method::GET => json_response(StatusCode::OK, Bytes::from_static(OPENAPI.as_bytes())),
                 _ => not_allowed("GET"),
             }),
+            ["metrics"] => match method {
+                Method::GET => self.metrics().await,
+                _ => Ok(not_allowed("GET")),
+            },
+            ["v1", "instances"] => match method {
+                Method::GET => self.instances().await,
+                _ => Ok(not_allowed("GET")),
+            },
             ["v1", "functions"] => match method {
                 Method::GET => Ok(answer(&json!({ "functions": self.node.functions() }))),
                 Method::POST => self.deploy(request).await,
@@ -143,6 +155,18 @@ impl Control {
         response
     }
 
+    async fn instances(&self) -> Result<Response<Body>> {
+        let node = Arc::clone(&self.node);
+        Ok(answer(&json!({ "instances": beside(move || node.instances()).await? })))
+    }
+
+    async fn metrics(&self) -> Result<Response<Body>> {
+        let node = Arc::clone(&self.node);
+        let mut response = Response::new(body::full(beside(move || node.metrics()).await?.into()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+        Ok(response)
+    }
+
     async fn logs(&self, name: &str, query: &Query) -> Result<Response<Body>> {
         let since = match query.get("since") {
             None => None,
@@ -173,6 +197,14 @@ impl Control {
         })??;
         Ok(answer(&json!({ "function": info, "warnings": warnings })))
     }
+}
+
+/// Does what reads many small files on a thread that may block.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Error::new(ErrorKind::Runtime(skiff_runtime::ErrorKind::Internal), "a request did not end")
+            .because(error)
+    })
 }
 
 fn decoded(part: &str) -> String {

@@ -1,7 +1,7 @@
 //! One function: its current revision, those that are being made, and who uses what.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -10,10 +10,11 @@ use http::{Request, Response};
 use tokio::sync::watch;
 
 use super::deployment::Scaling;
-use super::info::{FunctionInfo, FunctionState, LastUpdate, UpdateStatus};
+use super::info::{FunctionInfo, FunctionState, InstanceInfo, LastUpdate, UpdateStatus};
+use super::metrics::{Counted, Running};
 use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer, StartCause, StartFailure};
-use crate::pool::{Jobs, Pool, PoolStatus};
+use crate::pool::{Jobs, Member, Pool, PoolStatus};
 use crate::proxy::body::{self, Body};
 use crate::{EventOutcome, EventResult, FunctionConfig, Image, InvokeOptions, Result};
 
@@ -55,6 +56,13 @@ impl Calls {
             Self::Jobs(jobs) => jobs.status(),
         }
     }
+
+    fn members(&self) -> Vec<Member> {
+        match self {
+            Self::Pool(pool) => pool.members(),
+            Self::Jobs(jobs) => jobs.members(),
+        }
+    }
 }
 
 /// One version of a function, which never changes.
@@ -93,12 +101,16 @@ pub(super) struct Deployed {
     turn: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
+    /// What has happened to it since the node has it.
+    counted: Arc<Counted>,
 }
 
 struct Inner {
     /// Of the current revision, or of the one that is to be the first.
     config: Arc<FunctionConfig>,
     current: Option<Arc<Revision>>,
+    /// Revisions that may work on their last calls still.
+    former: Vec<Weak<Revision>>,
     last_number: u64,
     update: Option<LastUpdate>,
     /// It was deployed by a former process and is being started: calls wait.
@@ -111,6 +123,7 @@ impl Deployed {
         let inner = Inner {
             config: Arc::clone(config),
             current: None,
+            former: Vec::new(),
             last_number: 0,
             update: None,
             awaited: false,
@@ -120,6 +133,7 @@ impl Deployed {
             turn: tokio::sync::Mutex::default(),
             inner: Mutex::new(inner),
             changed: watch::Sender::new(()),
+            counted: Arc::default(),
         }
     }
 
@@ -163,7 +177,10 @@ impl Deployed {
             let (number, status) = (revision.number, UpdateStatus::Successful);
             inner.update = Some(LastUpdate { revision: number, status, reason: None });
             (inner.awaited, inner.config) = (false, Arc::clone(&revision.config));
-            inner.current.replace(revision)
+            let former = inner.current.replace(revision);
+            inner.former.retain(|revision| revision.strong_count() > 0);
+            inner.former.extend(former.as_ref().map(Arc::downgrade));
+            former
         };
         self.changed.send_replace(());
         former
@@ -178,6 +195,29 @@ impl Deployed {
         };
         self.changed.send_replace(());
         former
+    }
+
+    /// What has happened to it since the node has it.
+    pub(super) fn counted(&self) -> &Arc<Counted> {
+        &self.counted
+    }
+
+    /// The instances of all its revisions; one without an id starts.
+    pub(super) fn instances(&self) -> Vec<InstanceInfo> {
+        let (current, former) = {
+            let inner = self.inner();
+            (inner.current.clone(), inner.former.iter().filter_map(Weak::upgrade).collect::<Vec<_>>())
+        };
+        let mut instances = Vec::new();
+        for revision in current.iter().chain(&former) {
+            let leaves = !current.as_ref().is_some_and(|current| Arc::ptr_eq(current, revision));
+            let of = |member| InstanceInfo::of(&revision.config, revision.number, member, leaves);
+            instances.extend(revision.calls.members().into_iter().map(of));
+            let starting = revision.calls.status().starting;
+            instances
+                .extend((0..starting).map(|_| InstanceInfo::starting(&revision.config, revision.number)));
+        }
+        instances
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -232,6 +272,7 @@ impl Deployed {
             timeout_s: config.timeout.as_secs(),
             scaling: current.map(|revision| revision.scaling).unwrap_or_default(),
             instances: current.map(|revision| revision.calls.status()).unwrap_or_default(),
+            calls: self.counted.calls(),
             last_update: inner.update.clone(),
         }
     }
@@ -269,10 +310,13 @@ impl Function for Call {
 
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
         async move {
-            match self.deployed.current().await {
+            let mut running = Running::begin(self.deployed.counted());
+            let outcome = match self.deployed.current().await {
                 Some(revision) => revision.calls.function().invoke(event, options).await,
                 None => not_active(&self.deployed, options.request_id),
-            }
+            };
+            running.answered(outcome.status);
+            outcome
         }
         .boxed()
     }
@@ -284,7 +328,8 @@ impl Function for Call {
     ) -> BoxFuture<'static, Response<Body>> {
         let deployed = Arc::clone(&self.deployed);
         async move {
-            match deployed.current().await {
+            let running = Running::begin(deployed.counted());
+            let response = match deployed.current().await {
                 Some(revision) => revision.calls.function().forward(client, request).await,
                 None => {
                     let answer = answer_not_active(&deployed, None, InvocationKind::Http).1;
@@ -293,7 +338,8 @@ impl Function for Call {
                     *response.headers_mut() = answer.headers;
                     response
                 }
-            }
+            };
+            running.until_the_end_of(response)
         }
         .boxed()
     }

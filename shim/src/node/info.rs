@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::deployment::Scaling;
 use crate::FunctionConfig;
-use crate::pool::PoolStatus;
+use crate::pool::{Member, PoolStatus};
 
 /// Whether a function can be called (the words are FC's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,8 @@ pub struct FunctionInfo {
     pub scaling: Scaling,
     /// What it has now.
     pub instances: PoolStatus,
+    /// Calls that have ended since the node has it.
+    pub calls: u64,
     /// The last deploy.
     pub last_update: Option<LastUpdate>,
 }
@@ -83,6 +85,80 @@ fn unix_ms<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S:
 /// Milliseconds since 1970; 0 before.
 pub(super) fn millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// It takes no calls yet.
+    Starting,
+    /// It takes calls.
+    Ready,
+    /// It gets no more calls.
+    Leaving,
+}
+
+/// An instance of a function of a node.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct InstanceInfo {
+    /// Its id; `None` as long as it starts.
+    pub id: Option<String>,
+    /// scf namespace or fc 2.0 service.
+    pub namespace: String,
+    /// The function's name.
+    pub function: String,
+    /// The revision that it is of.
+    pub revision: u64,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// When its start began, in milliseconds since 1970.
+    #[serde(rename = "since_unix_ms", serialize_with = "unix_ms")]
+    pub since: Option<SystemTime>,
+    /// Calls that it works on.
+    pub running: usize,
+    /// Whether it is frozen, for it has nothing to do.
+    pub frozen: bool,
+    /// Memory that it uses now, in bytes.
+    pub memory_bytes: u64,
+    /// The most that it has used.
+    pub memory_peak_bytes: u64,
+    /// CPU time that it has used, in milliseconds.
+    pub cpu_ms: u64,
+}
+
+impl InstanceInfo {
+    pub(super) fn of(config: &FunctionConfig, revision: u64, member: Member, leaves: bool) -> Self {
+        let state = if leaves || member.leaving { InstanceState::Leaving } else { InstanceState::Ready };
+        Self {
+            id: Some(member.id),
+            state,
+            since: Some(member.since),
+            running: member.running,
+            frozen: member.frozen,
+            memory_bytes: member.stats.memory_bytes,
+            memory_peak_bytes: member.stats.memory_peak_bytes,
+            cpu_ms: u64::try_from(member.stats.cpu.as_millis()).unwrap_or(u64::MAX),
+            ..Self::starting(config, revision)
+        }
+    }
+
+    pub(super) fn starting(config: &FunctionConfig, revision: u64) -> Self {
+        Self {
+            id: None,
+            namespace: config.namespace.clone(),
+            function: config.name.clone(),
+            revision,
+            state: InstanceState::Starting,
+            since: None,
+            running: 0,
+            frozen: false,
+            memory_bytes: 0,
+            memory_peak_bytes: 0,
+            cpu_ms: 0,
+        }
+    }
 }
 
 /// Something that happened to a function.

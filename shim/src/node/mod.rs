@@ -14,6 +14,7 @@ mod deployment;
 mod info;
 mod inherited;
 mod logs;
+mod metrics;
 mod shelf;
 mod sockets;
 
@@ -22,23 +23,28 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use skiff_runtime::Container;
 use tokio::sync::broadcast;
 
-use self::deployed::{Call, Calls, Deployed, Revision, not_active};
+use self::deployed::{Call, Calls, Deployed, Revision};
 pub use self::deployment::{Deployment, Scaling};
-pub use self::info::{FunctionInfo, FunctionState, LastUpdate, NodeEvent, NodeEventKind, UpdateStatus};
+pub use self::info::{
+    FunctionInfo, FunctionState, InstanceInfo, InstanceState, LastUpdate, NodeEvent, NodeEventKind,
+    UpdateStatus,
+};
 use self::inherited::{Inherited, Mark};
 use self::logs::Book;
 pub use self::logs::{LineForm, LogFiles, LogQuery, LogTarget, NodeLogs};
+use self::metrics::{NodeCollector, NodeCounted, Seen};
 use self::shelf::{Record, Shelf};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
 use crate::platform::Warning;
+use crate::pool::observe::Watch;
 use crate::pool::{Identity, Jobs, Pool};
 use crate::proxy::Listener;
 use crate::{
@@ -86,6 +92,7 @@ pub struct Node {
     sockets: Option<Sockets>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
+    counted: NodeCounted,
 }
 
 /// Namespace (fc 2.0: service) and name. fc 3.0 has one namespace.
@@ -122,6 +129,7 @@ impl Node {
             sockets,
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
+            counted: NodeCounted::default(),
         });
         for record in node.shelf.records()? {
             let mark = Mark::new(&(record.namespace.clone(), record.name.clone()), record.revision);
@@ -166,6 +174,7 @@ impl Node {
             Ok(revision) => self.keep(&revision, &deployment).map(|()| revision),
             Err(error) => Err(error),
         };
+        self.counted.deployed(kept.is_ok());
         match kept {
             Ok(revision) => {
                 self.switch(&deployed, revision);
@@ -263,10 +272,45 @@ impl Node {
         options: InvokeOptions,
     ) -> Result<EventOutcome> {
         let (_, deployed) = self.named(namespace, name)?;
-        Ok(match deployed.current().await {
-            Some(revision) => revision.calls.function().invoke(event, options).await,
-            None => not_active(&deployed, options.request_id),
-        })
+        Ok(Call::of(&deployed).invoke(event, options).await)
+    }
+
+    /// All instances, by function; those of former revisions that work on their last calls too. Reads what they
+    /// use from their cgroups.
+    #[must_use]
+    pub fn instances(&self) -> Vec<InstanceInfo> {
+        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
+        all.iter().flat_map(|deployed| deployed.instances()).collect()
+    }
+
+    /// What the node and its functions count, as the OpenMetrics text that Prometheus reads. Reads what instances
+    /// use from their cgroups.
+    #[must_use]
+    pub fn metrics(self: &Arc<Self>) -> String {
+        // Memory can be written.
+        metrics::text(self).unwrap_or_default()
+    }
+
+    /// The same for a registry of the caller's. It keeps no node open.
+    #[must_use]
+    pub fn collector(self: &Arc<Self>) -> Box<dyn prometheus_client::collector::Collector> {
+        Box::new(NodeCollector(Arc::downgrade(self)))
+    }
+
+    fn counted(&self) -> &NodeCounted {
+        &self.counted
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        let all: Vec<(Key, Arc<Deployed>)> =
+            self.table().iter().map(|(key, deployed)| (key.clone(), Arc::clone(deployed))).collect();
+        let seen = |(key, deployed): &(Key, Arc<Deployed>)| Seen {
+            info: deployed.info(),
+            instances: deployed.instances(),
+            counted: Arc::clone(deployed.counted()),
+            lost_lines: self.logs.lost(key),
+        };
+        all.iter().map(seen).collect()
     }
 
     /// What happens to functions from now on.
@@ -372,8 +416,11 @@ impl Node {
     ) -> Result<Revision> {
         let source: Source = image.parse().map_err(Error::from)?;
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
+        let begun = Instant::now();
         let pulled = self.runtime.store().pull(&source, &options).await;
+        self.counted.pulled(pulled.is_ok(), begun.elapsed());
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
+        self.entry(config).counted().pulled(&pulled.timings);
         let calls = self.calls(number, pulled.clone(), config, scaling, Vec::new()).await?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
@@ -400,17 +447,19 @@ impl Node {
         containers: Vec<Container>,
     ) -> Result<Calls> {
         let (logs, options) = (self.logs.sink(&key(config), config, number), scaling.pool());
+        let watch: Arc<dyn Watch> = Arc::clone(self.entry(config).counted()) as _;
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
-            return Ok(Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)));
+            let jobs = Jobs::open_watched(&self.runtime, image, config, logs, options, watch)?;
+            return Ok(Calls::Jobs(Arc::new(jobs)));
         }
-        let Some(marks) = &self.marks else {
-            return Ok(Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?));
-        };
-        let identity = Identity { label: Mark::new(&key(config), number).label(), marks: marks.clone() };
+        let identity = self.marks.as_ref().map(|marks| {
+            let label = Mark::new(&key(config), number).label();
+            Identity { label, marks: marks.clone() }
+        });
         let adopted = inherited::adopt(containers, &image, config, &logs).await;
         let known = (identity, adopted);
-        Ok(Calls::Pool(Pool::reopen(&self.runtime, image, config, logs, options, known)?))
+        Ok(Calls::Pool(Pool::reopen(&self.runtime, image, config, logs, options, known, watch)?))
     }
 
     /// Makes a revision outlast this process: its image and its record.

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::function::refused_event;
+use super::observe::{Member, Unwatched, Watch};
 use super::{PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
 use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
@@ -36,6 +37,9 @@ struct Work {
     image: Image,
     config: Arc<FunctionConfig>,
     logs: Arc<dyn LogSink>,
+    watch: Arc<dyn Watch>,
+    /// Those that run, since when.
+    running: Mutex<Vec<(SystemTime, Weak<Job>)>>,
 }
 
 impl Jobs {
@@ -51,8 +55,21 @@ impl Jobs {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
+        Self::open_watched(runtime, image, config, logs, options, Arc::new(Unwatched))
+    }
+
+    /// The same with somebody who looks.
+    pub(crate) fn open_watched(
+        runtime: &Arc<Runtime>,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        options: PoolOptions,
+        watch: Arc<dyn Watch>,
+    ) -> Result<Self> {
         config.validate()?;
-        let work = Work { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs };
+        let (runtime, config, running) = (Arc::clone(runtime), Arc::clone(config), Mutex::default());
+        let work = Work { runtime, image, config, logs, watch, running };
         Ok(Self {
             work: Arc::new(work),
             options,
@@ -96,18 +113,48 @@ impl Jobs {
         PoolStatus { running, waiting: self.waiting.load(Ordering::SeqCst), ..PoolStatus::default() }
     }
 
+    /// Those that run. Reads what they use from their cgroups.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let running = self.work.running();
+        let jobs = running.iter().filter_map(|(since, job)| Some((*since, job.upgrade()?)));
+        let jobs: Vec<(SystemTime, Arc<Job>)> = jobs.collect();
+        drop(running);
+        let member = |(since, job): (SystemTime, Arc<Job>)| Member {
+            id: job.id().to_owned(),
+            since,
+            leaving: false,
+            running: 1,
+            frozen: false,
+            stats: job.stats(),
+        };
+        jobs.into_iter().map(member).collect()
+    }
+
+    /// A place for one more, with what is told of the wait for it.
     async fn place(&self) -> std::result::Result<OwnedSemaphorePermit, Refusal> {
+        let begun = Instant::now();
+        let (result, waited) = self.take().await;
+        if waited {
+            self.work.watch.waited(begun.elapsed());
+        }
+        if result.is_err() {
+            self.work.watch.throttled();
+        }
+        result
+    }
+
+    async fn take(&self) -> (std::result::Result<OwnedSemaphorePermit, Refusal>, bool) {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place);
+            return (Ok(place), false);
         }
         let waits = Waits::among(&self.waiting);
         if waits.others >= self.options.max_waiting {
-            return Err(Refusal::Throttled);
+            return (Err(Refusal::Throttled), false);
         }
         let place = Arc::clone(&self.places).acquire_owned();
         match tokio::time::timeout(self.options.patience, place).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Refusal::Throttled),
+            Ok(Ok(place)) => (Ok(place), true),
+            Ok(Err(_)) | Err(_) => (Err(Refusal::Throttled), true),
         }
     }
 
@@ -167,6 +214,18 @@ async fn over(caller: oneshot::Receiver<()>, mut closed: watch::Receiver<bool>) 
 type Answer = oneshot::Sender<std::result::Result<EventOutcome, Refusal>>;
 
 impl Work {
+    fn running(&self) -> MutexGuard<'_, Vec<(SystemTime, Weak<Job>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more that runs; those that have ended are forgotten.
+    fn note(&self, job: &Arc<Job>) {
+        self.watch.started(&job.timeline());
+        let mut running = self.running();
+        running.retain(|(_, job)| job.strong_count() > 0);
+        running.push((SystemTime::now(), Arc::downgrade(job)));
+    }
+
     /// Runs one container for an event to its end, or until `over`. A caller that has gone needs no answer.
     async fn job(
         &self,
@@ -178,9 +237,13 @@ impl Work {
         let logs = Arc::clone(&self.logs);
         let started = Job::start_with(&self.runtime, &self.image, &self.config, logs, event, options).await;
         let job = match started {
-            Ok(job) => job,
-            Err(error) => return drop(answer.send(Err(Refusal::Start(Arc::new(error))))),
+            Ok(job) => Arc::new(job),
+            Err(error) => {
+                self.watch.failed(&error);
+                return drop(answer.send(Err(Refusal::Start(Arc::new(error)))));
+            }
         };
+        self.note(&job);
         if let Some(accepted) = job.accepted() {
             let _ = answer.send(Ok(accepted));
             // The caller has its answer: that it goes ends nothing.

@@ -13,6 +13,7 @@
 mod function;
 mod jobs;
 mod launch;
+pub(crate) mod observe;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use tokio::task::JoinSet;
 pub use self::jobs::Jobs;
 use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Launch};
+pub(crate) use self::observe::Member;
+use self::observe::{Unwatched, Watch};
 use self::slots::{Bounds, Slots, Taken};
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -102,6 +105,7 @@ struct Inner {
     config: Arc<FunctionConfig>,
     options: PoolOptions,
     launch: Arc<dyn Launch>,
+    watch: Arc<dyn Watch>,
     slots: Mutex<Slots<Arc<Instance>, Caller>>,
     /// Where its tasks run.
     runtime: Handle,
@@ -155,23 +159,24 @@ impl Pool {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
         let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity: None };
-        Ok(Self::of(Arc::new(containers), &config, options, Vec::new()))
+        Ok(Self::of(Arc::new(containers), &config, options, Vec::new(), Arc::new(Unwatched)))
     }
 
-    /// As [`Pool::open`], of containers that a later process knows again, with those that it has taken over.
+    /// As [`Pool::open`], of containers that a later process may know again, with those that it has taken over
+    /// and somebody who looks.
     pub(crate) fn reopen(
         runtime: &Arc<Runtime>,
         image: Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
-        (identity, adopted): (Identity, Vec<Instance>),
+        (identity, adopted): (Option<Identity>, Vec<Instance>),
+        watch: Arc<dyn Watch>,
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let identity = Some(identity);
         let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity };
-        Ok(Self::of(Arc::new(containers), &config, options, adopted))
+        Ok(Self::of(Arc::new(containers), &config, options, adopted, watch))
     }
 
     pub(crate) fn of(
@@ -179,6 +184,7 @@ impl Pool {
         config: &Arc<FunctionConfig>,
         options: PoolOptions,
         adopted: Vec<Instance>,
+        watch: Arc<dyn Watch>,
     ) -> Self {
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
@@ -189,6 +195,7 @@ impl Pool {
             config: Arc::clone(config),
             options,
             launch,
+            watch,
             slots: Mutex::new(Slots::new(bounds)),
             runtime: Handle::current(),
             tasks: Mutex::default(),
@@ -230,7 +237,7 @@ impl Pool {
     /// # Errors
     /// As [`Instance::start`]; the same error may be another caller's too.
     pub async fn warm_up(&self) -> std::result::Result<Arc<Instance>, Arc<Error>> {
-        match self.acquire().await {
+        match self.take().await.0 {
             Ok(slot) => Ok(Arc::clone(slot.instance())),
             Err(Refusal::Start(error)) => Err(error),
             Err(Refusal::Throttled) => {
@@ -253,21 +260,35 @@ impl Pool {
 
     /// A slot: a free one, or the first that becomes free.
     pub(crate) async fn acquire(&self) -> std::result::Result<Slot, Refusal> {
+        let begun = Instant::now();
+        let (result, waited) = self.take().await;
+        if waited {
+            self.0.watch.waited(begun.elapsed());
+        }
+        // One that is refused because all ends is nobody's excess.
+        if matches!(result, Err(Refusal::Throttled)) && !*self.0.closed.borrow() {
+            self.0.watch.throttled();
+        }
+        result
+    }
+
+    /// The same for one who is no caller; and whether it had to wait.
+    async fn take(&self) -> (std::result::Result<Slot, Refusal>, bool) {
         let (waits, covered) = {
             let mut slots = self.0.slots();
             if *self.0.closed.borrow() {
-                return Err(Refusal::Throttled);
+                return (Err(Refusal::Throttled), false);
             }
             // Who has gone keeps nobody out.
             slots.forget(Caller::is_closed);
             match slots.take(|instance| instance.is_usable()) {
                 Taken::Slot(number) => {
                     if let Some(instance) = slots.get(number) {
-                        return Ok(self.0.slot(number, instance));
+                        return (Ok(self.0.slot(number, instance)), false);
                     }
-                    return Err(Refusal::Throttled);
+                    return (Err(Refusal::Throttled), false);
                 }
-                Taken::Full => return Err(Refusal::Throttled),
+                Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
                     let (caller, waits) = oneshot::channel();
                     slots.wait(caller);
@@ -279,9 +300,23 @@ impl Pool {
         // A start may take its time.
         let patience = if covered { self.longest_wait() } else { self.0.options.patience };
         match tokio::time::timeout(patience, waits).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(Refusal::Throttled),
+            Ok(Ok(result)) => (result, true),
+            Ok(Err(_)) | Err(_) => (Err(Refusal::Throttled), true),
         }
+    }
+
+    /// Its instances that are ready. Reads what they use from their cgroups.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let all = self.0.slots().all();
+        let member = |(instance, leaving): (Arc<Instance>, bool)| Member {
+            id: instance.id().to_owned(),
+            since: instance.since(),
+            leaving,
+            running: instance.running(),
+            frozen: instance.is_frozen(),
+            stats: instance.stats(),
+        };
+        all.into_iter().map(member).collect()
     }
 
     fn longest_wait(&self) -> Duration {
@@ -386,6 +421,7 @@ impl Inner {
 
     fn started(self: &Arc<Self>, instance: Arc<Instance>) {
         lock(&self.provision).1 = BACK_OFF;
+        self.watch.started(&instance.timeline());
         self.add(instance, Slots::started);
     }
 
@@ -412,6 +448,7 @@ impl Inner {
             *provision = (Instant::now() + wait, (wait * 2).min(MAX_BACK_OFF));
         }
         tracing::debug!(function = self.config.name, error = error.chain(), "an instance did not come up");
+        self.watch.failed(&error);
         let told = self.slots().failed();
         let error = Arc::new(error);
         for caller in told {

@@ -153,6 +153,12 @@ impl<I: Clone, W> Slots<I, W> {
         all.into_iter().find(|warm| warm.number == number).map(|warm| warm.instance.clone())
     }
 
+    /// All instances, and whether they get no more invocations.
+    pub(super) fn all(&self) -> Vec<(I, bool)> {
+        let warm = self.warm.iter().map(|warm| (warm.instance.clone(), false));
+        warm.chain(self.leaving.iter().map(|warm| (warm.instance.clone(), true))).collect()
+    }
+
     /// An invocation has ended: the instance, if it was the last of one that gets no more.
     pub(super) fn release(&mut self, number: u64) -> Option<I> {
         if let Some(warm) = self.warm.iter_mut().find(|warm| warm.number == number) {

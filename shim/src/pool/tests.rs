@@ -73,7 +73,13 @@ impl Server {
     }
 
     fn pool(self: &Arc<Self>, options: PoolOptions) -> Pool {
-        Pool::of(Arc::clone(self) as Arc<dyn Launch>, &self.config, options, Vec::new())
+        Pool::of(
+            Arc::clone(self) as Arc<dyn Launch>,
+            &self.config,
+            options,
+            Vec::new(),
+            Arc::new(observe::Unwatched),
+        )
     }
 
     fn starts(&self) -> usize {
@@ -259,4 +265,58 @@ async fn a_pool_that_is_dropped_kills_its_instances() {
     let guest = server.guest(0);
     drop(pool);
     timeout(SOON, guest.wait()).await.expect("killed").expect("ended");
+}
+
+/// Counts what it is told.
+#[derive(Default)]
+struct Told {
+    waited: AtomicUsize,
+    throttled: AtomicUsize,
+    started: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl observe::Watch for Told {
+    fn waited(&self, _: Duration) {
+        self.waited.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn throttled(&self) {
+        self.throttled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn started(&self, _: &crate::Timeline) {
+        self.started.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn failed(&self, _: &Error) {
+        self.failed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn who_looks_is_told_of_waits_refusals_and_starts() {
+    let server = Server::with(1).await;
+    server.failures.store(1, Ordering::SeqCst);
+    let told = Arc::<Told>::default();
+    let options = PoolOptions { max_waiting: 1, patience: Duration::from_millis(50), ..at_most(1) };
+    let launch = Arc::clone(&server) as Arc<dyn Launch>;
+    let pool = Pool::of(launch, &server.config, options, Vec::new(), Arc::clone(&told) as _);
+    let seen = || {
+        [&told.waited, &told.throttled, &told.started, &told.failed].map(|count| count.load(Ordering::SeqCst))
+    };
+    // One who is no caller has its start counted, not its wait.
+    assert!(pool.warm_up().await.is_err());
+    assert_eq!(seen(), [0, 0, 0, 1]);
+    let held = pool.acquire().await.expect("a slot");
+    assert_eq!(seen(), [1, 0, 1, 1]);
+    // One is refused at once, the other when it has waited.
+    let refused = join_all([pool.acquire(), pool.acquire()]).await;
+    assert!(refused.iter().all(std::result::Result::is_err));
+    assert_eq!(seen(), [2, 2, 1, 1]);
+    drop(held);
+    drop(pool.acquire().await.expect("a free slot"));
+    pool.close().await;
+    assert!(pool.acquire().await.is_err());
+    assert_eq!(seen(), [2, 2, 1, 1]);
 }

@@ -172,7 +172,6 @@ impl Book {
 
     /// Removes the log of a function; lines that its instances still write are nobody's. What is given says
     /// when it is done; a log that is begun after this call stays.
-    #[must_use]
     pub(super) fn remove(&self, key: &Key) -> impl Future<Output = ()> + use<> {
         let channel = match &self.to {
             To::Files { .. } => self.channel(key),
