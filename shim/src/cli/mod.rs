@@ -50,6 +50,9 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
         Command::Get(args) => in_tokio(commands::node::get(&cli.global, args, console)),
         Command::Delete(args) => in_tokio(commands::node::delete(&cli.global, args, console)),
         Command::Logs(args) => in_tokio(commands::logs::logs(&cli.global, args, console)),
+        Command::Ps(args) => in_tokio(commands::ps::ps(&cli.global, args, console)),
+        Command::Top(args) => in_tokio(commands::top::top(&cli.global, args, console)),
+        Command::Events(args) => in_tokio(commands::events::events(&cli.global, args, console)),
         Command::Exec(args) => in_tokio(commands::exec::exec(&cli.global, args)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),
         Command::Images(args) | Command::Image { command: ImageCommand::Ls(args) } => {

@@ -10,6 +10,14 @@ pub use cpus::Cpus;
 pub use size::{DiskSize, Memory, StoreSize};
 pub use time::{Time, TimeLimit};
 
+/// A time as `2026-01-01T12:00:00.123Z`.
+#[must_use]
+pub fn rfc3339_millis(time: std::time::SystemTime) -> String {
+    let mut text = crate::platform::rfc3339(time);
+    text.truncate("2026-01-01T12:00:00.123".len());
+    text + "Z"
+}
+
 /// A value that cannot be taken, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid(String);

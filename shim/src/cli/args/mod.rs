@@ -23,7 +23,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
-pub(crate) use node::{DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs};
+pub(crate) use node::{DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs};
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
@@ -83,6 +83,15 @@ pub(crate) enum Command {
     /// Show what a deployed function and its platform wrote.
     #[command(after_help = help_node::LOGS, after_long_help = help_node::LOGS_LONG)]
     Logs(LogsArgs),
+    /// List the instances of a node.
+    #[command(after_help = help_node::PS, after_long_help = help_node::PS_LONG)]
+    Ps(NodeArgs),
+    /// Show what functions use; on a terminal, again and again.
+    #[command(after_help = help_node::TOP, after_long_help = help_node::TOP_LONG)]
+    Top(TopArgs),
+    /// Tell what happens to functions from now on.
+    #[command(after_help = help_node::EVENTS, after_long_help = help_node::EVENTS_LONG)]
+    Events(NodeArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
     Exec(ExecArgs),
@@ -277,6 +286,9 @@ mod tests {
             "get",
             "delete",
             "logs",
+            "ps",
+            "top",
+            "events",
             "exec",
             "pull",
             "images",
@@ -334,6 +346,7 @@ mod tests {
             "serve --log-to disk",
             "logs",
             "logs demo --since soon",
+            "top --interval soon",
             "run image extra",
             "pull image --memory 512MiB",
             "pull image --platform aws",

@@ -64,6 +64,19 @@ pub(crate) enum LogTo {
     Journal,
 }
 
+/// Options of `skiff top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// How often a terminal's table is made anew.
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub(crate) interval: Time,
+    /// Functions at most.
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub(crate) rows: usize,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
 /// Options of `skiff logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {

@@ -14,7 +14,7 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs, console: Console) -> 
     let node = Client::new(global, &args.function.node)?;
     node.follow(&path(args)?, |line| {
         if console.is_json() {
-            return console.line(|| String::new(), || line.clone());
+            return console.line(String::new, || line.clone());
         }
         // What is for programs is JSON in a line.
         match line["stream"].as_str() {

@@ -3,16 +3,19 @@
 mod client;
 pub(crate) mod doctor;
 pub(crate) mod documents;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod logs;
 pub(crate) mod node;
+pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod top;
 pub(crate) mod verify;
 
 use std::ffi::OsString;

@@ -64,6 +64,11 @@ impl Console {
         self.output == Output::Json
     }
 
+    /// Whether somebody looks at the standard output.
+    pub(crate) fn is_terminal(self) -> bool {
+        self.stdout.terminal
+    }
+
     /// Whether the standard output shows colours.
     pub(crate) fn colors_stdout(self) -> bool {
         self.stdout.colors
