@@ -50,6 +50,7 @@ pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
 use crate::function::Callback;
+use crate::meter::{Receipt, Tap};
 use crate::platform::Trigger;
 use crate::{Error, FunctionConfig, Image, Result};
 
@@ -156,8 +157,19 @@ impl Instance {
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
     ) -> Result<Self> {
+        Self::start_metered(runtime, image, config, logs, None).await
+    }
+
+    /// The same, with its invocations noted.
+    pub(crate) async fn start_metered(
+        runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        tap: Option<Tap>,
+    ) -> Result<Self> {
         // Boxed: the future of a whole start is large.
-        Box::pin(start::start(runtime, image, config, logs)).await
+        Box::pin(start::start(runtime, image, config, logs, tap)).await
     }
 
     /// Runs the function's command once to record what a start of it touches, as a preparation for
@@ -271,6 +283,17 @@ impl Instance {
 
     /// As [`Instance::invoke_event`], with what the caller asks for besides.
     pub async fn invoke_event_with(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+        let (outcome, receipt) = self.invoke_metered(event, options).await;
+        receipt.settled().await;
+        outcome
+    }
+
+    /// The same, for who waits for its record when the instance may work on something else.
+    pub(crate) async fn invoke_metered(
+        &self,
+        event: Bytes,
+        options: InvokeOptions,
+    ) -> (EventOutcome, Receipt) {
         Box::pin(event::invoke(&self.shared, event, options)).await
     }
 

@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,6 +20,7 @@ use super::role::{self, Role};
 use super::shared::{Shared, drive};
 use super::{Instance, State, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
+use crate::meter::Tap;
 use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
 use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
@@ -41,6 +42,8 @@ pub(super) struct Launch {
     pub(super) role: Arc<Role>,
     /// What the platform makes of the image.
     pub(super) code_checksum: String,
+    /// Where its invocations will be noted.
+    pub(super) tap: Option<Tap>,
 }
 
 /// Starts the container, then waits for its server.
@@ -49,6 +52,7 @@ pub(super) async fn start(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
+    tap: Option<Tap>,
 ) -> Result<Instance> {
     config.validate()?;
     if config.network == Network::Host {
@@ -57,6 +61,7 @@ pub(super) async fn start(
     let id: Arc<str> = config.platform.new_instance_id().into();
     let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
+    launch.tap = tap;
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
     let pulled = image.timings;
@@ -103,6 +108,7 @@ impl Launch {
             started: Instant::now(),
             role: Arc::default(),
             code_checksum: String::new(),
+            tap: None,
         }
     }
 
@@ -178,6 +184,8 @@ impl Launch {
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),
             role: Arc::clone(&self.role),
+            tap: self.tap.clone(),
+            busy: Mutex::default(),
         });
         if let Err(reason) = prepare(&shared).await {
             return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);

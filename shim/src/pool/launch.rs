@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use crate::instance::LogSink;
+use crate::meter::Tap;
 use crate::{FunctionConfig, Image, Instance, Result, Runtime};
 
 /// Starts instances of one function.
@@ -19,10 +20,12 @@ pub(super) struct Containers {
     pub(super) image: Image,
     pub(super) config: Arc<FunctionConfig>,
     pub(super) logs: Arc<dyn LogSink>,
+    pub(super) tap: Option<Tap>,
 }
 
 impl Launch for Containers {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
-        Instance::start(&self.runtime, &self.image, &self.config, Arc::clone(&self.logs)).boxed()
+        let (logs, tap) = (Arc::clone(&self.logs), self.tap.clone());
+        Instance::start_metered(&self.runtime, &self.image, &self.config, logs, tap).boxed()
     }
 }

@@ -30,6 +30,7 @@ use self::launch::Containers;
 pub(crate) use self::launch::Launch;
 use self::slots::{Bounds, Slots, Taken};
 use crate::instance::{LogSink, State};
+use crate::meter::Tap;
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
 
 /// How often it is looked for instances that have been idle too long.
@@ -152,8 +153,21 @@ impl Pool {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
+        Self::open_metered(runtime, image, config, logs, options, None)
+    }
+
+    /// The same, with its invocations noted.
+    pub(crate) fn open_metered(
+        runtime: &Arc<Runtime>,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        options: PoolOptions,
+        tap: Option<Tap>,
+    ) -> Result<Self> {
         config.validate()?;
-        let containers = Containers { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs };
+        let (runtime, own) = (Arc::clone(runtime), Arc::clone(config));
+        let containers = Containers { runtime, image, config: own, logs, tap };
         Ok(Self::of(Arc::new(containers), config, options))
     }
 
