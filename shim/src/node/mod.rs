@@ -14,6 +14,7 @@ mod deployment;
 mod info;
 mod shelf;
 mod sockets;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use self::deployed::{Call, Calls, Deployed, Revision, not_active};
 pub use self::deployment::{Deployment, Scaling};
@@ -32,6 +33,7 @@ use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
 use crate::instance::LogSink;
+use crate::meter::{Meter, MeterOptions, Tap};
 use crate::platform::Warning;
 use crate::pool::{Jobs, Pool};
 use crate::{
@@ -60,6 +62,9 @@ pub struct NodeOptions {
     /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
     /// pass HTTP requests on; `None` has none.
     pub sockets: Option<PathBuf>,
+    /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
+    /// `None` keeps none.
+    pub metering: Option<PathBuf>,
 }
 
 impl fmt::Debug for NodeOptions {
@@ -75,6 +80,9 @@ pub struct Node {
     logs: LogTarget,
     shelf: Shelf,
     sockets: Option<Sockets>,
+    meter: Option<Meter>,
+    sums: Semaphore,
+    streams: Arc<Semaphore>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
 }
@@ -95,6 +103,7 @@ impl Node {
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let meter = options.metering.map(|dir| Meter::open(&dir, MeterOptions::default())).transpose()?;
         let runtime = Runtime::open(options.runtime).await?;
         let sockets = options.sockets.map(Sockets::open).transpose()?;
         let node = Arc::new(Self {
@@ -103,6 +112,9 @@ impl Node {
             logs: options.logs,
             shelf,
             sockets,
+            meter,
+            sums: Semaphore::new(usage::SUMS),
+            streams: Arc::new(Semaphore::new(usage::STREAMS)),
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
         });
@@ -232,7 +244,12 @@ impl Node {
         let ends = all.iter().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
             .await;
-        Ok(self.runtime.shutdown().await?)
+        let down = self.runtime.shutdown().await;
+        // Last: what ended just now is noted too.
+        if let Some(meter) = &self.meter {
+            meter.close().await;
+        }
+        Ok(down?)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Deployed>>> {
@@ -266,9 +283,14 @@ impl Node {
     ) -> Result<Revision> {
         let source: Source = image.parse().map_err(Error::from)?;
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
+        let begun = SystemTime::now();
         let pulled = self.runtime.store().pull(&source, &options).await;
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
-        let calls = self.calls(pulled.clone(), config, scaling)?;
+        let tap = self.meter.as_ref().map(|meter| Tap::new(meter, number));
+        if let Some(tap) = &tap {
+            tap.pull(config, &pulled, begun);
+        }
+        let calls = self.calls(pulled.clone(), config, scaling, tap)?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
             return Err(error);
@@ -284,11 +306,19 @@ impl Node {
         })
     }
 
-    fn calls(&self, image: Image, config: &Arc<FunctionConfig>, scaling: Scaling) -> Result<Calls> {
-        let (logs, options) = ((self.logs)(config), scaling.pool());
+    fn calls(
+        &self,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        scaling: Scaling,
+        tap: Option<Tap>,
+    ) -> Result<Calls> {
+        let (runtime, logs, options) = (&self.runtime, (self.logs)(config), scaling.pool());
         Ok(match config.mode {
-            Mode::Job => Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)),
-            _ => Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?),
+            Mode::Job => {
+                Calls::Jobs(Arc::new(Jobs::open_metered(runtime, image, config, logs, options, tap)?))
+            }
+            _ => Calls::Pool(Pool::open_metered(runtime, image, config, logs, options, tap)?),
         })
     }
 
@@ -381,7 +411,8 @@ impl Node {
             // It was pinned: somebody removed it by hand.
             return Box::pin(self.make(record.revision, &record.image, config, record.scaling)).await;
         };
-        let calls = self.calls(image.clone(), config, record.scaling)?;
+        let tap = self.meter.as_ref().map(|meter| Tap::new(meter, record.revision));
+        let calls = self.calls(image.clone(), config, record.scaling, tap)?;
         Ok(Revision {
             number: record.revision,
             config: Arc::clone(config),

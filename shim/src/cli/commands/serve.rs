@@ -25,6 +25,9 @@ pub(crate) const SOCKET_NAME: &str = "skiff.sock";
 /// Name of the directory of the functions' sockets.
 const SOCKETS_NAME: &str = "functions";
 
+/// Name of the directory of the records of what is billed, in the state directory.
+const METERING_NAME: &str = "meter";
+
 /// Serves until the end.
 pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -> Result<ExitCode, Failure> {
     require_root()?;
@@ -49,10 +52,11 @@ fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOp
         Some(dir) => absolute(dir)?,
         None => run_dir.join(SOCKETS_NAME),
     };
+    let state_dir = absolute(&global.state_dir)?;
     let logs: Arc<dyn LogSink> = Arc::new(Logs(console));
     Ok(NodeOptions {
         runtime: RuntimeOptions {
-            state_dir: absolute(&global.state_dir)?,
+            state_dir: state_dir.clone(),
             run_dir,
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: None,
@@ -62,6 +66,7 @@ fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOp
         pull: args.source.pull_options(variable)?,
         logs: Arc::new(move |_| Arc::clone(&logs)),
         sockets: Some(sockets),
+        metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
     })
 }
 
