@@ -460,6 +460,7 @@ fn each_answered_call_has_one_record_through_many_kill_9() {
 }
 
 #[track_caller]
+#[allow(clippy::print_stdout, reason = "how much was tried is part of the result")]
 fn assert_each_once(counts: &Counts, records: &[Value], kills: usize) {
     let sequences = records.iter().filter_map(|record| record["sequence"].as_u64());
     assert!(sequences.eq(1..=records.len() as u64), "numbers are missing or double");
