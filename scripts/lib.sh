@@ -31,13 +31,16 @@ sudo_home() {
     getent passwd "$SUDO_USER" | cut -d: -f6
 }
 
-# Builds the test function as one static binary and prints its path. Its settings live in the
+# Builds the test function as one static binary and prints its path.
+build_function() { printf '%s/skiff-test-function\n' "$(build_static skiff-test-function)"; }
+
+# Builds the programs of a package as static binaries and prints their directory. Their settings live in the
 # environment, so that they touch neither the workspace's profiles nor the host's build scripts.
-build_function() {
+build_static() {
     local target
     target=$(uname -m)-unknown-linux-gnu
     RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_OPT_LEVEL=s \
         CARGO_PROFILE_RELEASE_PANIC=abort CARGO_PROFILE_RELEASE_STRIP=symbols \
-        cargo build --locked --quiet --release -p skiff-test-function --target "$target" >&2
-    printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}/$target/release/skiff-test-function"
+        cargo build --locked --quiet --release -p "$1" --bins --target "$target" >&2
+    printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}/$target/release"
 }

@@ -7,6 +7,7 @@
 mod baseline;
 pub mod http;
 pub mod images;
+mod like;
 pub mod process;
 mod proxy;
 mod registry;
@@ -15,6 +16,7 @@ mod served;
 pub mod topology;
 
 pub use baseline::Baseline;
+pub use like::{assert_like, is_like};
 pub use proxy::Proxy;
 pub use registry::{PASSWORD, Registry, USERNAME};
 pub use sandbox::{Outcome, Sandbox};

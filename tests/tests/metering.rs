@@ -77,7 +77,7 @@ impl<'a> Node<'a> {
 
     #[track_caller]
     fn stop(mut self) {
-        process::send(self.child.id(), Signal::TERM);
+        process::send(self.child.id(), Signal::INT);
         let status = wait_for(SOON, || self.child.try_wait().expect("wait"));
         assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", log(self.sandbox));
     }
@@ -86,7 +86,7 @@ impl<'a> Node<'a> {
 impl Drop for Node<'_> {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
-            process::send(self.child.id(), Signal::TERM);
+            process::send(self.child.id(), Signal::INT);
             if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
                 let _ = self.child.kill();
             }

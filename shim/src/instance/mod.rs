@@ -34,7 +34,7 @@ mod timeline;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,10 +42,11 @@ pub use ending::Ending;
 use futures_util::future::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
+pub(crate) use logs::Logs;
 pub use logs::{LogLine, LogSink, LogStream};
 pub use rehearsal::Rehearsal;
 use shared::Shared;
-use skiff_runtime::{Exit, Runtime, Stats, breakpoint};
+use skiff_runtime::{Container, Exit, Runtime, Stats, breakpoint};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
@@ -133,14 +134,25 @@ impl EventOutcome {
     }
 }
 
+/// What ties an instance to its node; one of no node has none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ties {
+    /// A label by which a later process knows its container again.
+    pub(crate) label: Vec<u8>,
+    /// Where its invocations are noted.
+    pub(crate) tap: Option<Tap>,
+}
+
 /// How long a stop waits for the last lines to be passed on.
-const LAST_LINES: Duration = Duration::from_secs(2);
+pub(crate) const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// One running container of a function. Dropping it kills the container.
 pub struct Instance {
     pub(crate) shared: Arc<Shared>,
     /// Its watchers, ended when it is dropped.
     tasks: Vec<JoinHandle<()>>,
+    /// Its container is a later process's.
+    left: AtomicBool,
 }
 
 impl Instance {
@@ -157,19 +169,42 @@ impl Instance {
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
     ) -> Result<Self> {
-        Self::start_metered(runtime, image, config, logs, None).await
+        Self::start_known(runtime, image, config, logs, Ties::default()).await
     }
 
-    /// The same, with its invocations noted.
-    pub(crate) async fn start_metered(
+    /// As [`Instance::start`], of a node.
+    pub(crate) async fn start_known(
         runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        ties: Ties,
+    ) -> Result<Self> {
+        // Boxed: the future of a whole start is large.
+        Box::pin(start::start(runtime, image, config, logs, ties)).await
+    }
+
+    /// Takes a container over that another process started, and whose server was ready then.
+    pub(crate) async fn adopt(
+        container: Container,
         image: &Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         tap: Option<Tap>,
     ) -> Result<Self> {
-        // Boxed: the future of a whole start is large.
-        Box::pin(start::start(runtime, image, config, logs, tap)).await
+        Box::pin(start::adopt(container, image, config, logs, tap)).await
+    }
+
+    /// One that is ready, with who looks after it.
+    fn of(shared: Arc<Shared>) -> Self {
+        Self { tasks: start::tend(&shared), left: AtomicBool::new(false), shared }
+    }
+
+    /// Looks after its container no longer, and lets it go on when this is dropped, for a later process. Its
+    /// runtime must have been left by then.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 
     /// Runs the function's command once to record what a start of it touches, as a preparation for
@@ -335,7 +370,7 @@ impl fmt::Debug for Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        if matches!(self.state(), State::Ended(_)) {
+        if matches!(self.state(), State::Ended(_)) || self.left.load(Ordering::SeqCst) {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

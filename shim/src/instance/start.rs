@@ -2,12 +2,12 @@
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
+use skiff_runtime::{Acceleration, Container, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::role::{self, Role};
 use super::shared::{Shared, drive};
-use super::{Instance, State, Timeline, callbacks, health, metrics};
+use super::{Instance, State, Ties, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
 use crate::meter::Tap;
 use crate::platform::{InstanceStep, StartCause, StartFailure};
@@ -42,8 +42,7 @@ pub(super) struct Launch {
     pub(super) role: Arc<Role>,
     /// What the platform makes of the image.
     pub(super) code_checksum: String,
-    /// Where its invocations will be noted.
-    pub(super) tap: Option<Tap>,
+    pub(super) ties: Ties,
 }
 
 /// Starts the container, then waits for its server.
@@ -52,7 +51,7 @@ pub(super) async fn start(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
-    tap: Option<Tap>,
+    ties: Ties,
 ) -> Result<Instance> {
     config.validate()?;
     if config.network == Network::Host {
@@ -60,8 +59,8 @@ pub(super) async fn start(
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
     let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
+    launch.ties = ties;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
-    launch.tap = tap;
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
     let pulled = image.timings;
@@ -76,6 +75,39 @@ pub(super) async fn start(
     let timeline = Timeline::new(&image.timings, &container.timings());
     let output = container.take_output();
     launch.bring_up(Arc::new(container), output, timeline, logs).await
+}
+
+/// Takes a container over that another process started and whose server was ready then. It is not
+/// initialized again.
+pub(super) async fn adopt(
+    container: Container,
+    image: &Image,
+    config: &Arc<FunctionConfig>,
+    sink: Arc<dyn LogSink>,
+    tap: Option<Tap>,
+) -> Result<Instance> {
+    let mut launch = Launch::new(container.id().into(), config, command(config, image)).with_role().await?;
+    launch.code_checksum = config.platform.code_checksum(&image.digest);
+    launch.ties.tap = tap;
+    let logs = launch.logs(sink);
+    // It may be frozen.
+    container.thaw()?;
+    if let Some((stdout, stderr)) = container.take_output() {
+        logs.follow(LogStream::Stdout, stdout);
+        logs.follow(LogStream::Stderr, stderr);
+    }
+    let guest: Arc<dyn Guest> = Arc::new(container);
+    let deadline = launch.started + config.start_deadline();
+    let stream = match first_connection(&*guest, config.port(), deadline).await {
+        Ok(stream) => stream,
+        Err(reason) => return Err(launch.give_up(&*guest, &logs, reason).await),
+    };
+    let pool = Pool::new(Arc::clone(&guest), config.port());
+    pool.keep(stream).await;
+    let shared = launch.share(guest, pool, logs, Timeline::default());
+    shared.cold.store(false, Ordering::Relaxed);
+    shared.enter(State::Ready);
+    Ok(Instance::of(shared))
 }
 
 /// The error for a container that did not start.
@@ -108,7 +140,7 @@ impl Launch {
             started: Instant::now(),
             role: Arc::default(),
             code_checksum: String::new(),
-            tap: None,
+            ties: Ties::default(),
         }
     }
 
@@ -133,7 +165,10 @@ impl Launch {
     }
 
     pub(super) fn spec(&self) -> ContainerSpec {
-        spec(&self.config, &self.id, self.role.current().as_deref())
+        ContainerSpec {
+            label: self.ties.label.clone(),
+            ..spec(&self.config, &self.id, self.role.current().as_deref())
+        }
     }
 
     /// The logs of the instance that it is to become.
@@ -170,9 +205,20 @@ impl Launch {
         self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
         let pool = Pool::new(Arc::clone(&guest), config.port());
         pool.keep(stream).await;
-        let shared = Arc::new(Shared {
+        let shared = self.share(guest, pool, logs, timeline);
+        if let Err(reason) = prepare(&shared).await {
+            return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
+        }
+        shared.enter(State::Ready);
+        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
+        shared.tell(InstanceStep::Created(whole));
+        Ok(Instance::of(shared))
+    }
+
+    fn share(&self, guest: Arc<dyn Guest>, pool: Arc<Pool>, logs: Logs, timeline: Timeline) -> Arc<Shared> {
+        Arc::new(Shared {
             id: Arc::clone(&self.id),
-            config,
+            config: Arc::clone(&self.config),
             guest,
             pool,
             logs,
@@ -184,16 +230,9 @@ impl Launch {
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),
             role: Arc::clone(&self.role),
-            tap: self.tap.clone(),
+            tap: self.ties.tap.clone(),
             busy: Mutex::default(),
-        });
-        if let Err(reason) = prepare(&shared).await {
-            return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
-        }
-        shared.enter(State::Ready);
-        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
-        shared.tell(InstanceStep::Created(whole));
-        Ok(Instance { tasks: tend(&shared), shared })
+        })
     }
 
     /// Kills what is left and words the error.
@@ -315,7 +354,7 @@ async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
 }
 
 /// Starts what goes on beside an instance's invocations.
-fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
+pub(super) fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     let mut tasks = vec![tokio::spawn(drive(Arc::clone(&shared.guest), Arc::downgrade(shared)))];
     if shared.config.freeze {
         tasks.push(tokio::spawn(freeze_when_idle(Arc::downgrade(shared))));

@@ -1,10 +1,12 @@
 //! How a pool comes to an instance.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use crate::instance::LogSink;
+use crate::instance::{LogSink, Ties};
 use crate::meter::Tap;
 use crate::{FunctionConfig, Image, Instance, Result, Runtime};
 
@@ -12,6 +14,9 @@ use crate::{FunctionConfig, Image, Instance, Result, Runtime};
 pub(crate) trait Launch: Send + Sync + 'static {
     /// Starts one, and waits until it takes invocations. Dropping the future kills what there is of it.
     fn start(&self) -> BoxFuture<'_, Result<Instance>>;
+
+    /// One that it had started, or that was taken over, has ended.
+    fn ended(&self, _id: &str) {}
 }
 
 /// Containers of an image.
@@ -20,12 +25,48 @@ pub(super) struct Containers {
     pub(super) image: Image,
     pub(super) config: Arc<FunctionConfig>,
     pub(super) logs: Arc<dyn LogSink>,
+    pub(super) identity: Option<Identity>,
+    /// Where invocations are noted.
     pub(super) tap: Option<Tap>,
+}
+
+/// What a pool of a node has besides: nothing, unless told otherwise.
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) identity: Option<Identity>,
+    /// Where its invocations are noted.
+    pub(crate) tap: Option<Tap>,
+    /// What a former process had started.
+    pub(crate) adopted: Vec<Instance>,
+}
+
+/// By what a later process knows containers again.
+pub(crate) struct Identity {
+    /// On each container.
+    pub(crate) label: Vec<u8>,
+    /// A directory with an empty file for each instance that has been ready.
+    pub(crate) marks: PathBuf,
 }
 
 impl Launch for Containers {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
-        let (logs, tap) = (Arc::clone(&self.logs), self.tap.clone());
-        Instance::start_metered(&self.runtime, &self.image, &self.config, logs, tap).boxed()
+        async {
+            let label = self.identity.as_ref().map(|identity| identity.label.clone()).unwrap_or_default();
+            let ties = Ties { label, tap: self.tap.clone() };
+            let (image, config, logs) = (&self.image, &self.config, Arc::clone(&self.logs));
+            let instance = Instance::start_known(&self.runtime, image, config, logs, ties).await?;
+            if let Some(identity) = &self.identity {
+                // Without it, a later process starts another instead.
+                let _ = File::create(identity.marks.join(instance.id()));
+            }
+            Ok(instance)
+        }
+        .boxed()
+    }
+
+    fn ended(&self, id: &str) {
+        if let Some(identity) = &self.identity {
+            let _ = std::fs::remove_file(identity.marks.join(id));
+        }
     }
 }

@@ -27,10 +27,9 @@ use tokio::task::JoinSet;
 
 pub use self::jobs::Jobs;
 use self::launch::Containers;
-pub(crate) use self::launch::Launch;
+pub(crate) use self::launch::{Identity, Known, Launch};
 use self::slots::{Bounds, Slots, Taken};
 use crate::instance::{LogSink, State};
-use crate::meter::Tap;
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
 
 /// How often it is looked for instances that have been idle too long.
@@ -153,25 +152,31 @@ impl Pool {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
-        Self::open_metered(runtime, image, config, logs, options, None)
+        Self::open_known(runtime, image, config, logs, options, Known::default())
     }
 
-    /// The same, with its invocations noted.
-    pub(crate) fn open_metered(
+    /// As [`Pool::open`], of a node.
+    pub(crate) fn open_known(
         runtime: &Arc<Runtime>,
         image: Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
-        tap: Option<Tap>,
+        known: Known,
     ) -> Result<Self> {
         config.validate()?;
-        let (runtime, own) = (Arc::clone(runtime), Arc::clone(config));
-        let containers = Containers { runtime, image, config: own, logs, tap };
-        Ok(Self::of(Arc::new(containers), config, options))
+        let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
+        let Known { identity, tap, adopted } = known;
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, tap };
+        Ok(Self::of(Arc::new(containers), &config, options, adopted))
     }
 
-    pub(crate) fn of(launch: Arc<dyn Launch>, config: &Arc<FunctionConfig>, options: PoolOptions) -> Self {
+    pub(crate) fn of(
+        launch: Arc<dyn Launch>,
+        config: &Arc<FunctionConfig>,
+        options: PoolOptions,
+        adopted: Vec<Instance>,
+    ) -> Self {
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
             instances: options.max_instances.max(1),
@@ -189,6 +194,9 @@ impl Pool {
             closed: watch::Sender::new(false),
             ended: broadcast::Sender::new(MAX_ENDS),
         });
+        for instance in adopted {
+            inner.add(Arc::new(instance), Slots::add);
+        }
         inner.go_on();
         spawn(&inner.tasks, &inner.runtime, look_after(Arc::downgrade(&inner)));
         Self(inner)
@@ -275,6 +283,16 @@ impl Pool {
 
     fn longest_wait(&self) -> Duration {
         self.0.options.patience + self.0.config.start_deadline()
+    }
+
+    /// Takes no more calls and looks after its instances no longer. They go on for a later process, if they are
+    /// held until their runtime is left ([`Runtime::detach`]).
+    pub(crate) fn leave(&self) -> Vec<Arc<Instance>> {
+        self.0.closed.send_replace(true);
+        let (instances, _) = self.0.slots().clear();
+        instances.iter().for_each(|instance| instance.leave());
+        lock(&self.0.tasks).abort_all();
+        instances
     }
 
     /// Takes no more calls, tells those that wait, and stops all instances with the function's grace.
@@ -365,13 +383,21 @@ impl Inner {
 
     fn started(self: &Arc<Self>, instance: Arc<Instance>) {
         lock(&self.provision).1 = BACK_OFF;
+        self.add(instance, Slots::started);
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        instance: Arc<Instance>,
+        add: fn(&mut Slots<Arc<Instance>, Caller>, Arc<Instance>) -> u64,
+    ) {
         let number = {
             let mut slots = self.slots();
             if *self.closed.borrow() {
                 // Dropped, and so killed.
                 return;
             }
-            slots.started(Arc::clone(&instance))
+            add(&mut slots, Arc::clone(&instance))
         };
         spawn(&self.tasks, &self.runtime, watch_over(Arc::downgrade(self), number, instance));
     }
@@ -422,6 +448,7 @@ async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
         // Nobody need listen.
         let _ = pool.ended.send((instance.id().into(), instance.state()));
     }
+    pool.launch.ended(instance.id());
     drop(instance);
     pool.stop(last);
     pool.go_on();

@@ -10,6 +10,7 @@ mod lifecycle;
 mod load;
 mod mode;
 mod query;
+mod raw;
 mod routes;
 mod view;
 
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
     };
     match mode {
         Mode::Exit { code, text } => fail(code, &text),
+        Mode::Garbage => raw::garbage(port()),
+        Mode::Deaf => raw::deaf(port()),
+        Mode::Oom => {
+            load::take_all();
+            ExitCode::SUCCESS
+        }
         Mode::Idle => loop {
             std::thread::park();
         },

@@ -3,10 +3,13 @@
 //! ```text
 //! function                      serves
 //! function exit CODE [TEXT…]    writes TEXT to standard error and exits with CODE
-//! function hang                 never listens
+//! function hang [LINES]         writes LINES lines and never listens
+//! function oom                  takes memory until there is none, before it listens
 //! function listen-local         listens on 127.0.0.1 only
 //! function late MS              listens after MS milliseconds
 //! function log LINES            writes LINES lines, then serves
+//! function garbage              listens, and answers with what is no HTTP
+//! function deaf                 listens until the first connection has come, and never again
 //! function idle                 does nothing until it is killed
 //! function job                  does what the event in its environment says, without a server
 //! ```
@@ -34,6 +37,12 @@ pub(crate) enum Mode {
         /// Text for standard error.
         text: String,
     },
+    /// Answer whatever comes with what is no HTTP.
+    Garbage,
+    /// Take one connection, and none after it.
+    Deaf,
+    /// Take all memory.
+    Oom,
     /// Do nothing until killed.
     Idle,
     /// Work on the event in the environment.
@@ -61,10 +70,13 @@ impl Mode {
         match mode.as_str() {
             "serve" => serve(false, 0, 0, true),
             "exit" => Ok(Self::Exit { code: number(rest)?, text: rest[1..].join(" ") }),
-            "hang" => serve(false, 0, 0, false),
+            "hang" => serve(false, 0, if rest.is_empty() { 0 } else { number(rest)? }, false),
+            "oom" => Ok(Self::Oom),
             "listen-local" => serve(true, 0, 0, true),
             "late" => serve(false, number(rest)?, 0, true),
             "log" => serve(false, 0, number(rest)?, true),
+            "garbage" => Ok(Self::Garbage),
+            "deaf" => Ok(Self::Deaf),
             "idle" => Ok(Self::Idle),
             "job" => Ok(Self::Job),
             other => Err(format!("unknown mode '{other}'")),

@@ -81,6 +81,9 @@ async fn event(request: Request<Incoming>) -> Response<Body> {
     if let Some(code) = event["exit"].as_i64() {
         std::process::exit(i32::try_from(code).unwrap_or(1));
     }
+    if event["oom"] == true {
+        return load::answer("oom", "", &Query::default()).await;
+    }
     if let Some(millis) = event["sleep_ms"].as_u64() {
         return sleep(&millis.to_string()).await;
     }

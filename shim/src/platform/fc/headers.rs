@@ -230,6 +230,15 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_was_tried_before_says_how_often() {
+        let config = FunctionConfig::new("resize", fc());
+        let mut headers = HeaderMap::new();
+        let context = InvocationContext { retries: 2, ..context(&config, InvocationKind::Event) };
+        request(Api::V3, &context, &mut headers);
+        assert_eq!(headers["x-fc-retry-count"], "2");
+    }
+
+    #[test]
     fn what_clients_say_about_the_platform_is_dropped() {
         let config = FunctionConfig::new("resize", fc());
         let mut headers = HeaderMap::new();

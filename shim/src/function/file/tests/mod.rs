@@ -53,6 +53,7 @@ start_timeout = "10s"
 stop_timeout = "2s"
 concurrency = 20
 freeze = false
+metrics_period = "30s"
 region = "cn-beijing"
 account_id = 1234567890123456
 namespace = "team"
@@ -96,6 +97,7 @@ fn check_own(file: &FunctionFile) {
     assert_eq!((config.writable_bytes, config.writable_inodes), (64 << 20, 1000));
     assert_eq!((config.tmp_bytes, config.tmp_inodes), (32 << 20, 500));
     assert!(config.read_only && config.acceleration && !config.freeze);
+    assert_eq!(config.metrics_period, Some(Duration::from_secs(30)));
     assert_eq!(
         (config.timeout, config.start_deadline, config.stop_grace),
         (seconds(30), Some(seconds(10)), seconds(2))
@@ -128,6 +130,8 @@ fn http_events_are_chosen_by_their_form() {
     for (name, form) in HttpEvent::ALL {
         assert_eq!(read(name).config.http_event, Some(form));
     }
+    let idle = toml("platform = \"scf\"\nname = \"f\"\nwebsocket_idle = \"60s\"\n").config.websocket_idle();
+    assert_eq!(idle, Some(Duration::from_secs(60)));
     let text = "platform = \"scf\"\nname = \"f\"\nhttp_event = \"lambda\"\n";
     let found = faults(text, Language::Toml);
     assert!(
