@@ -134,7 +134,11 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_read_without_a_panic(
+            length in 0_u32..500,
+            bytes in prop::collection::vec(any::<u8>(), 0..400)
+        ) {
+            let bytes = [&length.to_le_bytes()[..], &bytes].concat();
             let _ = (decode(&bytes), next_whole(&bytes, 0));
         }
     }
