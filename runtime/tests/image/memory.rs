@@ -74,7 +74,7 @@ fn hungry() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         add(&format!("usr/noise{layer}"), &noise(layer + 1, 18 << 20));
         archive.resize(archive.len() + 1024, 0);
         // Two of 16 MiB or four of 8 fit at a time.
-        (ZSTD, with_window(&archive, if layer % 3 == 0 { 24 } else { 23 }), archive)
+        (ZSTD, with_window(&archive, if layer.is_multiple_of(3) { 24 } else { 23 }), archive)
     };
     (0..LAYERS).map(layer).collect()
 }

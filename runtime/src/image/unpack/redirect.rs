@@ -124,9 +124,9 @@ impl Again<'_> {
         // Nothing on the way to it is a link: an entry for the root itself has been left out above.
         let Some(place) = self.to.place(&real)? else { return Err(path::no_directory(&real)) };
         if entry.kind == Kind::Directory {
-            self.directory(&from, &place)?
+            self.directory(&from, &place)?;
         } else {
-            self.file(&from, &place)?
+            self.file(&from, &place)?;
         }
         if entry.kind != Kind::Regular {
             self.names.forget_last();
