@@ -23,6 +23,7 @@ mod implied;
 mod liar;
 mod links;
 mod local;
+mod memory;
 mod mirrors;
 mod rationed;
 mod raw;
