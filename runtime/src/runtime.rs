@@ -3,7 +3,7 @@
 mod open;
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,9 @@ use crate::rootfs::{Cap, Choice, Disks};
 use crate::rundir::RunDir;
 use crate::sandbox::Claim;
 use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result, breakpoint};
+
+/// Longest name of a socket that is kept for the next owner, bytes.
+const MAX_SOCKET_NAME: usize = 512;
 
 /// Where a runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -159,6 +162,38 @@ impl Runtime {
     /// [`Runtime::failed_starts`]; at most as long as their deadlines.
     pub async fn starts_settled(&self) {
         self.keeper.settled().await;
+    }
+
+    /// Has the keeper of a lasting run keep a copy of a listening socket: whoever connects while the run has
+    /// no owner waits for the next one, up to 2 minutes. A socket that was kept under that name before is
+    /// let go; there may be 4,096. Of a run that is not a lasting one nothing is kept.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that is empty or longer than 512 bytes; `KeeperLost`; `Host`.
+    pub async fn hold_socket(&self, name: &str, socket: BorrowedFd<'_>) -> Result<()> {
+        if !self.keeper.is_lasting() {
+            return Ok(());
+        }
+        if !(1..=MAX_SOCKET_NAME).contains(&name.len()) {
+            let message = format!("a socket's name has {} bytes, not 1 to {MAX_SOCKET_NAME}", name.len());
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        let copy = socket.try_clone_to_owned().map_err(|e| Error::host("cannot copy a socket", e))?;
+        self.keeper.hold(name.to_owned(), copy).await
+    }
+
+    /// Has the keeper let a socket go.
+    ///
+    /// # Errors
+    /// `KeeperLost`.
+    pub async fn release_socket(&self, name: &str) -> Result<()> {
+        if self.keeper.is_lasting() { self.keeper.release(name.to_owned()).await } else { Ok(()) }
+    }
+
+    /// The sockets that former owners had kept, by their names. Each is given once; the keeper has it still.
+    #[must_use]
+    pub fn held_sockets(&self) -> Vec<(String, OwnedFd)> {
+        self.keeper.sockets()
     }
 
     /// Leaves a lasting run to its next owner: keeper and containers go on, and dropping a

@@ -130,3 +130,18 @@ fn errors_have_the_form_of_their_way() {
     let expected = json!({ "errorCode": -1, "errorMessage": text, "statusCode": 439 });
     assert_eq!(passed_on(answer.json()), expected);
 }
+
+#[test]
+fn functions_in_python_and_node_take_http_events() {
+    let sandbox = Sandbox::with_shared_images();
+    for image in ["python", "node"] {
+        let options = ["--platform", "scf", "--http-event", "url", "--timeout", "20s"];
+        let served = sandbox.serve(&skiff_tests::images::oci(image), &options);
+        let seen = served.request("POST", "/orders?id=7", &[], b"x=1").ok().json();
+        assert_eq!((&seen["server"], &seen["path"]), (&json!(image), &json!("/event-invoke")));
+        let event = &seen["event"];
+        assert_eq!((&event["path"], &event["queryString"]["id"]), (&json!("/orders"), &json!("7")), "{seen}");
+        assert_eq!((&event["httpMethod"], &event["body"]), (&json!("POST"), &json!("x=1")), "{seen}");
+        served.stop();
+    }
+}

@@ -195,7 +195,8 @@ fn a_job_takes_events_by_the_invoke_api() {
     assert_eq!((good.status, good.body.len()), (200, 0), "{}", good.text());
     assert!(good.header("x-fc-error-type").is_none());
     let bad = invoke_fc2(&served, &[], &json!({ "exit": 3 }));
-    assert!(bad.header("x-fc-error-type").is_some() && bad.text().contains('3'), "{bad:?}");
+    let text = "Process exited unexpectedly before completing request";
+    assert!(bad.header("x-fc-error-type").is_some() && bad.text().contains(text), "{bad:?}");
     let later = [("X-Fc-Invocation-Type", "Async")];
     assert_eq!(invoke_fc2(&served, &later, &json!({ "later": true })).status, 202);
     served.wait_for_stderr(r#"bytes: {"later":true}"#);

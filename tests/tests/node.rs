@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use skiff_tests::http::{Connection, Response};
-use skiff_tests::process::{self, Process};
+use skiff_tests::process;
 use skiff_tests::{Baseline, Outcome, Sandbox, images, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -79,7 +79,7 @@ impl<'a> Node<'a> {
     #[track_caller]
     fn stop(self) {
         let log = self.sandbox.path().join("node.log");
-        let code = self.end(Signal::TERM);
+        let code = self.end(Signal::INT);
         assert_eq!(code, Some(0), "{}", std::fs::read_to_string(log).unwrap_or_default());
     }
 }
@@ -87,7 +87,7 @@ impl<'a> Node<'a> {
 impl Drop for Node<'_> {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
-            process::send(self.child.id(), Signal::TERM);
+            process::send(self.child.id(), Signal::INT);
             if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
                 let _ = self.child.kill();
             }
@@ -197,9 +197,7 @@ fn what_is_deployed_is_there_again_after_a_restart_and_a_kill() {
     // At once: a call waits for the function.
     assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
     assert_eq!(node.info("demo")["scaling"]["provisioned"], 1);
-    let keeper = Process::children_of(node.child.id()).into_iter().next().expect("a keeper");
     node.end(Signal::KILL);
-    assert!(wait_for(SOON, || (!keeper.is_alive()).then_some(())).is_some());
     let node = Node::start(&sandbox);
     assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
     assert_eq!(node.info("demo")["revision"], 1);
@@ -209,6 +207,91 @@ fn what_is_deployed_is_there_again_after_a_restart_and_a_kill() {
     node.stop();
     let node = Node::start(&sandbox);
     assert_eq!(node.ask("GET", "/v1/functions", "").json(), json!({ "functions": [] }));
+    node.stop();
+    baseline.assert_restored();
+}
+
+/// The instance that answers.
+#[track_caller]
+fn instance(node: &Node<'_>) -> String {
+    node.get("demo", "/status/200").header("x-fc-instance-id").expect("an id").to_owned()
+}
+
+#[test]
+fn instances_live_on_through_restarts_and_kills_of_the_node() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::start(&sandbox);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    let first = instance(&node);
+    let counted =
+        |node: &Node<'_>| node.get("demo", "/lifecycle").ok().json()["ticks"].as_u64().expect("ticks");
+    let before = counted(&node);
+    let mut current = Some(node);
+    for signal in [Signal::TERM, Signal::KILL, Signal::TERM] {
+        // It may have been frozen by then, or not.
+        thread::sleep(Duration::from_millis(if signal == Signal::KILL { 0 } else { 200 }));
+        let code = current.take().expect("a node").end(signal);
+        assert_eq!(code, (signal == Signal::TERM).then_some(0));
+        let next = Node::start(&sandbox);
+        assert_eq!(next.get("demo", "/status/200").status, 200);
+        current = Some(next);
+    }
+    let node = current.expect("a node");
+    assert_eq!(instance(&node), first, "{}", node.log());
+    assert!(counted(&node) >= before, "it was started anew");
+    // The log goes on, and nothing of it comes twice (the function writes to both of its streams).
+    assert_eq!(node.get("demo", "/log?line=after-all").status, 200);
+    assert!(wait_for(SOON, || node.log().contains("after-all").then_some(())).is_some(), "{}", node.log());
+    assert_eq!(node.log().matches("after-all").count(), 2);
+    node.stop();
+    baseline.assert_restored();
+}
+
+#[test]
+fn who_calls_while_there_is_no_node_waits_for_the_next() {
+    let sandbox = Sandbox::new();
+    let mut node = Some(Node::start(&sandbox));
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    let run = sandbox.run_dir();
+    let (api, own) = (run.join("skiff.sock"), run.join("functions/demo.sock"));
+    for signal in [Signal::KILL, Signal::TERM] {
+        node.take().expect("a node").end(signal);
+        thread::scope(|scope| {
+            let calls: Vec<_> = (0..20)
+                .map(|number| {
+                    let (api, own) = (&api, &own);
+                    scope.spawn(move || {
+                        let event = json!({ "k": number }).to_string();
+                        let target = "/2023-03-30/functions/demo/invocations";
+                        let mut connection = Connection::unix(api).expect("somebody listens");
+                        let called = connection.request("POST", target, &[], event.as_bytes());
+                        assert_eq!(called.ok().json()["event"]["k"], number);
+                        let mut connection = Connection::unix(own).expect("somebody listens");
+                        assert_eq!(connection.request("GET", "/status/200", &[], b"").status, 200);
+                    })
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(300));
+            node = Some(Node::start(&sandbox));
+            calls.into_iter().for_each(|call| call.join().expect("answered"));
+        });
+    }
+    node.expect("a node").stop();
+    assert!(Connection::unix(&api).is_err(), "the socket is left");
+}
+
+#[test]
+fn a_node_may_be_told_to_leave_nothing() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::with(&sandbox, &["--stop-instances"]);
+    let _ = deploy(&sandbox, "function", "", &[]).ok();
+    assert_eq!(node.get("demo", "/status/200").status, 200);
+    assert_eq!(node.end(Signal::TERM), Some(0));
+    assert!(!sandbox.run_dir().join("node").exists(), "its run goes on");
+    let node = Node::start(&sandbox);
+    let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     baseline.assert_restored();
 }

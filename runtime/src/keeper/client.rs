@@ -160,6 +160,21 @@ impl Keeper {
         std::mem::take(&mut lock(&self.table).failures)
     }
 
+    /// The sockets of former owners, as far as they were not taken yet.
+    pub(crate) fn sockets(&self) -> Vec<(String, OwnedFd)> {
+        std::mem::take(&mut lock(&self.table).sockets)
+    }
+
+    /// Has the keeper of a lasting run keep a copy of a socket for the next owner.
+    pub(crate) async fn hold(&self, name: String, socket: OwnedFd) -> Result<()> {
+        self.send(&ToKeeper::Hold { name }, &[socket]).await.map_err(|e| lost().because(e))
+    }
+
+    /// Has it let that go.
+    pub(crate) async fn release(&self, name: String) -> Result<()> {
+        self.send(&ToKeeper::Release { name }, &[]).await.map_err(|e| lost().because(e))
+    }
+
     /// Waits until no start of a former owner is under way.
     pub(crate) async fn settled(&self) {
         let mut pending = self.pending.clone();

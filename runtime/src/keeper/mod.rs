@@ -13,6 +13,7 @@ pub(crate) mod protocol;
 mod records;
 mod requests;
 mod server;
+mod sockets;
 mod spawn;
 mod starts;
 mod table;

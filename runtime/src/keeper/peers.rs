@@ -52,6 +52,8 @@ pub(super) enum Tale {
     Adopted(String, i32),
     /// A start of a former owner that failed.
     Failed(String),
+    /// A socket of a former owner.
+    Held(String),
     /// That all has been told.
     Attached,
     /// A container, for a list.

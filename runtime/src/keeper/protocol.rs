@@ -24,7 +24,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What daemon and keeper speak. A daemon that comes to a keeper of another build needs the same
 /// number. It is increased by every change that one side must not miss: a message or field that is
 /// new and may be ignored (`#[serde(default)]`) is none. `Hello` and `Refused` never change.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
@@ -67,6 +67,11 @@ pub(crate) enum ToKeeper {
     /// The owner needs nothing more of a container: its pipes and its end need not be kept. `pid`
     /// tells it from others of its name; 0 is a start that failed.
     Forget { id: String, pid: i32 },
+    /// Keep a copy of this socket, which comes with it, for the next owner; one of that name is let go. Of
+    /// the owner.
+    Hold { name: String },
+    /// Let the socket of that name go. Of the owner.
+    Release { name: String },
     /// Tell of all containers. Of anybody.
     List,
     /// The owner leaves: what runs stays, if the run is a lasting one.
@@ -93,6 +98,8 @@ pub(crate) enum FromKeeper {
     Adopted(Instance),
     /// A start of a former owner that failed.
     AdoptedFailure { id: String, label: Label, failure: Failure },
+    /// A socket that a former owner had kept; it comes with it.
+    Held { name: String },
     /// All that there was has been told, but this many starts of former owners are under way.
     /// `forgotten` ends were too many to keep.
     Attached { starting: u32, forgotten: u64 },

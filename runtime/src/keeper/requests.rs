@@ -60,6 +60,8 @@ impl Server {
                 self.start(Order { id, limit, leased, claimed, address, network, oom, label }, fds);
             }
             (Standing::Owner, ToKeeper::Forget { id, pid }) => self.forget(&id, pid),
+            (Standing::Owner, ToKeeper::Hold { name }) => self.sockets.hold(name, fds),
+            (Standing::Owner, ToKeeper::Release { name }) => self.sockets.release(&name),
             (Standing::Owner, ToKeeper::Detach) => peer.close(),
             (Standing::Owner, ToKeeper::Shutdown) => self.stopping = true,
             (Standing::Client, ToKeeper::List) => {
@@ -109,7 +111,9 @@ impl Server {
         let ended = self.records.ended.iter().map(|ended| &ended.instance);
         tales.extend(ended.map(|instance| Tale::Adopted(instance.id.clone(), instance.pid)));
         tales.extend(self.records.failed.iter().map(|failed| Tale::Failed(failed.id.clone())));
+        tales.extend(self.sockets.names().map(Tale::Held));
         tales.push(Tale::Attached);
+        self.sockets.owner_came();
         self.peers.all[index].tales.extend(tales);
     }
 
@@ -143,6 +147,7 @@ impl Server {
     /// What the former owner was to be told waits for the next one; without a next one, all ends.
     pub(super) fn owner_left(&mut self) {
         self.stopping |= !self.lasting;
+        self.sockets.owner_left();
         for starting in &mut self.starting {
             starting.orphan = true;
         }
@@ -171,6 +176,12 @@ impl Server {
                 if let Some(failed) = self.records.failed.iter().find(|failed| failed.id == id).cloned() {
                     let FailedStart { id, label, failure } = failed;
                     peer.post(FromKeeper::AdoptedFailure { id, label, failure }, Vec::new());
+                }
+            }
+            Tale::Held(name) => {
+                // One that cannot be copied is made anew by its owner.
+                if let Some(socket) = self.sockets.copy(&name) {
+                    peer.post(FromKeeper::Held { name }, vec![socket]);
                 }
             }
             Tale::Attached => {

@@ -24,6 +24,7 @@ use super::oom::OomWatch;
 use super::peers::{Peers, Tale};
 use super::protocol::FromKeeper;
 use super::records::{Ended, Records};
+use super::sockets::Sockets;
 use super::starts::{Running, Starting};
 use crate::cgroup::Group;
 use crate::rootfs::quota::Area;
@@ -74,6 +75,7 @@ pub(super) struct Server {
     pub(super) starting: Vec<Starting>,
     pub(super) running: HashMap<Pid, Running>,
     pub(super) records: Records,
+    pub(super) sockets: Sockets,
     /// Start processes that have reported and are ending.
     pub(super) leaving: Vec<Pid>,
     pub(super) removing: Vec<Removing>,
@@ -98,6 +100,7 @@ impl Server {
             starting: Vec::new(),
             running: HashMap::new(),
             records: Records::default(),
+            sockets: Sockets::default(),
             leaving: Vec::new(),
             removing: Vec::new(),
             oom: OomWatch::new(),
@@ -133,6 +136,7 @@ impl Server {
             if self.peers.sweep() {
                 self.owner_left();
             }
+            self.sockets.expire();
             self.stopping |= self.is_useless();
         }
         self.flush();
@@ -150,6 +154,7 @@ impl Server {
             && self.starting.is_empty()
             && self.running.is_empty()
             && self.records.is_empty()
+            && self.sockets.is_empty()
     }
 
     /// Sleeps until there is something to do.
@@ -161,6 +166,7 @@ impl Server {
         let now = Instant::now();
         let deadlines = self.starting.iter().map(|s| s.deadline).chain(self.peers.next_deadline());
         let deadlines = deadlines.chain(self.removing.iter().map(|removing| removing.next));
+        let deadlines = deadlines.chain(self.sockets.until());
         let deadlines = deadlines.map(|deadline| deadline.saturating_duration_since(now));
         let mut timeout = deadlines.chain(self.oom.timeout(now)).min();
         if self.starting.iter().any(|s| s.child_gone && !s.told) {

@@ -112,6 +112,8 @@ pub(super) struct Table {
     pub(super) running: HashMap<String, Running>,
     pub(super) adopted: Vec<AdoptedContainer>,
     pub(super) failures: Vec<AdoptedFailure>,
+    /// Of former owners.
+    pub(super) sockets: Vec<(String, OwnedFd)>,
     forget: mpsc::UnboundedSender<ToKeeper>,
     pub(super) left: Arc<AtomicBool>,
     pub(super) lost: bool,
@@ -125,6 +127,7 @@ impl Table {
             running: HashMap::new(),
             adopted: Vec::new(),
             failures: Vec::new(),
+            sockets: Vec::new(),
             forget,
             left,
             lost: false,
@@ -186,6 +189,9 @@ pub(super) fn dispatch(
             let (_, kept) = table.handles(&id, 0, None);
             table.failures.push(AdoptedFailure { id, label, error: failure.into(), _kept: kept });
             one_less(pending);
+        }
+        FromKeeper::Held { name } => {
+            table.sockets.extend(fds.into_iter().next().map(|socket| (name, socket)));
         }
         FromKeeper::Attached { starting, forgotten } => {
             if forgotten > 0 {

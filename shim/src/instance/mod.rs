@@ -34,7 +34,7 @@ mod timeline;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,10 +42,11 @@ pub use ending::Ending;
 use futures_util::future::FutureExt as _;
 use http::{HeaderMap, StatusCode};
 pub use job::Job;
+pub(crate) use logs::Logs;
 pub use logs::{LogLine, LogSink, LogStream};
 pub use rehearsal::Rehearsal;
 use shared::Shared;
-use skiff_runtime::{Exit, Runtime, Stats, breakpoint};
+use skiff_runtime::{Container, Exit, Runtime, Stats, breakpoint};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
@@ -133,13 +134,15 @@ impl EventOutcome {
 }
 
 /// How long a stop waits for the last lines to be passed on.
-const LAST_LINES: Duration = Duration::from_secs(2);
+pub(crate) const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// One running container of a function. Dropping it kills the container.
 pub struct Instance {
     pub(crate) shared: Arc<Shared>,
     /// Its watchers, ended when it is dropped.
     tasks: Vec<JoinHandle<()>>,
+    /// Its container is a later process's.
+    left: AtomicBool,
 }
 
 impl Instance {
@@ -156,8 +159,41 @@ impl Instance {
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
     ) -> Result<Self> {
+        Self::start_known(runtime, image, config, logs, Vec::new()).await
+    }
+
+    /// As [`Instance::start`], with a label by which a later process knows its container again.
+    pub(crate) async fn start_known(
+        runtime: &Arc<Runtime>,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        label: Vec<u8>,
+    ) -> Result<Self> {
         // Boxed: the future of a whole start is large.
-        Box::pin(start::start(runtime, image, config, logs)).await
+        Box::pin(start::start(runtime, image, config, logs, label)).await
+    }
+
+    /// Takes a container over that another process started, and whose server was ready then.
+    pub(crate) async fn adopt(
+        container: Container,
+        image: &Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+    ) -> Result<Self> {
+        Box::pin(start::adopt(container, image, config, logs)).await
+    }
+
+    /// One that is ready, with who looks after it.
+    fn of(shared: Arc<Shared>) -> Self {
+        Self { tasks: start::tend(&shared), left: AtomicBool::new(false), shared }
+    }
+
+    /// Looks after its container no longer, and lets it go on when this is dropped, for a later process. Its
+    /// runtime must have been left by then.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 
     /// Runs the function's command once to record what a start of it touches, as a preparation for
@@ -312,7 +348,7 @@ impl fmt::Debug for Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        if matches!(self.state(), State::Ended(_)) {
+        if matches!(self.state(), State::Ended(_)) || self.left.load(Ordering::SeqCst) {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -3,11 +3,11 @@
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use skiff_runtime::{Acceleration, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
+use skiff_runtime::{Acceleration, Container, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -41,6 +41,8 @@ pub(super) struct Launch {
     pub(super) role: Arc<Role>,
     /// What the platform makes of the image.
     pub(super) code_checksum: String,
+    /// By which a later process knows it again.
+    pub(super) label: Vec<u8>,
 }
 
 /// Starts the container, then waits for its server.
@@ -49,6 +51,7 @@ pub(super) async fn start(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
+    label: Vec<u8>,
 ) -> Result<Instance> {
     config.validate()?;
     if config.network == Network::Host {
@@ -56,6 +59,7 @@ pub(super) async fn start(
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
     let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
+    launch.label = label;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
@@ -71,6 +75,37 @@ pub(super) async fn start(
     let timeline = Timeline::new(&image.timings, &container.timings());
     let output = container.take_output();
     launch.bring_up(Arc::new(container), output, timeline, logs).await
+}
+
+/// Takes a container over that another process started and whose server was ready then. It is not
+/// initialized again.
+pub(super) async fn adopt(
+    container: Container,
+    image: &Image,
+    config: &Arc<FunctionConfig>,
+    sink: Arc<dyn LogSink>,
+) -> Result<Instance> {
+    let mut launch = Launch::new(container.id().into(), config, command(config, image)).with_role().await?;
+    launch.code_checksum = config.platform.code_checksum(&image.digest);
+    let logs = launch.logs(sink);
+    // It may be frozen.
+    container.thaw()?;
+    if let Some((stdout, stderr)) = container.take_output() {
+        logs.follow(LogStream::Stdout, stdout);
+        logs.follow(LogStream::Stderr, stderr);
+    }
+    let guest: Arc<dyn Guest> = Arc::new(container);
+    let deadline = launch.started + config.start_deadline();
+    let stream = match first_connection(&*guest, config.port(), deadline).await {
+        Ok(stream) => stream,
+        Err(reason) => return Err(launch.give_up(&*guest, &logs, reason).await),
+    };
+    let pool = Pool::new(Arc::clone(&guest), config.port());
+    pool.keep(stream).await;
+    let shared = launch.share(guest, pool, logs, Timeline::default());
+    shared.cold.store(false, Ordering::Relaxed);
+    shared.enter(State::Ready);
+    Ok(Instance::of(shared))
 }
 
 /// The error for a container that did not start.
@@ -103,6 +138,7 @@ impl Launch {
             started: Instant::now(),
             role: Arc::default(),
             code_checksum: String::new(),
+            label: Vec::new(),
         }
     }
 
@@ -127,7 +163,10 @@ impl Launch {
     }
 
     pub(super) fn spec(&self) -> ContainerSpec {
-        spec(&self.config, &self.id, self.role.current().as_deref())
+        ContainerSpec {
+            label: self.label.clone(),
+            ..spec(&self.config, &self.id, self.role.current().as_deref())
+        }
     }
 
     /// The logs of the instance that it is to become.
@@ -164,9 +203,20 @@ impl Launch {
         self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
         let pool = Pool::new(Arc::clone(&guest), config.port());
         pool.keep(stream).await;
-        let shared = Arc::new(Shared {
+        let shared = self.share(guest, pool, logs, timeline);
+        if let Err(reason) = prepare(&shared).await {
+            return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
+        }
+        shared.enter(State::Ready);
+        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
+        shared.tell(InstanceStep::Created(whole));
+        Ok(Instance::of(shared))
+    }
+
+    fn share(&self, guest: Arc<dyn Guest>, pool: Arc<Pool>, logs: Logs, timeline: Timeline) -> Arc<Shared> {
+        Arc::new(Shared {
             id: Arc::clone(&self.id),
-            config,
+            config: Arc::clone(&self.config),
             guest,
             pool,
             logs,
@@ -178,14 +228,7 @@ impl Launch {
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),
             role: Arc::clone(&self.role),
-        });
-        if let Err(reason) = prepare(&shared).await {
-            return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
-        }
-        shared.enter(State::Ready);
-        let whole = timeline.resolve + timeline.pull + timeline.unpack + self.started.elapsed();
-        shared.tell(InstanceStep::Created(whole));
-        Ok(Instance { tasks: tend(&shared), shared })
+        })
     }
 
     /// Kills what is left and words the error.
@@ -307,7 +350,7 @@ async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
 }
 
 /// Starts what goes on beside an instance's invocations.
-fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
+pub(super) fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     let mut tasks = vec![tokio::spawn(drive(Arc::clone(&shared.guest), Arc::downgrade(shared)))];
     if shared.config.freeze {
         tasks.push(tokio::spawn(freeze_when_idle(Arc::downgrade(shared))));

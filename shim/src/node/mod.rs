@@ -12,28 +12,33 @@ pub mod control;
 mod deployed;
 mod deployment;
 mod info;
+mod inherited;
 mod shelf;
 mod sockets;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use skiff_runtime::Container;
 use tokio::sync::broadcast;
 
 use self::deployed::{Call, Calls, Deployed, Revision, not_active};
 pub use self::deployment::{Deployment, Scaling};
 pub use self::info::{FunctionInfo, FunctionState, LastUpdate, NodeEvent, NodeEventKind, UpdateStatus};
+use self::inherited::{Inherited, Mark};
 use self::shelf::{Record, Shelf};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
 use crate::instance::LogSink;
 use crate::platform::Warning;
-use crate::pool::{Jobs, Pool};
+use crate::pool::{Identity, Jobs, Pool};
+use crate::proxy::Listener;
 use crate::{
     Error, ErrorKind, EventOutcome, FunctionConfig, Image, Instance, InvokeOptions, PullOptions, Result,
     Runtime, RuntimeOptions, Source,
@@ -51,7 +56,8 @@ pub type LogTarget = Arc<dyn Fn(&FunctionConfig) -> Arc<dyn LogSink> + Send + Sy
 /// How a node works.
 #[derive(Clone)]
 pub struct NodeOptions {
-    /// Where it keeps its things. A node is no lasting run: its instances end with it.
+    /// Where it keeps its things. The instances of a lasting run ([`RuntimeOptions::lasting`]) outlive this
+    /// process, and the next node of that name takes them over; those of another end with it.
     pub runtime: RuntimeOptions,
     /// How images are pulled.
     pub pull: PullOptions,
@@ -74,6 +80,10 @@ pub struct Node {
     pull: PullOptions,
     logs: LogTarget,
     shelf: Shelf,
+    /// With a file for each instance that a later node may take over; `None` where there will be none.
+    marks: Option<PathBuf>,
+    /// Of former nodes.
+    inherited: Inherited,
     sockets: Option<Sockets>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
@@ -95,20 +105,36 @@ impl Node {
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let lasts = options.runtime.lasting.is_some();
         let runtime = Runtime::open(options.runtime).await?;
-        let sockets = options.sockets.map(Sockets::open).transpose()?;
+        let marks = if lasts { Some(inherited::marks(&runtime)?) } else { None };
+        let (inherited, containers) = Inherited::of(&runtime)?;
+        let open = |dir| Sockets::open(dir, Arc::clone(&runtime), &inherited);
+        let sockets = options.sockets.map(open).transpose()?;
+        let mut containers = inherited::by_mark(containers, marks.as_deref());
         let node = Arc::new(Self {
             runtime,
             pull: options.pull,
             logs: options.logs,
             shelf,
+            marks,
+            inherited,
             sockets,
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
         });
         for record in node.shelf.records()? {
-            node.put_back(record);
+            let mark = Mark::new(&(record.namespace.clone(), record.name.clone()), record.revision);
+            node.put_back(record, containers.remove(&mark).unwrap_or_default());
         }
+        // What is of no current revision is killed by being dropped here, and so are starts that former
+        // nodes had under way.
+        drop(containers);
+        let runtime = Arc::clone(&node.runtime);
+        tokio::spawn(async move {
+            runtime.starts_settled().await;
+            drop((runtime.adopted(), runtime.failed_starts()));
+        });
         Ok(node)
     }
 
@@ -235,6 +261,47 @@ impl Node {
         Ok(self.runtime.shutdown().await?)
     }
 
+    /// Leaves everything to the next node of a lasting run: takes no more calls here, lets those that run end
+    /// within a grace of 10 s, and lets instances go on. Whoever connects meanwhile waits for the next node.
+    /// Of a run that is not lasting, this is as [`Node::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Runtime::shutdown`].
+    pub async fn detach(&self) -> Result<()> {
+        if self.marks.is_none() {
+            return self.shutdown().await;
+        }
+        if let Some(sockets) = &self.sockets {
+            sockets.leave().await;
+        }
+        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
+        let revisions: Vec<Arc<Revision>> = all.iter().filter_map(|deployed| deployed.take()).collect();
+        // First: to the instances the end of the keeper's connection would be their own. And held until then,
+        // since dropping one kills it.
+        let leave = |revision: &Arc<Revision>| match &revision.calls {
+            Calls::Pool(pool) => pool.leave(),
+            Calls::Jobs(_) => Vec::new(),
+        };
+        let held: Vec<Vec<Arc<Instance>>> = revisions.iter().map(leave).collect();
+        self.runtime.detach().await;
+        drop((held, revisions));
+        Ok(())
+    }
+
+    /// A socket that a former node kept ([`Node::keep_socket`]) and that nobody has taken yet.
+    #[must_use]
+    pub fn inherited_socket(&self, name: &str) -> Option<OwnedFd> {
+        self.inherited.take(name)
+    }
+
+    /// Keeps a listening socket for the next node, if there will be one.
+    ///
+    /// # Errors
+    /// As [`Runtime::hold_socket`].
+    pub async fn keep_socket(&self, name: &str, listener: &Listener) -> Result<()> {
+        Ok(self.runtime.hold_socket(name, listener.descriptor()).await?)
+    }
+
     fn table(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Deployed>>> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +335,7 @@ impl Node {
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
         let pulled = self.runtime.store().pull(&source, &options).await;
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
-        let calls = self.calls(pulled.clone(), config, scaling)?;
+        let calls = self.calls(number, pulled.clone(), config, scaling, Vec::new()).await?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
             return Err(error);
@@ -284,12 +351,27 @@ impl Node {
         })
     }
 
-    fn calls(&self, image: Image, config: &Arc<FunctionConfig>, scaling: Scaling) -> Result<Calls> {
+    /// What runs a revision, with the containers of it that a former node has left.
+    async fn calls(
+        &self,
+        number: u64,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        scaling: Scaling,
+        containers: Vec<Container>,
+    ) -> Result<Calls> {
         let (logs, options) = ((self.logs)(config), scaling.pool());
-        Ok(match config.mode {
-            Mode::Job => Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)),
-            _ => Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?),
-        })
+        if config.mode == Mode::Job {
+            containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
+            return Ok(Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)));
+        }
+        let Some(marks) = &self.marks else {
+            return Ok(Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?));
+        };
+        let identity = Identity { label: Mark::new(&key(config), number).label(), marks: marks.clone() };
+        let adopted = inherited::adopt(containers, &image, config, &logs).await;
+        let known = (identity, adopted);
+        Ok(Calls::Pool(Pool::reopen(&self.runtime, image, config, logs, options, known)?))
     }
 
     /// Makes a revision outlast this process: its image and its record.
@@ -320,7 +402,8 @@ impl Node {
     fn open_socket(&self, config: &FunctionConfig, deployed: &Arc<Deployed>) {
         let Some(sockets) = &self.sockets else { return };
         let namespaced = config.platform.name() != crate::platform::fc().name();
-        if let Err(error) = sockets.serve(&key(config), namespaced, Arc::new(Call::of(deployed))) {
+        let call = Arc::new(Call::of(deployed));
+        if let Err(error) = sockets.serve(&key(config), namespaced, call, &self.inherited) {
             tracing::error!(function = config.name, error = error.chain(), "a function has no socket");
         }
     }
@@ -334,7 +417,7 @@ impl Node {
     }
 
     /// Starts a function that was deployed by a former process.
-    fn put_back(self: &Arc<Self>, record: Record) {
+    fn put_back(self: &Arc<Self>, record: Record, containers: Vec<Container>) {
         let node = Arc::clone(self);
         let file = match record.deployment().read() {
             Ok(file) => file,
@@ -353,7 +436,7 @@ impl Node {
         self.open_socket(&config, &deployed);
         tokio::spawn(async move {
             let _turn = deployed.turn().await;
-            match node.revive(&record, &config).await {
+            match Box::pin(node.revive(&record, &config, containers)).await {
                 Ok(revision) => node.switch(&deployed, revision),
                 Err(error) => {
                     deployed.failed(record.revision, error.chain());
@@ -370,7 +453,12 @@ impl Node {
     }
 
     /// From the image that is here, whatever its name means by now.
-    async fn revive(&self, record: &Record, config: &Arc<FunctionConfig>) -> Result<Revision> {
+    async fn revive(
+        &self,
+        record: &Record,
+        config: &Arc<FunctionConfig>,
+        containers: Vec<Container>,
+    ) -> Result<Revision> {
         let (store, digest) = (Arc::clone(self.runtime.store()), record.digest.clone());
         let found = tokio::task::spawn_blocking(move || store.image(&digest)).await;
         let found = found.map_err(|error| {
@@ -381,7 +469,7 @@ impl Node {
             // It was pinned: somebody removed it by hand.
             return Box::pin(self.make(record.revision, &record.image, config, record.scaling)).await;
         };
-        let calls = self.calls(image.clone(), config, record.scaling)?;
+        let calls = self.calls(record.revision, image.clone(), config, record.scaling, containers).await?;
         Ok(Revision {
             number: record.revision,
             config: Arc::clone(config),

@@ -50,7 +50,7 @@ impl Function for Pool {
                 Err(refusal) => {
                     let told = request.extensions().get::<Later>().map(|later| later.request_id.clone());
                     let request_id = told.unwrap_or_else(|| pool.config().platform.new_request_id());
-                    of_platform(refuse(pool.config(), &refusal, &request_id, InvocationKind::Http))
+                    of_platform(refuse_http(pool.config(), &refusal, &request_id))
                 }
             }
         }
@@ -72,6 +72,16 @@ fn refuse(
     }
 }
 
+/// The same for the client of an HTTP request, which may be one that would have become an event.
+fn refuse_http(config: &FunctionConfig, refusal: &Refusal, request_id: &str) -> PlatformAnswer {
+    match config.http_event {
+        None => refuse(config, refusal, request_id, InvocationKind::Http),
+        Some(form) => {
+            config.platform.http_failure(form, refuse(config, refusal, request_id, InvocationKind::Event))
+        }
+    }
+}
+
 /// The same as the outcome of an event call.
 pub(super) fn refused_event(
     config: &FunctionConfig,
@@ -90,5 +100,28 @@ pub(super) fn refused_event(
         duration,
         memory_peak_bytes: 0,
         log: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HttpEvent;
+    use crate::platform::scf;
+
+    #[test]
+    fn who_gets_no_instance_is_told_in_the_form_of_its_way() {
+        let mut config = FunctionConfig::new("resize", scf());
+        let mut told = |form| {
+            config.http_event = form;
+            let answer = refuse_http(&config, &Refusal::Throttled, "the-request");
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+            (answer.status.as_u16(), body["statusCode"].clone(), body["errorCode"].clone())
+        };
+        let none = serde_json::Value::Null;
+        for form in [None, Some(HttpEvent::Url)] {
+            assert_eq!(told(form), (432, 432.into(), none.clone()), "{form:?}");
+        }
+        assert_eq!(told(Some(HttpEvent::Gateway)), (200, 432.into(), (-1).into()));
     }
 }

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response, StatusCode};
+use skiff_runtime::Container;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::function::refused_event;
 use super::{PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
-use crate::instance::LogSink;
+use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
 use crate::proxy::body::{self, Body};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Job, Result, Runtime};
 
@@ -60,6 +61,23 @@ impl Jobs {
             closed: watch::Sender::new(false),
             tasks: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Lets a job that another process has started go on to its end, or its time limit. Nobody waits for its
+    /// answer any more.
+    pub(crate) fn go_on(job: Container, config: &Arc<FunctionConfig>, sink: Arc<dyn LogSink>) {
+        let logs = Logs::new(job.id().into(), config.platform.limits().log_line_bytes, sink);
+        if let Some((stdout, stderr)) = job.take_output() {
+            logs.follow(LogStream::Stdout, stdout);
+            logs.follow(LogStream::Stderr, stderr);
+        }
+        let left = config.timeout.saturating_sub(job.age());
+        tokio::spawn(async move {
+            if tokio::time::timeout(left, job.wait()).await.is_err() {
+                let _ = job.stop(Duration::ZERO).await;
+            }
+            logs.drained(LAST_LINES).await;
+        });
     }
 
     /// Takes no more events, and cancels those that run: SIGTERM, the function's grace, SIGKILL.

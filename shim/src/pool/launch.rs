@@ -1,5 +1,7 @@
 //! How a pool comes to an instance.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -11,6 +13,9 @@ use crate::{FunctionConfig, Image, Instance, Result, Runtime};
 pub(crate) trait Launch: Send + Sync + 'static {
     /// Starts one, and waits until it takes invocations. Dropping the future kills what there is of it.
     fn start(&self) -> BoxFuture<'_, Result<Instance>>;
+
+    /// One that it had started, or that was taken over, has ended.
+    fn ended(&self, _id: &str) {}
 }
 
 /// Containers of an image.
@@ -19,10 +24,35 @@ pub(super) struct Containers {
     pub(super) image: Image,
     pub(super) config: Arc<FunctionConfig>,
     pub(super) logs: Arc<dyn LogSink>,
+    pub(super) identity: Option<Identity>,
+}
+
+/// By what a later process knows containers again.
+pub(crate) struct Identity {
+    /// On each container.
+    pub(crate) label: Vec<u8>,
+    /// A directory with an empty file for each instance that has been ready.
+    pub(crate) marks: PathBuf,
 }
 
 impl Launch for Containers {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
-        Instance::start(&self.runtime, &self.image, &self.config, Arc::clone(&self.logs)).boxed()
+        async {
+            let label = self.identity.as_ref().map(|identity| identity.label.clone()).unwrap_or_default();
+            let (image, config, logs) = (&self.image, &self.config, Arc::clone(&self.logs));
+            let instance = Instance::start_known(&self.runtime, image, config, logs, label).await?;
+            if let Some(identity) = &self.identity {
+                // Without it, a later process starts another instead.
+                let _ = File::create(identity.marks.join(instance.id()));
+            }
+            Ok(instance)
+        }
+        .boxed()
+    }
+
+    fn ended(&self, id: &str) {
+        if let Some(identity) = &self.identity {
+            let _ = std::fs::remove_file(identity.marks.join(id));
+        }
     }
 }

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 
 pub use self::jobs::Jobs;
 use self::launch::Containers;
-pub(crate) use self::launch::Launch;
+pub(crate) use self::launch::{Identity, Launch};
 use self::slots::{Bounds, Slots, Taken};
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -153,11 +153,33 @@ impl Pool {
         options: PoolOptions,
     ) -> Result<Self> {
         config.validate()?;
-        let containers = Containers { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs };
-        Ok(Self::of(Arc::new(containers), config, options))
+        let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity: None };
+        Ok(Self::of(Arc::new(containers), &config, options, Vec::new()))
     }
 
-    pub(crate) fn of(launch: Arc<dyn Launch>, config: &Arc<FunctionConfig>, options: PoolOptions) -> Self {
+    /// As [`Pool::open`], of containers that a later process knows again, with those that it has taken over.
+    pub(crate) fn reopen(
+        runtime: &Arc<Runtime>,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        options: PoolOptions,
+        (identity, adopted): (Identity, Vec<Instance>),
+    ) -> Result<Self> {
+        config.validate()?;
+        let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
+        let identity = Some(identity);
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity };
+        Ok(Self::of(Arc::new(containers), &config, options, adopted))
+    }
+
+    pub(crate) fn of(
+        launch: Arc<dyn Launch>,
+        config: &Arc<FunctionConfig>,
+        options: PoolOptions,
+        adopted: Vec<Instance>,
+    ) -> Self {
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
             instances: options.max_instances.max(1),
@@ -175,6 +197,9 @@ impl Pool {
             closed: watch::Sender::new(false),
             ended: broadcast::Sender::new(MAX_ENDS),
         });
+        for instance in adopted {
+            inner.add(Arc::new(instance), Slots::add);
+        }
         inner.go_on();
         spawn(&inner.tasks, &inner.runtime, look_after(Arc::downgrade(&inner)));
         Self(inner)
@@ -261,6 +286,16 @@ impl Pool {
 
     fn longest_wait(&self) -> Duration {
         self.0.options.patience + self.0.config.start_deadline()
+    }
+
+    /// Takes no more calls and looks after its instances no longer. They go on for a later process, if they are
+    /// held until their runtime is left ([`Runtime::detach`]).
+    pub(crate) fn leave(&self) -> Vec<Arc<Instance>> {
+        self.0.closed.send_replace(true);
+        let (instances, _) = self.0.slots().clear();
+        instances.iter().for_each(|instance| instance.leave());
+        lock(&self.0.tasks).abort_all();
+        instances
     }
 
     /// Takes no more calls, tells those that wait, and stops all instances with the function's grace.
@@ -351,13 +386,21 @@ impl Inner {
 
     fn started(self: &Arc<Self>, instance: Arc<Instance>) {
         lock(&self.provision).1 = BACK_OFF;
+        self.add(instance, Slots::started);
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        instance: Arc<Instance>,
+        add: fn(&mut Slots<Arc<Instance>, Caller>, Arc<Instance>) -> u64,
+    ) {
         let number = {
             let mut slots = self.slots();
             if *self.closed.borrow() {
                 // Dropped, and so killed.
                 return;
             }
-            slots.started(Arc::clone(&instance))
+            add(&mut slots, Arc::clone(&instance))
         };
         spawn(&self.tasks, &self.runtime, watch_over(Arc::downgrade(self), number, instance));
     }
@@ -408,6 +451,7 @@ async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
         // Nobody need listen.
         let _ = pool.ended.send((instance.id().into(), instance.state()));
     }
+    pool.launch.ended(instance.id());
     drop(instance);
     pool.stop(last);
     pool.go_on();

@@ -127,6 +127,11 @@ impl<I: Clone, W> Slots<I, W> {
     /// A start has succeeded.
     pub(super) fn started(&mut self, instance: I) -> u64 {
         self.starting -= 1;
+        self.add(instance)
+    }
+
+    /// An instance is there that nobody here has started.
+    pub(super) fn add(&mut self, instance: I) -> u64 {
         self.next += 1;
         let (number, idle_since) = (self.next, Instant::now());
         self.warm.push(Warm { number, instance, used: 0, idle_since });

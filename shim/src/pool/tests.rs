@@ -73,7 +73,7 @@ impl Server {
     }
 
     fn pool(self: &Arc<Self>, options: PoolOptions) -> Pool {
-        Pool::of(Arc::clone(self) as Arc<dyn Launch>, &self.config, options)
+        Pool::of(Arc::clone(self) as Arc<dyn Launch>, &self.config, options, Vec::new())
     }
 
     fn starts(&self) -> usize {

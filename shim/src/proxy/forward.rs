@@ -53,7 +53,7 @@ pub(crate) async fn forward(
         return refused(status, why);
     }
     if let Some(form) = shared.config.http_event {
-        return as_event::forward(shared, client, request, form).await;
+        return as_event::forward(shared, client, request, held, form).await;
     }
     let later = request.extensions().get::<Later>().cloned();
     let arrival = Arrival {

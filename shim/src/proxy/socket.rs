@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, open, statat, unlinkat};
@@ -71,6 +73,50 @@ impl Listener {
         let path = path.as_ref();
         let (socket, file) = open_unix(path)?;
         Ok(Self(Socket::Unix(socket.into(), file)))
+    }
+
+    /// Takes over a socket that listens at this path already, as somebody else has made it
+    /// ([`Listener::descriptor`]).
+    ///
+    /// # Errors
+    /// `Listen` when it is no socket that listens, or its file is not there any more.
+    pub fn inherited(path: impl AsRef<Path>, socket: OwnedFd) -> Result<Self> {
+        let path = path.as_ref();
+        let failed = |cause: io::Error| {
+            let message = format!("the socket that listened on unix:{} cannot be taken over", path.display());
+            Error::new(ErrorKind::Listen, message).because(cause)
+        };
+        let listens = rustix::net::sockopt::socket_acceptconn(&socket).map_err(|e| failed(e.into()))?;
+        let name = path.file_name().map(ToOwned::to_owned).unwrap_or_default();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let dir = open(parent, flags, Mode::empty()).map(File::from).map_err(|e| failed(e.into()))?;
+        let found = std::fs::symlink_metadata(path).map_err(failed)?;
+        if !listens || !found.file_type().is_socket() {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        let identity = (found.dev(), found.ino());
+        let file = SocketFile { path: path.to_owned(), name, dir, stays: Arc::default(), identity };
+        Ok(Self(Socket::Unix(socket.into(), file)))
+    }
+
+    /// The listening socket itself, for who keeps a copy of it.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Socket::Unix(listener, _) => listener.as_fd(),
+            Socket::Tcp(listener, _) => listener.as_fd(),
+        }
+    }
+
+    /// What keeps the file of a Unix socket where it is when this is dropped, or has been served: once it is
+    /// true, somebody else has the socket.
+    #[must_use]
+    pub fn stays(&self) -> Arc<AtomicBool> {
+        match &self.0 {
+            Socket::Unix(_, file) => Arc::clone(&file.stays),
+            Socket::Tcp(..) => Arc::default(),
+        }
     }
 
     /// Listens on a TCP address; port 0 takes a free one.
@@ -140,12 +186,17 @@ pub(super) struct SocketFile {
     path: PathBuf,
     name: std::ffi::OsString,
     dir: File,
+    /// Whether it stays when this is dropped.
+    stays: Arc<AtomicBool>,
     /// Device and inode.
     identity: (u64, u64),
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.stays.load(Ordering::SeqCst) {
+            return;
+        }
         let _lock = lock(&self.dir);
         if let Ok(found) = statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW)
             && (found.st_dev, found.st_ino) == self.identity
@@ -177,7 +228,7 @@ fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let socket = bound(path, &dir, &name).map_err(|error| failed("bind", error.into()))?;
     let identity = std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
     let identity = identity.map_err(|error| failed("stat", error))?;
-    let file = SocketFile { path: path.to_owned(), name, dir, identity };
+    let file = SocketFile { path: path.to_owned(), name, dir, stays: Arc::default(), identity };
     listen(&socket, BACKLOG).map_err(|error| failed("listen", error.into()))?;
     Ok((socket, file))
 }

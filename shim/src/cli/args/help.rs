@@ -72,6 +72,9 @@ Examples:
     skiff run --platform scf team/function:1 --event @event.json
   A function that calls services outside:
     skiff run oci:./image:latest --network bridge --event '{}'
+  As a function URL of Tencent calls an event function, and as a timer does:
+    skiff run --platform scf oci:./image:latest --http-event url --listen 8080
+    skiff run --platform scf oci:./image:latest --trigger timer:nightly --event 'a message'
   A function without a server:
     skiff run --platform scf oci:./image:latest --job --event '{\"k\":1}'
   From a file, with another image:

@@ -18,6 +18,9 @@ pub(crate) struct ServeArgs {
     /// [default: functions in the run directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) sockets: Option<PathBuf>,
+    /// Stop all instances at SIGTERM too, instead of leaving them to the next `skiff serve`.
+    #[arg(long)]
+    pub(crate) stop_instances: bool,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
     #[command(flatten)]

@@ -1,8 +1,10 @@
 //! `skiff serve`: the node of this host, until a signal.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use skiff::api::{self, Api};
@@ -17,10 +19,13 @@ use super::{absolute, require_root, variable};
 use crate::cli::args::{Global, ServeArgs};
 use crate::cli::console::{Console, Logs, with_event};
 use crate::cli::failure::Failure;
-use crate::cli::interrupt::Interrupts;
+use crate::cli::interrupt::{Interrupts, Signal};
 
 /// Name of the node's socket below the run directory.
 pub(crate) const SOCKET_NAME: &str = "skiff.sock";
+
+/// Name of its lasting run.
+const RUN: &str = "node";
 
 /// Name of the directory of the functions' sockets.
 const SOCKETS_NAME: &str = "functions";
@@ -34,8 +39,10 @@ pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -
     let interrupts = Interrupts::install()?;
     let node = Box::pin(interrupts.or(Node::open(options))).await??;
     let served = Box::pin(until_a_signal(global, args, console, &interrupts, &node, api_options)).await;
+    let leaves = matches!(served, Ok(Signal::Terminate)) && !args.stop_instances;
+    let end = async { if leaves { node.detach().await } else { node.shutdown().await } };
     let cleaned = tokio::select! {
-        cleaned = node.shutdown() => cleaned.map_err(Failure::from),
+        cleaned = end => cleaned.map_err(Failure::from),
         _ = interrupts.second() => node.runtime().shutdown().await.map_err(|e| skiff::Error::from(e).into()),
     };
     served?;
@@ -55,7 +62,7 @@ fn options(global: &Global, args: &ServeArgs, console: Console) -> Result<NodeOp
             state_dir: absolute(&global.state_dir)?,
             run_dir,
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
-            lasting: None,
+            lasting: Some(RUN.to_owned()),
             network: args.network.options(),
             cgroup: CgroupParent::Auto,
         },
@@ -72,12 +79,13 @@ async fn until_a_signal(
     interrupts: &Interrupts,
     node: &Arc<Node>,
     options: api::ApiOptions,
-) -> Result<(), Failure> {
+) -> Result<Signal, Failure> {
     let socket = match &args.socket {
         Some(path) => absolute(path)?,
         None => absolute(&global.run_dir)?.join(SOCKET_NAME),
     };
-    let socket = Listener::unix(socket)?;
+    let socket = listen(node, &socket).await?;
+    let stays = socket.stays();
     let tcp = match args.api.api_listen {
         Some(listen) => Some(Listener::tcp(listen.0).await?),
         None => None,
@@ -101,13 +109,17 @@ async fn until_a_signal(
         console.result(|| format!("serving on {address}"), event)?;
     }
     let _ = std::io::stdout().flush();
-    let failed = tokio::select! {
-        _ = interrupts.first() => None,
+    let end = tokio::select! {
+        signal = interrupts.first() => Ok(signal),
         Some(ended) = servers.join_next() => match ended {
-            Ok(Err(error)) => Some(Failure::from(error)),
-            _ => None,
+            Ok(Err(error)) => Err(Failure::from(error)),
+            // It ends when it is told to.
+            _ => Ok(interrupts.first().await),
         },
     };
+    if matches!(end, Ok(Signal::Terminate)) && !args.stop_instances {
+        stays.store(true, Ordering::SeqCst);
+    }
     stop.send_replace(true);
     let ended = async {
         while servers.join_next().await.is_some() {}
@@ -117,5 +129,14 @@ async fn until_a_signal(
         () = ended => {}
         _ = interrupts.second() => {}
     }
-    failed.map_or(Ok(()), Err)
+    end
+}
+
+/// The node's socket: the one that a former node has left, or a new one; kept for the next node.
+async fn listen(node: &Node, path: &Path) -> Result<Listener, Failure> {
+    let name = path.to_string_lossy();
+    let left = node.inherited_socket(&name).and_then(|socket| Listener::inherited(path, socket).ok());
+    let listener = left.map_or_else(|| Listener::unix(path), Ok)?;
+    node.keep_socket(&name, &listener).await?;
+    Ok(listener)
 }

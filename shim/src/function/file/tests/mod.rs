@@ -130,6 +130,8 @@ fn http_events_are_chosen_by_their_form() {
     for (name, form) in HttpEvent::ALL {
         assert_eq!(read(name).config.http_event, Some(form));
     }
+    let idle = toml("platform = \"scf\"\nname = \"f\"\nwebsocket_idle = \"60s\"\n").config.websocket_idle();
+    assert_eq!(idle, Some(Duration::from_secs(60)));
     let text = "platform = \"scf\"\nname = \"f\"\nhttp_event = \"lambda\"\n";
     let found = faults(text, Language::Toml);
     assert!(
