@@ -15,6 +15,7 @@ mod base64;
 mod error;
 pub mod function;
 pub mod instance;
+pub mod meter;
 pub mod node;
 pub mod platform;
 pub mod pool;

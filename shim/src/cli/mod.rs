@@ -50,6 +50,7 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
         Command::Functions(args) => in_tokio(commands::node::functions(&cli.global, args, console)),
         Command::Get(args) => in_tokio(commands::node::get(&cli.global, args, console)),
         Command::Delete(args) => in_tokio(commands::node::delete(&cli.global, args, console)),
+        Command::Usage(args) => in_tokio(commands::usage::usage(&cli.global, args, console)),
         Command::Exec(args) => in_tokio(commands::exec::exec(&cli.global, args)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),
         Command::Images(args) | Command::Image { command: ImageCommand::Ls(args) } => {

@@ -1,7 +1,7 @@
 //! What an instance's invocations share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use skiff_runtime::Exit;
@@ -14,6 +14,7 @@ use super::role::Role;
 use super::start::tell;
 use super::{State, Timeline};
 use crate::FunctionConfig;
+use crate::meter::{Busy, Tap};
 use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
 
@@ -38,6 +39,9 @@ pub(crate) struct Shared {
     pub(super) healthy: AtomicBool,
     /// A failure after which its platform gives it no more invocations.
     pub(super) condemned: AtomicBool,
+    /// Where its invocations are noted, and what it is billed while it works.
+    pub(super) tap: Option<Tap>,
+    pub(super) busy: Mutex<Busy>,
 }
 
 impl Shared {

@@ -6,6 +6,8 @@
 //! GET    /v1/functions/NAME        one function        (?namespace=…)
 //! DELETE /v1/functions/NAME        delete it           (?namespace=…)
 //! GET    /v1/events                what happens from now on, a JSON object in each line
+//! GET    /v1/usage                 what is billed, by function (?function=…&namespace=…&since_unix_ms=…)
+//! GET    /v1/usage/records         the records of it, a JSON object in each line (the same)
 //! GET    /openapi.json             this, for machines
 //! ```
 //!
@@ -28,7 +30,7 @@ use serde_json::json;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Deployment, Node, NodeEvent};
+use super::{Deployment, Node, NodeEvent, usage};
 use crate::api::Api;
 use crate::proxy::body::{self, Body};
 use crate::proxy::{Handler, Listener, serve_with};
@@ -102,6 +104,14 @@ impl Control {
                         Ok(answer(&json!({ "deleted": name })))
                     }
                     _ => Ok(not_allowed("GET, DELETE")),
+                }
+            }
+            (Some("v1"), Some("usage"), part @ (None | Some("records")), None) => {
+                let query = request.uri().query();
+                match (method, part) {
+                    (Method::GET, None) => Ok(answer(&usage::sums(&self.node, query).await?)),
+                    (Method::GET, Some(_)) => usage::lines(&self.node, query),
+                    _ => Ok(not_allowed("GET")),
                 }
             }
             (Some("v1"), Some("events"), None, _) => Ok(match method {

@@ -15,6 +15,7 @@ mod info;
 mod inherited;
 mod shelf;
 mod sockets;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +26,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use skiff_runtime::Container;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use self::deployed::{Call, Calls, Deployed, Revision, not_active};
 pub use self::deployment::{Deployment, Scaling};
@@ -36,8 +37,9 @@ use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
 use crate::instance::LogSink;
+use crate::meter::{Meter, MeterOptions, Tap};
 use crate::platform::Warning;
-use crate::pool::{Identity, Jobs, Pool};
+use crate::pool::{Identity, Jobs, Known, Pool};
 use crate::proxy::Listener;
 use crate::{
     Error, ErrorKind, EventOutcome, FunctionConfig, Image, Instance, InvokeOptions, PullOptions, Result,
@@ -66,6 +68,9 @@ pub struct NodeOptions {
     /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
     /// pass HTTP requests on; `None` has none.
     pub sockets: Option<PathBuf>,
+    /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
+    /// `None` keeps none.
+    pub metering: Option<PathBuf>,
 }
 
 impl fmt::Debug for NodeOptions {
@@ -85,6 +90,9 @@ pub struct Node {
     /// Of former nodes.
     inherited: Inherited,
     sockets: Option<Sockets>,
+    meter: Option<Meter>,
+    sums: Semaphore,
+    streams: Arc<Semaphore>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
 }
@@ -105,6 +113,7 @@ impl Node {
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let meter = options.metering.map(|dir| Meter::open(&dir, MeterOptions::default())).transpose()?;
         let lasts = options.runtime.lasting.is_some();
         let runtime = Runtime::open(options.runtime).await?;
         let marks = if lasts { Some(inherited::marks(&runtime)?) } else { None };
@@ -120,6 +129,9 @@ impl Node {
             marks,
             inherited,
             sockets,
+            meter,
+            sums: Semaphore::new(usage::SUMS),
+            streams: Arc::new(Semaphore::new(usage::STREAMS)),
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
         });
@@ -258,7 +270,12 @@ impl Node {
         let ends = all.iter().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
             .await;
-        Ok(self.runtime.shutdown().await?)
+        let down = self.runtime.shutdown().await;
+        // Last: what ended just now is noted too.
+        if let Some(meter) = &self.meter {
+            meter.close().await;
+        }
+        Ok(down?)
     }
 
     /// Leaves everything to the next node of a lasting run: takes no more calls here, lets those that run end
@@ -285,6 +302,9 @@ impl Node {
         let held: Vec<Vec<Arc<Instance>>> = revisions.iter().map(leave).collect();
         self.runtime.detach().await;
         drop((held, revisions));
+        if let Some(meter) = &self.meter {
+            meter.close().await;
+        }
         Ok(())
     }
 
@@ -333,8 +353,12 @@ impl Node {
     ) -> Result<Revision> {
         let source: Source = image.parse().map_err(Error::from)?;
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
+        let begun = SystemTime::now();
         let pulled = self.runtime.store().pull(&source, &options).await;
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
+        if let Some(tap) = self.tap(number) {
+            tap.pull(config, &pulled, begun);
+        }
         let calls = self.calls(number, pulled.clone(), config, scaling, Vec::new()).await?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
@@ -351,6 +375,10 @@ impl Node {
         })
     }
 
+    fn tap(&self, revision: u64) -> Option<Tap> {
+        self.meter.as_ref().map(|meter| Tap::new(meter, revision))
+    }
+
     /// What runs a revision, with the containers of it that a former node has left.
     async fn calls(
         &self,
@@ -360,18 +388,17 @@ impl Node {
         scaling: Scaling,
         containers: Vec<Container>,
     ) -> Result<Calls> {
-        let (logs, options) = ((self.logs)(config), scaling.pool());
+        let (runtime, logs, options) = (&self.runtime, (self.logs)(config), scaling.pool());
+        let tap = self.tap(number);
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
-            return Ok(Calls::Jobs(Arc::new(Jobs::open(&self.runtime, image, config, logs, options)?)));
+            return Ok(Calls::Jobs(Arc::new(Jobs::open_metered(runtime, image, config, logs, options, tap)?)));
         }
-        let Some(marks) = &self.marks else {
-            return Ok(Calls::Pool(Pool::open(&self.runtime, image, config, logs, options)?));
-        };
-        let identity = Identity { label: Mark::new(&key(config), number).label(), marks: marks.clone() };
-        let adopted = inherited::adopt(containers, &image, config, &logs).await;
-        let known = (identity, adopted);
-        Ok(Calls::Pool(Pool::reopen(&self.runtime, image, config, logs, options, known)?))
+        let label = Mark::new(&key(config), number).label();
+        let identity = self.marks.clone().map(|marks| Identity { label, marks });
+        let adopted = inherited::adopt(containers, &image, config, &logs, tap.as_ref()).await;
+        let known = Known { identity, tap, adopted };
+        Ok(Calls::Pool(Pool::open_known(runtime, image, config, logs, options, known)?))
     }
 
     /// Makes a revision outlast this process: its image and its record.

@@ -17,6 +17,7 @@ use super::function::refused_event;
 use super::{PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
 use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
+use crate::meter::Tap;
 use crate::proxy::body::{self, Body};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Job, Result, Runtime};
 
@@ -36,6 +37,7 @@ struct Work {
     image: Image,
     config: Arc<FunctionConfig>,
     logs: Arc<dyn LogSink>,
+    tap: Option<Tap>,
 }
 
 impl Jobs {
@@ -51,8 +53,20 @@ impl Jobs {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
+        Self::open_metered(runtime, image, config, logs, options, None)
+    }
+
+    /// The same, each noted at its end.
+    pub(crate) fn open_metered(
+        runtime: &Arc<Runtime>,
+        image: Image,
+        config: &Arc<FunctionConfig>,
+        logs: Arc<dyn LogSink>,
+        options: PoolOptions,
+        tap: Option<Tap>,
+    ) -> Result<Self> {
         config.validate()?;
-        let work = Work { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs };
+        let work = Work { runtime: Arc::clone(runtime), image, config: Arc::clone(config), logs, tap };
         Ok(Self {
             work: Arc::new(work),
             options,
@@ -178,7 +192,7 @@ impl Work {
         let logs = Arc::clone(&self.logs);
         let started = Job::start_with(&self.runtime, &self.image, &self.config, logs, event, options).await;
         let job = match started {
-            Ok(job) => job,
+            Ok(job) => job.metered(self.tap.clone()),
             Err(error) => return drop(answer.send(Err(Refusal::Start(Arc::new(error))))),
         };
         if let Some(accepted) = job.accepted() {

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 
 pub use self::jobs::Jobs;
 use self::launch::Containers;
-pub(crate) use self::launch::{Identity, Launch};
+pub(crate) use self::launch::{Identity, Known, Launch};
 use self::slots::{Bounds, Slots, Taken};
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -152,25 +152,22 @@ impl Pool {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
-        config.validate()?;
-        let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity: None };
-        Ok(Self::of(Arc::new(containers), &config, options, Vec::new()))
+        Self::open_known(runtime, image, config, logs, options, Known::default())
     }
 
-    /// As [`Pool::open`], of containers that a later process knows again, with those that it has taken over.
-    pub(crate) fn reopen(
+    /// As [`Pool::open`], of a node.
+    pub(crate) fn open_known(
         runtime: &Arc<Runtime>,
         image: Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
-        (identity, adopted): (Identity, Vec<Instance>),
+        known: Known,
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let identity = Some(identity);
-        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity };
+        let Known { identity, tap, adopted } = known;
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, tap };
         Ok(Self::of(Arc::new(containers), &config, options, adopted))
     }
 

@@ -22,7 +22,7 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
-pub(crate) use node::{DeployArgs, FunctionNameArgs, NodeArgs, ServeArgs};
+pub(crate) use node::{DeployArgs, FunctionNameArgs, NodeArgs, ServeArgs, UsageArgs};
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Take a deployed function away.
     #[command(after_help = help::DELETE, after_long_help = help::DELETE_LONG)]
     Delete(FunctionNameArgs),
+    /// Tell what deployed functions have used, as their platforms bill it.
+    #[command(after_help = help::USAGE, after_long_help = help::USAGE_LONG)]
+    Usage(UsageArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
     Exec(ExecArgs),

@@ -11,6 +11,7 @@ pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod usage;
 pub(crate) mod verify;
 
 use std::ffi::OsString;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -132,12 +132,12 @@ fn path(args: &FunctionNameArgs) -> String {
 }
 
 /// The node of this host.
-struct Client {
+pub(super) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    fn new(global: &Global, args: &NodeArgs) -> Result<Self, Failure> {
+    pub(super) fn new(global: &Global, args: &NodeArgs) -> Result<Self, Failure> {
         let socket = match &args.socket {
             Some(path) => absolute(path)?,
             None => absolute(&global.run_dir)?.join(SOCKET_NAME),
@@ -145,13 +145,48 @@ impl Client {
         Ok(Self { socket })
     }
 
+    /// What there is at a path.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.ask(Method::GET, path, Vec::new()).await
+    }
+
+    /// What there is at a path, a JSON object in each line, as it comes.
+    pub(super) async fn lines(
+        &self,
+        path: &str,
+        mut each: impl FnMut(Value) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut response = self.send(Method::GET, path, Vec::new()).await?;
+        if response.status() != StatusCode::OK {
+            return whole(response).await.map(drop);
+        }
+        let mut begun = Vec::new();
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|e| Failure::host("reading the node's answer", &e))?;
+            begun.extend_from_slice(&frame.into_data().unwrap_or_default());
+            let Some(end) = begun.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let rest = begun.split_off(end + 1);
+            for line in begun.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                let value = serde_json::from_slice(line);
+                each(value.map_err(|e| Failure::host("understanding the node's answer", &e))?)?;
+            }
+            begun = rest;
+        }
+        Ok(())
+    }
+
     /// One request; an answer that is an error becomes a failure.
     async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value, Failure> {
+        whole(self.send(method, path, body).await?).await
+    }
+
+    /// One request. Its connection ends with the body of its answer.
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| no_node(&self.socket, &e))?;
         let failed = |e: hyper::Error| Failure::host("talking to the node", &e);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        let connection = tokio::spawn(connection);
+        tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -159,15 +194,17 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| Failure::host("asking the node", &e))?;
-        let response = sender.send_request(request).await.map_err(failed)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        connection.abort();
-        let bytes = body.map_err(|e| Failure::host("reading the node's answer", &*e))?.to_bytes();
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::host("understanding the node's answer", &e))?;
-        if status == StatusCode::OK { Ok(value) } else { Err(Failure::of_node(&value["error"])) }
+        sender.send_request(request).await.map_err(failed)
     }
+}
+
+async fn whole(response: Response<Incoming>) -> Result<Value, Failure> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    let bytes = body.map_err(|e| Failure::host("reading the node's answer", &*e))?.to_bytes();
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| Failure::host("understanding the node's answer", &e))?;
+    if status == StatusCode::OK { Ok(value) } else { Err(Failure::of_node(&value["error"])) }
 }
 
 fn no_node(socket: &Path, error: &std::io::Error) -> Failure {
