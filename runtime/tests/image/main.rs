@@ -33,6 +33,7 @@ mod renewal;
 mod resume;
 mod secure;
 mod support;
+mod swap;
 mod throttle;
 mod umoci;
 mod verify;

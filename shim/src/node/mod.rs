@@ -392,7 +392,9 @@ impl Node {
         let tap = self.tap(number);
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
-            return Ok(Calls::Jobs(Arc::new(Jobs::open_metered(runtime, image, config, logs, options, tap)?)));
+            return Ok(Calls::Jobs(Arc::new(Jobs::open_metered(
+                runtime, image, config, logs, options, tap,
+            )?)));
         }
         let label = Mark::new(&key(config), number).label();
         let identity = self.marks.clone().map(|marks| Identity { label, marks });
