@@ -17,7 +17,7 @@ fn children(of: u32) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(tokio::time::Instant::now() < deadline, "{what}");
