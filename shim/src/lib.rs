@@ -40,7 +40,7 @@ pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
     EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
     Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials, VerifyOptions,
-    VerifyReport,
+    VerifyReport, bound_allocator,
 };
 pub use skiff_runtime::{
     CgroupParent, Cidr, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Network,

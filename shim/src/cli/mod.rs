@@ -26,6 +26,7 @@ const THREADS_GRACE: Duration = Duration::from_secs(2);
 
 /// Parses the arguments, does what they say, and tells how it went.
 pub(crate) fn main() -> ExitCode {
+    skiff::bound_allocator();
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -18,8 +18,9 @@ use crate::meter::{Busy, Tap};
 use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
 
-/// How long the news of a container's end may lag behind the break of its connections.
-const EXIT_NEWS: Duration = Duration::from_millis(300);
+/// How long the news of a container's end may lag behind the break of its connections, on a host that has much
+/// to do: an exit that is taken for a broken connection gets another answer.
+const EXIT_NEWS: Duration = Duration::from_secs(1);
 
 pub(crate) struct Shared {
     pub(crate) id: Arc<str>,
