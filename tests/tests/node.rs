@@ -245,6 +245,7 @@ fn instances_live_on_through_restarts_and_kills_of_the_node() {
     let log = sandbox.path().join("node.log");
     let count = || std::fs::read_to_string(&log).unwrap_or_default().matches("after-all").count();
     assert!(wait_for(SOON, || (count() >= 2).then_some(())).is_some(), "{}", node.log());
+    let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     assert_eq!(count(), 2);
     baseline.assert_restored();
