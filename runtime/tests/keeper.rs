@@ -17,7 +17,7 @@ fn children(of: u32) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(tokio::time::Instant::now() < deadline, "{what}");
@@ -240,6 +240,14 @@ async fn a_thousand_failed_starts_leave_nothing() {
     until("the first left children", || children(keeper).is_empty()).await;
     // A group goes after its process, and what is there at first must not count as the baseline.
     until("the first left groups", || inventory(keeper, bench.dir.path(), &run).groups == 0).await;
+    // Disks are made ready beside the starts, and each has a descriptor.
+    let mut own = (0, 0);
+    until("own descriptors stay", || {
+        let now = inventory(keeper, bench.dir.path(), &run).own_fds;
+        own = if now == own.0 { (now, own.1 + 1) } else { (now, 0) };
+        own.1 > 50
+    })
+    .await;
     let before = inventory(keeper, bench.dir.path(), &run);
     for batch in 0..125 {
         let fails: Vec<_> = (0..8).map(|number| tokio::spawn(fail(batch * 8 + number))).collect();

@@ -15,6 +15,7 @@ mod base64;
 mod error;
 pub mod function;
 pub mod instance;
+pub mod meter;
 pub mod node;
 pub mod platform;
 pub mod pool;
@@ -39,7 +40,7 @@ pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
     EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
     Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials, VerifyOptions,
-    VerifyReport,
+    VerifyReport, bound_allocator,
 };
 pub use skiff_runtime::{
     CgroupParent, Cidr, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Network,

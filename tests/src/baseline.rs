@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::process::Process;
 use crate::{Sandbox, wait_for};
 
-/// How long other tests' containers may live on after this one has ended.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// How long other tests' containers may live on after this one has ended, in a slow machine too.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A snapshot of everything that a run could leave behind.
 #[derive(Debug)]
@@ -173,14 +173,15 @@ const IMAGES: [&str; 11] = [
 ];
 
 /// What a state directory is meant to keep: images and what is known of them, what their starts
-/// touched, and an empty formatted disk of each cap (bytes and inodes).
+/// touched, records of what is billed, and an empty formatted disk of each cap (bytes and inodes).
 fn is_kept(state: &Path, path: &Path) -> bool {
     let Ok(name) = path.strip_prefix(state) else { return false };
     let image = IMAGES.iter().any(|dir| name.starts_with(dir));
+    let record = name.starts_with("meter") && name.extension().is_some_and(|end| end == "meter");
     let name = name.to_string_lossy();
     let disk = name.strip_prefix("disks/ext4-").and_then(|rest| rest.strip_suffix(".img"));
     let numbers = |cap: &str| cap.split('-').all(|number| number.parse::<u64>().is_ok());
-    image || disk.is_some_and(numbers)
+    image || record || disk.is_some_and(numbers)
 }
 
 /// Everything below a directory, except what is meant to stay and the state directory's own first

@@ -84,6 +84,72 @@ fn a_prepared_python_knows_its_interpreter_libc_and_server() {
     baseline.assert_restored();
 }
 
+/// How many pages of a part of a file are not in the page cache (mincore(2)).
+fn absent_pages(file: &Path, offset: u64, length: u64) -> u64 {
+    let script = "import ctypes, mmap, sys
+file, offset, length = open(sys.argv[1], 'rb'), int(sys.argv[2]), int(sys.argv[3])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+at = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), offset)
+assert at != ctypes.c_void_p(-1).value, ctypes.get_errno()
+pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
+assert libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(length), pages) == 0, ctypes.get_errno()
+print(sum(1 for page in pages if not page & 1))";
+    let arguments = [file.display().to_string(), offset.to_string(), length.to_string()];
+    let told = skiff_tests::must("python3", &["-c", script, &arguments[0], &arguments[1], &arguments[2]]);
+    told.trim().parse().expect("a number")
+}
+
+/// The largest file of all layers that is not in a list.
+fn largest_beside(dir: &Path, listed: &[String]) -> (u64, PathBuf) {
+    let entries = fs::read_dir(dir).expect("a directory").flatten();
+    let of = |entry: fs::DirEntry| {
+        let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+        if kind.is_dir() {
+            return largest_beside(&path, listed);
+        }
+        let is_free = kind.is_file() && !listed.iter().any(|name| path.ends_with(name));
+        (if is_free { entry.metadata().expect("a size").len() } else { 0 }, path)
+    };
+    entries.map(of).max().unwrap_or_default()
+}
+
+/// A part of a file that the start itself never reads is in the page cache afterwards if the list says so,
+/// and not otherwise.
+#[test]
+fn what_the_list_says_is_in_the_page_cache_after_a_cold_start() {
+    const OFFSET: u64 = 64 << 10;
+    const LENGTH: u64 = 3 << 20;
+    let sandbox = Sandbox::new();
+    let image = images::oci("python");
+    let _ = sandbox.run(&["pull", "--prepare", &image]).ok();
+    let (list, paths) = recorded(&sandbox);
+    let layers = sandbox.state_dir().join("layers");
+    let (size, file) = largest_beside(&layers, &paths);
+    assert!(size > OFFSET + 2 * LENGTH, "{} has {size} bytes", file.display());
+    let in_image = file.iter().skip_while(|part| *part != "fs").skip(1).collect::<PathBuf>();
+    let mut value: Value = serde_json::from_slice(&fs::read(&list).expect("a list")).expect("JSON");
+    let more = serde_json::json!({"path": in_image.to_str().expect("a path"), "ranges": [[OFFSET, LENGTH]]});
+    value["entries"].as_array_mut().expect("entries").push(more);
+    fs::write(&list, value.to_string()).expect("written");
+    let absent = || absent_pages(&file, OFFSET, LENGTH);
+    for (options, is_read) in [(&[][..], false), (&["--accelerate"], true)] {
+        rustix::fs::sync();
+        drop_pages(&layers);
+        assert_eq!(absent(), LENGTH / 4096, "the page cache is not cold");
+        let served = sandbox.serve(&image, options);
+        assert_eq!(served.get("/").status, 200);
+        // It goes on beside the start, which does not wait for it.
+        let there = wait_for(Duration::from_secs(20), || (!is_read || absent() == 0).then_some(()));
+        assert!(there.is_some(), "{} pages of {} are not there", absent(), file.display());
+        assert_eq!(absent() == 0, is_read, "{options:?}");
+        let behind = absent_pages(&file, OFFSET + LENGTH + (1 << 20), 1 << 20);
+        assert_eq!(behind, 256, "more is read than the list says");
+        let _ = served.stop();
+    }
+}
+
 #[test]
 fn the_first_accelerated_run_is_recorded_and_others_are_not() {
     let sandbox = Sandbox::new();

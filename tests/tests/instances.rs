@@ -228,7 +228,7 @@ fn jobs_that_run_are_cancelled_at_the_end_and_leave_nothing() {
     let target = "/2021-04-06/services/default/functions/demo/invocations";
     connection.send_head("POST", target, &[("Content-Length", "18")]);
     connection.send(br#"{"sleep_ms":60000}"#);
-    served.wait_for_stderr("bytes: {");
+    served.wait_for_stderr("| sleeps");
     let stderr = served.stop().stderr;
     assert!(stderr.contains("SIGTERM: bye"), "{stderr}");
     baseline.assert_restored();

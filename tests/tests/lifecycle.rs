@@ -421,7 +421,7 @@ fn a_cancelled_job_gets_sigterm_and_its_grace() {
     running.stderr(stderr.expect("a file"));
     let mut child = running.spawn().expect("skiff");
     let text = || std::fs::read_to_string(&log).unwrap_or_default();
-    let begun = wait_for(SOON, || text().contains("has 18 bytes").then_some(()));
+    let begun = wait_for(SOON, || text().contains("| sleeps").then_some(()));
     skiff_tests::process::send(child.id(), Signal::TERM);
     assert_eq!(child.wait().expect("ended").code(), Some(143), "{}", text());
     assert!(begun.is_some() && text().contains("SIGTERM: bye"), "{}", text());

@@ -234,3 +234,68 @@ fn no_mount_of_the_host_is_seen_and_none_is_shared() {
     let ours = sandbox.path().display().to_string();
     assert!(!host.contains(&ours), "a mount of a container is on the host");
 }
+
+/// The image `function` with layers that a shell script makes of it, in the layout `img`.
+fn image_with_layers(sandbox: &Sandbox, script: &str) -> String {
+    let script = format!("skopeo copy -q '{}' oci:img:more; {script}", images::oci("function"));
+    let output = std::process::Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(sandbox.path())
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    format!("oci:{}:more", sandbox.path().join("img").display())
+}
+
+#[test]
+fn names_lead_through_links_of_lower_layers() {
+    let sandbox = Sandbox::new();
+    let image = image_with_layers(
+        &sandbox,
+        "add() { umoci --log=error raw add-layer --no-history --image img:more $1; }
+         mkdir -p low/usr/lib high/lib; ln -s usr/lib low/lib; echo old >low/usr/lib/old; echo x >high/lib/x
+         tar -C low -cf low.tar usr lib; tar -C high -cf high.tar lib/x; add low.tar; add high.tar",
+    );
+    for options in [&[][..], &["--userns"]] {
+        let served = sandbox.serve(&image, options);
+        for (path, text) in [("/lib/x", "x\n"), ("/usr/lib/x", "x\n"), ("/lib/old", "old\n")] {
+            assert_eq!(read(&served, path).ok().text(), text, "{options:?}: {path}");
+        }
+        assert_eq!(json(&served, "/ls?dir=/")["lib"]["target"], "usr/lib");
+        let _ = served.stop();
+    }
+}
+
+/// An image that has nodes of the host's root disk and of `/dev/zero`.
+fn image_with_devices(sandbox: &Sandbox) -> String {
+    let disk = std::fs::metadata("/").map(|meta| std::os::unix::fs::MetadataExt::dev(&meta)).expect("/");
+    let (major, minor) = (rustix::fs::major(disk), rustix::fs::minor(disk));
+    image_with_layers(
+        sandbox,
+        &format!(
+            "mkdir layer; mknod -m 666 layer/zero c 1 5; mknod -m 666 layer/disk b {major} {minor}
+             tar -C layer -cf layer.tar zero disk
+             umoci --log=error raw add-layer --no-history --image img:more layer.tar"
+        ),
+    )
+}
+
+#[test]
+fn devices_of_an_image_are_there_and_cannot_be_opened() {
+    let sandbox = Sandbox::new();
+    let image = image_with_devices(&sandbox);
+    for options in [&[][..], &["--read-only"], &["--writable", "tmpfs"]] {
+        let served = sandbox.serve(&image, options);
+        let all = json(&served, "/ls?dir=/");
+        for (name, kind) in [("zero", "character device"), ("disk", "block device")] {
+            assert_eq!((&all[name]["type"], &all[name]["mode"]), (&kind.into(), &"666".into()), "{all}");
+            let response = read(&served, &format!("/{name}"));
+            assert_eq!((response.status, response.text().as_str()), (404, "EACCES"), "{options:?}: {name}");
+        }
+        let mounts = served.get("/mounts").ok().text();
+        let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).expect("a root");
+        let options = root.split(' ').nth(5).expect("options");
+        assert!(options.split(',').any(|option| option == "nodev"), "{root}");
+        let _ = served.stop();
+    }
+}

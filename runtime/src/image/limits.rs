@@ -33,7 +33,7 @@ pub const MAX_XATTR_BYTES: u64 = 64 << 10;
 pub const MAX_XATTRS: u64 = 128;
 /// Bytes that the whiteouts of all layers of an image take in memory until their layer's end; some
 /// 150,000 of them.
-pub const MAX_WHITEOUT_BYTES: u64 = 16 << 20;
+pub const MAX_WHITEOUT_BYTES: u64 = 8 << 20;
 /// Paths of the directories of one layer that it has entries in and none for; they are listed on disk.
 pub const MAX_IMPLIED_BYTES: u64 = 16 << 20;
 /// Images that an index may list.

@@ -251,3 +251,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Err(e) => Err(Error::new(ErrorKind::Internal, "a thread of the image store died").because(e)),
     }
 }
+
+/// For programs to call first: has glibc's allocator give back large pieces of memory when they are freed.
+/// Left to itself it keeps up to 32 MiB for each thread once the window of a zstd decoder has been freed, so
+/// that pulls take some 120 MiB and not some 60. Settings of the process are the program's matter, so the
+/// library does not do it by itself.
+pub fn bound_allocator() {
+    crate::sys::bound_allocator();
+}

@@ -3,6 +3,7 @@
 
 mod fanotify;
 mod loopdev;
+mod memory;
 mod mount;
 mod pages;
 mod process;
@@ -12,6 +13,7 @@ mod readable;
 
 pub(crate) use fanotify::{new_watch, watch_filesystem};
 pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
+pub(crate) use memory::{bound_allocator, give_back};
 pub(crate) use mount::set_idmap;
 pub(crate) use pages::{PAGE_SIZE, resident_pages};
 pub(crate) use process::{

@@ -1,4 +1,5 @@
 //! Images of generated trees, unpacked by Skiff and by umoci: the same tree comes of both.
+#![allow(clippy::print_stdout, reason = "the counts are shown with --no-capture")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

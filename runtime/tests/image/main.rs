@@ -3,6 +3,7 @@
 //!
 //! Needs root, and the programs docker-registry, skopeo, umoci and htpasswd.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::print_stdout, reason = "what was tried is part of the result")]
 
 mod archives;
 mod bombs;
@@ -22,6 +23,7 @@ mod implied;
 mod liar;
 mod links;
 mod local;
+mod memory;
 mod mirrors;
 mod rationed;
 mod raw;
@@ -31,6 +33,7 @@ mod renewal;
 mod resume;
 mod secure;
 mod support;
+mod swap;
 mod throttle;
 mod umoci;
 mod verify;

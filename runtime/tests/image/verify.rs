@@ -139,7 +139,7 @@ async fn damage_is_found_where_a_name_comes_twice() {
         let told: Vec<&str> = report.damages.iter().map(|damage| damage.what.as_str()).collect();
         match told[..] {
             [] => assert_eq!(what, "", "{damage} is not seen"),
-            [told] => assert!(what != "" && told.contains(what), "{damage}: {told}"),
+            [told] => assert!(!what.is_empty() && told.contains(what), "{damage}: {told}"),
             _ => panic!("{damage}: {report:?}"),
         }
     }

@@ -14,6 +14,7 @@ mod post;
 mod queue;
 mod scf;
 mod states;
+mod work;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

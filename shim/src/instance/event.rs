@@ -13,11 +13,16 @@ use tokio::time::timeout_at;
 use super::invocation::{Arrival, Invocation};
 use super::shared::Shared;
 use super::{EventOutcome, EventResult, InvokeOptions, ending};
+use crate::meter::Receipt;
 use crate::platform::{InvocationFailure, InvocationReport};
 use crate::proxy::body;
 
-/// Invokes the instance; every failure is an outcome.
-pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOptions) -> EventOutcome {
+/// Invokes the instance; every failure is an outcome. Its caller waits for the receipt.
+pub(super) async fn invoke(
+    shared: &Arc<Shared>,
+    event: Bytes,
+    options: InvokeOptions,
+) -> (EventOutcome, Receipt) {
     let platform = shared.config.platform;
     let mark = shared.logs.mark();
     let arrival = Arrival {
@@ -56,7 +61,7 @@ pub(super) async fn invoke(shared: &Arc<Shared>, event: Bytes, options: InvokeOp
     platform.finish_event(&invocation.context(), &report, &mut outcome.headers);
     outcome.memory_peak_bytes = memory_peak_bytes;
     outcome.log = log.map(Bytes::from);
-    outcome
+    (outcome, invocation.receipt())
 }
 
 /// Posts the event and reads the answer.
@@ -141,16 +146,9 @@ fn answered(
 fn failed(invocation: &mut Invocation, failure: &InvocationFailure) -> EventOutcome {
     let duration = invocation.elapsed();
     let answer = invocation.fail(failure);
-    let of_function = matches!(
-        failure,
-        InvocationFailure::ProcessExited(_)
-            | InvocationFailure::OutOfMemory
-            | InvocationFailure::ConnectionBroken(_)
-            | InvocationFailure::BadResponse(_)
-    );
     EventOutcome {
         request_id: invocation.context().request_id.to_owned(),
-        result: if of_function {
+        result: if failure.is_of_function() {
             EventResult::FunctionError(answer.message)
         } else {
             EventResult::PlatformError(answer.message)

@@ -1,7 +1,8 @@
 //! One invocation from its arrival to its last byte: ids, time limit, log lines.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use super::Timeline;
 use super::activity::Active;
 use super::shared::Shared;
 use crate::Credentials;
+use crate::meter::{Measured, Receipt, Status};
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer, Trigger,
 };
@@ -26,8 +28,11 @@ pub(crate) struct Invocation {
     /// Where the log was at its beginning, for a caller of an HTTP request who asked for what came then.
     mark: Option<u64>,
     started: Instant,
+    begun: SystemTime,
     cold_start: Option<Timeline>,
     ended: bool,
+    /// Of its record, once it has ended.
+    receipt: Receipt,
     /// What the role has at its beginning.
     credentials: Option<Arc<Credentials>>,
     /// Keeps the instance from being frozen.
@@ -103,12 +108,18 @@ impl Invocation {
             status: None,
             reported: None,
             started: Instant::now(),
+            begun: SystemTime::now(),
             cold_start: shared.cold_start().copied(),
             ended: false,
+            receipt: Receipt::none(),
             credentials: shared.role.current(),
             _active: shared.activity.begin(),
             _held: held,
         };
+        if shared.tap.is_some() {
+            let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.begin(invocation.started);
+        }
         let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
         if shared.config.concurrency == 1 {
             shared.logs.works_on(&invocation.request_id);
@@ -167,9 +178,9 @@ impl Invocation {
         let reported = self.reported.take();
         let error = error.or(reported.as_deref());
         let report = InvocationReport { answer, error, function_error: error.is_some(), ..self.report() };
-        self.log_end(&report);
         let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
-        self.ended = true;
+        let receipt = self.log_end(&report, None);
+        (self.receipt, self.ended) = (receipt, true);
         Spent { duration, memory_peak_bytes }
     }
 
@@ -212,14 +223,17 @@ impl Invocation {
         let answer = platform.invocation_failure(&self.context(), failure, &report);
         // An answer whose head has gone out keeps its status.
         let status = Some(self.status.unwrap_or(answer.status));
-        self.log_end(&InvocationReport {
-            error: Some(&answer.message),
-            failure: Some(&answer),
-            status,
-            ..report
-        });
-        self.ended = true;
+        let report =
+            InvocationReport { error: Some(&answer.message), failure: Some(&answer), status, ..report };
+        let receipt = self.log_end(&report, Some(failure));
+        (self.receipt, self.ended) = (receipt, true);
         answer
+    }
+
+    /// The promise of its record, once it has ended. The answer's last bytes wait for it, and its place need
+    /// not: it is let go first.
+    pub(crate) fn receipt(mut self) -> Receipt {
+        std::mem::replace(&mut self.receipt, Receipt::none())
     }
 
     pub(crate) fn report(&self) -> InvocationReport<'_> {
@@ -233,12 +247,30 @@ impl Invocation {
         }
     }
 
-    fn log_end(&self, report: &InvocationReport<'_>) {
+    /// Writes the platform's last log lines and records, and what is billed.
+    fn log_end(&self, report: &InvocationReport<'_>, failure: Option<&InvocationFailure>) -> Receipt {
         let (platform, logs) = (self.shared.config.platform, &self.shared.logs);
         logs.platform(Some(&self.request_id), platform.log_end(&self.context(), report));
         if let Some(record) = platform.request_record(&self.context(), report) {
             logs.request(&self.request_id, record);
         }
+        self.bill(report, failure)
+    }
+
+    fn bill(&self, report: &InvocationReport<'_>, failure: Option<&InvocationFailure>) -> Receipt {
+        let Some(tap) = &self.shared.tap else { return Receipt::none() };
+        let billed_ms = {
+            let mut busy = self.shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            match failure {
+                Some(failure) if failure.is_of_request() => {
+                    busy.forget();
+                    0
+                }
+                _ => busy.end(self.started + report.duration, self.shared.config.platform.billing()),
+            }
+        };
+        let status = Status::of(report.function_error, failure);
+        tap.invocation(&self.context(), report, &Measured { start: self.begun, billed_ms, status })
     }
 }
 

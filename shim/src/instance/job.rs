@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -17,6 +17,7 @@ use super::logs::{LogSink, LogStream, Logs};
 use super::start::{Launch, command, failed_start};
 use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Timeline};
 use crate::function::Mode;
+use crate::meter::{Measured, Receipt, Status, Tap};
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, JobContract, StartCause,
 };
@@ -39,6 +40,9 @@ pub struct Job {
     asynchronous: bool,
     code_checksum: String,
     started: Instant,
+    begun: SystemTime,
+    /// Where it is noted.
+    tap: Option<Tap>,
 }
 
 impl Job {
@@ -73,6 +77,12 @@ impl Job {
         Box::pin(Self::start_unboxed(runtime, image, config, logs, event, options)).await
     }
 
+    /// The same, noted at its end.
+    pub(crate) fn metered(mut self, tap: Option<Tap>) -> Self {
+        self.tap = tap;
+        self
+    }
+
     async fn start_unboxed(
         runtime: &Runtime,
         image: &Image,
@@ -81,6 +91,7 @@ impl Job {
         event: Bytes,
         options: InvokeOptions,
     ) -> Result<Self> {
+        let begun = SystemTime::now();
         config.validate()?;
         let contract = config.platform.job().filter(|_| config.mode == Mode::Job).ok_or_else(not_a_job)?;
         let id: Arc<str> = config.platform.new_instance_id().into();
@@ -111,6 +122,8 @@ impl Job {
             asynchronous: options.asynchronous,
             code_checksum: config.platform.code_checksum(&image.digest),
             started: launch.started,
+            begun,
+            tap: None,
         };
         job.logs.works_on(&job.request_id);
         let lines = job.config.platform.log_start(&job.context(), &job.report());
@@ -179,13 +192,13 @@ impl Job {
         let report = self.report();
         let Some(failure) = failure else {
             platform_end(self, &InvocationReport { answer: Some(b""), ..report });
+            self.bill(&report, None).settled().await;
             return self.outcome(EventResult::Success, StatusCode::OK, Bytes::new());
         };
         let answer = platform.invocation_failure(&self.context(), &failure, &report);
-        platform_end(
-            self,
-            &InvocationReport { error: Some(&answer.message), failure: Some(&answer), ..report },
-        );
+        let report = InvocationReport { error: Some(&answer.message), failure: Some(&answer), ..report };
+        platform_end(self, &report);
+        self.bill(&report, Some(&failure)).settled().await;
         let result = match failure {
             InvocationFailure::TimedOut | InvocationFailure::Canceled => {
                 EventResult::PlatformError(answer.message)
@@ -193,6 +206,14 @@ impl Job {
             _ => EventResult::FunctionError(answer.message),
         };
         EventOutcome { headers: answer.headers, ..self.outcome(result, answer.status, answer.body) }
+    }
+
+    /// Notes its end. Its time runs from the start of its container, as its time limit does.
+    fn bill(&self, report: &InvocationReport<'_>, failure: Option<&InvocationFailure>) -> Receipt {
+        let Some(tap) = &self.tap else { return Receipt::none() };
+        let billed_ms = self.config.platform.billing().billed_ms(report.duration);
+        let measured = Measured { start: self.begun, billed_ms, status: Status::of(false, failure) };
+        tap.invocation(&self.context(), report, &measured)
     }
 
     fn outcome(&self, result: EventResult, status: StatusCode, body: Bytes) -> EventOutcome {

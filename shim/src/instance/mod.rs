@@ -51,6 +51,7 @@ pub use timeline::Timeline;
 use tokio::task::JoinHandle;
 
 use crate::function::Callback;
+use crate::meter::{Receipt, Tap};
 use crate::platform::Trigger;
 use crate::{Error, FunctionConfig, Image, Result};
 
@@ -133,6 +134,15 @@ impl EventOutcome {
     }
 }
 
+/// What ties an instance to its node; one of no node has none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ties {
+    /// A label by which a later process knows its container again.
+    pub(crate) label: Vec<u8>,
+    /// Where its invocations are noted.
+    pub(crate) tap: Option<Tap>,
+}
+
 /// How long a stop waits for the last lines to be passed on.
 pub(crate) const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -159,19 +169,19 @@ impl Instance {
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
     ) -> Result<Self> {
-        Self::start_known(runtime, image, config, logs, Vec::new()).await
+        Self::start_known(runtime, image, config, logs, Ties::default()).await
     }
 
-    /// As [`Instance::start`], with a label by which a later process knows its container again.
+    /// As [`Instance::start`], of a node.
     pub(crate) async fn start_known(
         runtime: &Arc<Runtime>,
         image: &Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
-        label: Vec<u8>,
+        ties: Ties,
     ) -> Result<Self> {
         // Boxed: the future of a whole start is large.
-        Box::pin(start::start(runtime, image, config, logs, label)).await
+        Box::pin(start::start(runtime, image, config, logs, ties)).await
     }
 
     /// Takes a container over that another process started, and whose server was ready then.
@@ -180,8 +190,9 @@ impl Instance {
         image: &Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
+        tap: Option<Tap>,
     ) -> Result<Self> {
-        Box::pin(start::adopt(container, image, config, logs)).await
+        Box::pin(start::adopt(container, image, config, logs, tap)).await
     }
 
     /// One that is ready, with who looks after it.
@@ -325,6 +336,17 @@ impl Instance {
 
     /// As [`Instance::invoke_event`], with what the caller asks for besides.
     pub async fn invoke_event_with(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+        let (outcome, receipt) = self.invoke_metered(event, options).await;
+        receipt.settled().await;
+        outcome
+    }
+
+    /// The same, for who waits for its record when the instance may work on something else.
+    pub(crate) async fn invoke_metered(
+        &self,
+        event: Bytes,
+        options: InvokeOptions,
+    ) -> (EventOutcome, Receipt) {
         Box::pin(event::invoke(&self.shared, event, options)).await
     }
 

@@ -1,7 +1,7 @@
 //! What an instance's invocations share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use skiff_runtime::Exit;
@@ -14,11 +14,13 @@ use super::role::Role;
 use super::start::tell;
 use super::{State, Timeline};
 use crate::FunctionConfig;
+use crate::meter::{Busy, Tap};
 use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
 
-/// How long the news of a container's end may lag behind the break of its connections.
-const EXIT_NEWS: Duration = Duration::from_millis(300);
+/// How long the news of a container's end may lag behind the break of its connections, on a host that has much
+/// to do: an exit that is taken for a broken connection gets another answer.
+const EXIT_NEWS: Duration = Duration::from_secs(1);
 
 pub(crate) struct Shared {
     pub(crate) id: Arc<str>,
@@ -39,6 +41,9 @@ pub(crate) struct Shared {
     pub(super) condemned: AtomicBool,
     /// When its start began.
     pub(super) since: SystemTime,
+    /// Where its invocations are noted, and what it is billed while it works.
+    pub(super) tap: Option<Tap>,
+    pub(super) busy: Mutex<Busy>,
 }
 
 impl Shared {

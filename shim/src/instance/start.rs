@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
@@ -18,8 +18,9 @@ use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::role::{self, Role};
 use super::shared::{Shared, drive};
-use super::{Instance, State, Timeline, callbacks, health, metrics};
+use super::{Instance, State, Ties, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
+use crate::meter::Tap;
 use crate::platform::{InstanceStep, StartCause, StartFailure};
 use crate::proxy::pool::Pool;
 use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
@@ -41,8 +42,7 @@ pub(super) struct Launch {
     pub(super) role: Arc<Role>,
     /// What the platform makes of the image.
     pub(super) code_checksum: String,
-    /// By which a later process knows it again.
-    pub(super) label: Vec<u8>,
+    pub(super) ties: Ties,
     /// When its start began.
     pub(super) since: SystemTime,
 }
@@ -53,7 +53,7 @@ pub(super) async fn start(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
-    label: Vec<u8>,
+    ties: Ties,
 ) -> Result<Instance> {
     config.validate()?;
     if config.network == Network::Host {
@@ -61,7 +61,7 @@ pub(super) async fn start(
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
     let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
-    launch.label = label;
+    launch.ties = ties;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
     let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
@@ -86,10 +86,12 @@ pub(super) async fn adopt(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
+    tap: Option<Tap>,
 ) -> Result<Instance> {
     let mut launch = Launch::new(container.id().into(), config, command(config, image)).with_role().await?;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
     launch.since = SystemTime::now().checked_sub(container.age()).unwrap_or(launch.since);
+    launch.ties.tap = tap;
     let logs = launch.logs(sink);
     // It may be frozen.
     container.thaw()?;
@@ -142,7 +144,7 @@ impl Launch {
             since: SystemTime::now(),
             role: Arc::default(),
             code_checksum: String::new(),
-            label: Vec::new(),
+            ties: Ties::default(),
         }
     }
 
@@ -168,7 +170,7 @@ impl Launch {
 
     pub(super) fn spec(&self) -> ContainerSpec {
         ContainerSpec {
-            label: self.label.clone(),
+            label: self.ties.label.clone(),
             ..spec(&self.config, &self.id, self.role.current().as_deref())
         }
     }
@@ -233,6 +235,8 @@ impl Launch {
             condemned: AtomicBool::new(false),
             role: Arc::clone(&self.role),
             since: self.since,
+            tap: self.ties.tap.clone(),
+            busy: Mutex::default(),
         })
     }
 

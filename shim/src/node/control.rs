@@ -9,6 +9,8 @@
 //! GET    /v1/instances             all instances
 //! GET    /v1/events                what happens from now on, a JSON object in each line
 //! GET    /metrics                  what the node counts, for Prometheus
+//! GET    /v1/usage                 what is billed, by function (?function=…&namespace=…&since_unix_ms=…)
+//! GET    /v1/usage/records         the records of it, a JSON object in each line (the same)
 //! GET    /openapi.json             this, for machines
 //! ```
 //!
@@ -31,7 +33,7 @@ use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 
-use super::{Deployment, LogQuery, Node, NodeEvent};
+use super::{Deployment, LogQuery, Node, NodeEvent, usage};
 use crate::api::Api;
 use crate::proxy::body::{self, Body};
 use crate::proxy::{Handler, Listener, serve_with};
@@ -129,6 +131,14 @@ impl Control {
             }
             ["v1", "functions", name, "logs"] => match method {
                 Method::GET => self.logs(&decoded(name), &query).await,
+                _ => Ok(not_allowed("GET")),
+            },
+            ["v1", "usage"] => match method {
+                Method::GET => Ok(answer(&usage::sums(&self.node, request.uri().query()).await?)),
+                _ => Ok(not_allowed("GET")),
+            },
+            ["v1", "usage", "records"] => match method {
+                Method::GET => usage::lines(&self.node, request.uri().query()),
                 _ => Ok(not_allowed("GET")),
             },
             ["v1", "events"] => Ok(match method {

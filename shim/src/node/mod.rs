@@ -17,6 +17,7 @@ mod logs;
 mod metrics;
 mod shelf;
 mod sockets;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use skiff_runtime::Container;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use self::deployed::{Call, Calls, Deployed, Revision};
 pub use self::deployment::{Deployment, Scaling};
@@ -43,9 +44,10 @@ use self::shelf::{Record, Shelf};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::function::Mode;
+use crate::meter::{Meter, MeterOptions, Tap};
 use crate::platform::Warning;
 use crate::pool::observe::Watch;
-use crate::pool::{Identity, Jobs, Pool};
+use crate::pool::{Identity, Jobs, Known, Pool};
 use crate::proxy::Listener;
 use crate::{
     Error, ErrorKind, EventOutcome, FunctionConfig, Image, Instance, InvokeOptions, PullOptions, Result,
@@ -71,6 +73,9 @@ pub struct NodeOptions {
     /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
     /// pass HTTP requests on; `None` has none.
     pub sockets: Option<PathBuf>,
+    /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
+    /// `None` keeps none.
+    pub metering: Option<PathBuf>,
 }
 
 impl fmt::Debug for NodeOptions {
@@ -90,6 +95,9 @@ pub struct Node {
     /// Of former nodes.
     inherited: Inherited,
     sockets: Option<Sockets>,
+    meter: Option<Meter>,
+    sums: Semaphore,
+    streams: Arc<Semaphore>,
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
     counted: NodeCounted,
@@ -111,6 +119,7 @@ impl Node {
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
         let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let meter = options.metering.map(|dir| Meter::open(&dir, MeterOptions::default())).transpose()?;
         let lasts = options.runtime.lasting.is_some();
         let logs = Arc::new(Book::open(options.logs, &options.runtime.state_dir)?);
         let runtime = Runtime::open(options.runtime).await?;
@@ -127,6 +136,9 @@ impl Node {
             marks,
             inherited,
             sockets,
+            meter,
+            sums: Semaphore::new(usage::SUMS),
+            streams: Arc::new(Semaphore::new(usage::STREAMS)),
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             counted: NodeCounted::default(),
@@ -340,6 +352,10 @@ impl Node {
             .await;
         let ended = self.runtime.shutdown().await;
         self.logs.close().await;
+        // Last: what ended just now is noted too.
+        if let Some(meter) = &self.meter {
+            meter.close().await;
+        }
         Ok(ended?)
     }
 
@@ -368,6 +384,9 @@ impl Node {
         self.runtime.detach().await;
         drop((held, revisions));
         // The logs are not closed: what their writer has not taken is in the pipes still, for the next node.
+        if let Some(meter) = &self.meter {
+            meter.close().await;
+        }
         Ok(())
     }
 
@@ -416,11 +435,15 @@ impl Node {
     ) -> Result<Revision> {
         let source: Source = image.parse().map_err(Error::from)?;
         let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
-        let begun = Instant::now();
+        let begun = SystemTime::now();
+        let clock = Instant::now();
         let pulled = self.runtime.store().pull(&source, &options).await;
-        self.counted.pulled(pulled.is_ok(), begun.elapsed());
+        self.counted.pulled(pulled.is_ok(), clock.elapsed());
         let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
         self.entry(config).counted().pulled(&pulled.timings);
+        if let Some(tap) = self.tap(number) {
+            tap.pull(config, &pulled, begun);
+        }
         let calls = self.calls(number, pulled.clone(), config, scaling, Vec::new()).await?;
         if let Err(error) = calls.prove().await {
             calls.close().await;
@@ -437,6 +460,10 @@ impl Node {
         })
     }
 
+    fn tap(&self, revision: u64) -> Option<Tap> {
+        self.meter.as_ref().map(|meter| Tap::new(meter, revision))
+    }
+
     /// What runs a revision, with the containers of it that a former node has left.
     async fn calls(
         &self,
@@ -446,20 +473,22 @@ impl Node {
         scaling: Scaling,
         containers: Vec<Container>,
     ) -> Result<Calls> {
-        let (logs, options) = (self.logs.sink(&key(config), config, number), scaling.pool());
+        let (runtime, options) = (&self.runtime, scaling.pool());
+        let logs = self.logs.sink(&key(config), config, number);
         let watch: Arc<dyn Watch> = Arc::clone(self.entry(config).counted()) as _;
+        let tap = self.tap(number);
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
-            let jobs = Jobs::open_watched(&self.runtime, image, config, logs, options, watch)?;
-            return Ok(Calls::Jobs(Arc::new(jobs)));
+            let known = Known { tap, watch: Some(watch), ..Known::default() };
+            return Ok(Calls::Jobs(Arc::new(Jobs::open_known(
+                runtime, image, config, logs, options, known,
+            )?)));
         }
-        let identity = self.marks.as_ref().map(|marks| {
-            let label = Mark::new(&key(config), number).label();
-            Identity { label, marks: marks.clone() }
-        });
-        let adopted = inherited::adopt(containers, &image, config, &logs).await;
-        let known = (identity, adopted);
-        Ok(Calls::Pool(Pool::reopen(&self.runtime, image, config, logs, options, known, watch)?))
+        let label = Mark::new(&key(config), number).label();
+        let identity = self.marks.clone().map(|marks| Identity { label, marks });
+        let adopted = inherited::adopt(containers, &image, config, &logs, tap.as_ref()).await;
+        let known = Known { identity, tap, adopted, watch: Some(watch) };
+        Ok(Calls::Pool(Pool::open_known(runtime, image, config, logs, options, known)?))
     }
 
     /// Makes a revision outlast this process: its image and its record.

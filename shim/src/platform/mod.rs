@@ -28,6 +28,7 @@ pub use types::{
 };
 
 use crate::function::Callback;
+use crate::meter::Billing;
 use crate::{Credentials, FunctionConfig};
 pub(crate) use fc::{Api as FcApi, api_error as fc_error};
 
@@ -200,6 +201,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     fn log_signal(&self, _sent: bool) -> Vec<String> {
         Vec::new()
     }
+
+    /// How it bills.
+    fn billing(&self) -> Billing;
 
     /// How it runs functions without a server; `None` where it runs none.
     fn job(&self) -> Option<JobContract>;

@@ -382,6 +382,19 @@ impl InvocationFailure {
     pub(crate) fn body_too_large(limit: usize) -> Self {
         Self::RequestTooLarge(format!("payload size exceeds maximum allowed size ({limit} bytes)"))
     }
+
+    /// Whether the function is at fault: it ended, or gave an answer that is none.
+    pub(crate) fn is_of_function(&self) -> bool {
+        matches!(
+            self,
+            Self::ProcessExited(_) | Self::OutOfMemory | Self::ConnectionBroken(_) | Self::BadResponse(_)
+        )
+    }
+
+    /// Whether the caller is at fault, and the function has not seen the request.
+    pub(crate) fn is_of_request(&self) -> bool {
+        matches!(self, Self::RequestTooLarge(_) | Self::InvalidEvent(_))
+    }
 }
 
 /// What is known at the end of an invocation.

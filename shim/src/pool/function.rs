@@ -28,7 +28,13 @@ impl Function for Pool {
         async move {
             let begun = Instant::now();
             match self.acquire().await {
-                Ok(slot) => slot.instance().invoke_event_with(event, options).await,
+                Ok(slot) => {
+                    let (outcome, receipt) = slot.instance().invoke_metered(event, options).await;
+                    // The instance works on, while the answer waits for its record.
+                    drop(slot);
+                    receipt.settled().await;
+                    outcome
+                }
                 Err(refusal) => refused_event(self.config(), &refusal, options.request_id, begun.elapsed()),
             }
         }

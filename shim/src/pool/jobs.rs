@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 
 use super::function::refused_event;
 use super::observe::{Member, Unwatched, Watch};
-use super::{PoolOptions, PoolStatus, Refusal};
+use super::{Known, PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
 use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
+use crate::meter::Tap;
 use crate::proxy::body::{self, Body};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Job, Result, Runtime};
 
@@ -40,6 +41,7 @@ struct Work {
     watch: Arc<dyn Watch>,
     /// Those that run, since when.
     running: Mutex<Vec<(SystemTime, Weak<Job>)>>,
+    tap: Option<Tap>,
 }
 
 impl Jobs {
@@ -55,21 +57,22 @@ impl Jobs {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
-        Self::open_watched(runtime, image, config, logs, options, Arc::new(Unwatched))
+        Self::open_known(runtime, image, config, logs, options, Known::default())
     }
 
-    /// The same with somebody who looks.
-    pub(crate) fn open_watched(
+    /// The same of a node.
+    pub(crate) fn open_known(
         runtime: &Arc<Runtime>,
         image: Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
-        watch: Arc<dyn Watch>,
+        known: Known,
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config, running) = (Arc::clone(runtime), Arc::clone(config), Mutex::default());
-        let work = Work { runtime, image, config, logs, watch, running };
+        let watch = known.watch.unwrap_or_else(|| Arc::new(Unwatched));
+        let work = Work { runtime, image, config, logs, watch, running, tap: known.tap };
         Ok(Self {
             work: Arc::new(work),
             options,
@@ -237,7 +240,7 @@ impl Work {
         let logs = Arc::clone(&self.logs);
         let started = Job::start_with(&self.runtime, &self.image, &self.config, logs, event, options).await;
         let job = match started {
-            Ok(job) => Arc::new(job),
+            Ok(job) => Arc::new(job.metered(self.tap.clone())),
             Err(error) => {
                 self.watch.failed(&error);
                 return drop(answer.send(Err(Refusal::Start(Arc::new(error)))));

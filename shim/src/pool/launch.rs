@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use crate::instance::LogSink;
+use super::observe::Watch;
+use crate::instance::{LogSink, Ties};
+use crate::meter::Tap;
 use crate::{FunctionConfig, Image, Instance, Result, Runtime};
 
 /// Starts instances of one function.
@@ -25,6 +27,20 @@ pub(super) struct Containers {
     pub(super) config: Arc<FunctionConfig>,
     pub(super) logs: Arc<dyn LogSink>,
     pub(super) identity: Option<Identity>,
+    /// Where invocations are noted.
+    pub(super) tap: Option<Tap>,
+}
+
+/// What a pool of a node has besides: nothing, unless told otherwise.
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) identity: Option<Identity>,
+    /// Where its invocations are noted.
+    pub(crate) tap: Option<Tap>,
+    /// What a former process had started.
+    pub(crate) adopted: Vec<Instance>,
+    /// Who looks.
+    pub(crate) watch: Option<Arc<dyn Watch>>,
 }
 
 /// By what a later process knows containers again.
@@ -39,8 +55,9 @@ impl Launch for Containers {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
         async {
             let label = self.identity.as_ref().map(|identity| identity.label.clone()).unwrap_or_default();
+            let ties = Ties { label, tap: self.tap.clone() };
             let (image, config, logs) = (&self.image, &self.config, Arc::clone(&self.logs));
-            let instance = Instance::start_known(&self.runtime, image, config, logs, label).await?;
+            let instance = Instance::start_known(&self.runtime, image, config, logs, ties).await?;
             if let Some(identity) = &self.identity {
                 // Without it, a later process starts another instead.
                 let _ = File::create(identity.marks.join(instance.id()));

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 
 pub use self::jobs::Jobs;
 use self::launch::Containers;
-pub(crate) use self::launch::{Identity, Launch};
+pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
 use self::observe::{Unwatched, Watch};
 use self::slots::{Bounds, Slots, Taken};
@@ -156,26 +156,23 @@ impl Pool {
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
     ) -> Result<Self> {
-        config.validate()?;
-        let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity: None };
-        Ok(Self::of(Arc::new(containers), &config, options, Vec::new(), Arc::new(Unwatched)))
+        Self::open_known(runtime, image, config, logs, options, Known::default())
     }
 
-    /// As [`Pool::open`], of containers that a later process may know again, with those that it has taken over
-    /// and somebody who looks.
-    pub(crate) fn reopen(
+    /// As [`Pool::open`], of a node.
+    pub(crate) fn open_known(
         runtime: &Arc<Runtime>,
         image: Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
         options: PoolOptions,
-        (identity, adopted): (Option<Identity>, Vec<Instance>),
-        watch: Arc<dyn Watch>,
+        known: Known,
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity };
+        let Known { identity, tap, adopted, watch } = known;
+        let watch = watch.unwrap_or_else(|| Arc::new(Unwatched));
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, tap };
         Ok(Self::of(Arc::new(containers), &config, options, adopted, watch))
     }
 

@@ -29,14 +29,16 @@ pub(super) async fn forward(
     let mut invocation = Invocation::begin(&shared, arrival).await;
     // A body that comes slowly takes of the function's time, as one that is passed through does.
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, form, request)).await;
-    match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
+    let response = match exchange.unwrap_or(Err(InvocationFailure::TimedOut)) {
         Ok((response, answer)) => {
             invocation.answers(response.status(), None);
             invocation.succeed(Some(&answer), None);
             response.map(body::full)
         }
         Err(failure) => of_platform(platform.http_failure(form, invocation.fail(&failure))),
-    }
+    };
+    invocation.receipt().settled().await;
+    response
 }
 
 /// The client's answer, and the function's own.

@@ -71,7 +71,7 @@ pub(crate) async fn forward(
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
-        return failed(invocation, &failure);
+        return failed(invocation, &failure).await;
     }
     let (grpc, broken) = (http2::is_grpc(&request), Arc::default());
     let (request, upgrade) = prepare(&invocation, request, &broken);
@@ -88,7 +88,7 @@ pub(crate) async fn forward(
     };
     match sent {
         Ok(response) => finish(invocation, response, upgrade, grpc).await,
-        Err(failure) => failed(invocation, &failure),
+        Err(failure) => failed(invocation, &failure).await,
     }
 }
 
@@ -158,7 +158,7 @@ async fn finish(
 ) -> Response<Body> {
     let platform = invocation.shared.config.platform;
     if let Some(failure) = answer_over_a_limit(platform.limits(), &response) {
-        return failed(invocation, &failure);
+        return failed(invocation, &failure).await;
     }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = headers::upgrade(response.headers());
@@ -179,22 +179,25 @@ async fn finish(
             }
             Ok(Gathered::Whole(whole)) => {
                 invocation.succeed_over_http(&mut parts.headers).await;
+                invocation.receipt().settled().await;
                 Response::from_parts(parts, body::full(whole))
             }
-            Err(failure) => failed(invocation.unanswered(), &failure),
+            Err(failure) => failed(invocation.unanswered(), &failure).await,
         };
     };
     let (Some(upgrade), Some(protocol)) = (upgrade, protocol) else {
         let reason = "it switched protocols unasked".to_owned();
-        return failed(invocation.unanswered(), &InvocationFailure::BadResponse(reason));
+        return failed(invocation.unanswered(), &InvocationFailure::BadResponse(reason)).await;
     };
     headers::set_upgrade(&mut parts.headers, protocol.clone());
     tokio::spawn(async move { tunnel::run(invocation, upgrade.client, server, protocol.as_bytes()).await });
     Response::from_parts(parts, body::empty())
 }
 
-fn failed(mut invocation: Invocation, failure: &InvocationFailure) -> Response<Body> {
-    of_platform(invocation.fail_over_http(failure))
+async fn failed(mut invocation: Invocation, failure: &InvocationFailure) -> Response<Body> {
+    let answer = invocation.fail_over_http(failure);
+    invocation.receipt().settled().await;
+    of_platform(answer)
 }
 
 /// The platform's own answer.

@@ -48,6 +48,8 @@ fn sleep(millis: u64) -> bool {
         let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
             return true;
         };
+        // From here on SIGTERM is heard.
+        say("sleeps");
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(millis)) => true,
             _ = term.recv() => false,

@@ -32,15 +32,25 @@ pub(super) fn open<'a>(
             let (room, window_log) = window.take(share).map_err(io::Error::other)?;
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
             decoder.window_log_max(window_log)?;
-            Ok(Box::new(Zstd { decoder, _room: room }))
+            Ok(Box::new(Zstd { decoder, _freed: Freed, _room: room }))
         }
     }
 }
 
-/// A decoder that gives its memory's room back when it goes. The decoder goes first.
+/// A decoder that gives its memory's room back when it goes. The decoder goes first, and what it had goes
+/// back to the kernel before another may have as much.
 struct Zstd<'a, R: Read> {
     decoder: R,
+    _freed: Freed,
     _room: Room<'a>,
+}
+
+struct Freed;
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        crate::sys::give_back();
+    }
 }
 
 impl<R: Read> Read for Zstd<'_, R> {

@@ -25,8 +25,6 @@ use crate::{Error, Result};
 const COPY_BYTES: usize = 256 << 10;
 /// Longest target of a symbolic link: `PATH_MAX` with its zero byte.
 const MAX_TARGET_BYTES: u64 = limits::MAX_PATH_BYTES - 1;
-/// What a whiteout takes in memory beside the bytes of its path.
-const WHITEOUT_OVERHEAD: usize = 64;
 
 /// Unpacks all entries of an archive below the empty directory `root`, and reads what follows them
 /// to the end. With a `recipe`, writes down how to put the archive together again. Tells
@@ -92,13 +90,13 @@ impl<'a> Extractor<'a> {
             Whiteout::Ignored => return Ok(()),
             Whiteout::Opaque(dir) => {
                 self.count_whiteout(dir)?;
-                self.whiteouts.opaque(dir.to_owned());
+                self.whiteouts.opaque(dir);
                 return Ok(());
             }
             Whiteout::Remove(dir, name) => {
                 let path = dir.join(name);
                 self.count_whiteout(&path)?;
-                self.whiteouts.remove(path);
+                self.whiteouts.remove(&path);
                 return Ok(());
             }
         }
@@ -117,7 +115,7 @@ impl<'a> Extractor<'a> {
     }
 
     fn count_whiteout(&mut self, path: &Path) -> Result<()> {
-        let bytes = (path.as_os_str().len() + WHITEOUT_OVERHEAD) as u64;
+        let bytes = (path.as_os_str().len() + whiteout::PATH_OVERHEAD) as u64;
         self.flow.whiteout(bytes)
     }
 

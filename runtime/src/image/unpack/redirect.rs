@@ -16,7 +16,7 @@
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -29,7 +29,7 @@ use super::names::{Below, Names};
 use super::path::{self, Place, Root, file_type, show};
 use super::rebuild::Content;
 use super::verify::Layer;
-use super::whiteout::{self, Whiteout, Whiteouts};
+use super::whiteout::{self, Paths, Whiteout, Whiteouts};
 use super::{implied, meta};
 use crate::image::limits;
 use crate::{Error, ErrorKind, Result};
@@ -42,14 +42,14 @@ use crate::{Error, ErrorKind, Result};
 /// is missing or broken; `DiskFull`, `Host`.
 pub(crate) fn redirect(layer_dir: &Path, below: &Below<'_>, to: OwnedFd, beside: OwnedFd) -> Result<()> {
     let layer = Layer::open(layer_dir)?;
-    let mut whiteouts = Vec::new();
+    let mut whiteouts = Paths::default();
     let mut bytes = 0;
     let is_twice = each_entry(&layer, |entry| {
         let path = path::clean(&entry.path)?;
         if matches!(whiteout::parse(&path)?, Whiteout::Remove(..) | Whiteout::Opaque(_)) {
-            bytes += path.as_os_str().len() as u64;
+            bytes += (path.as_os_str().len() + whiteout::PATH_OVERHEAD) as u64;
             limits::check("bytes for the whiteouts of a layer", bytes, limits::MAX_WHITEOUT_BYTES)?;
-            whiteouts.push(path);
+            whiteouts.push(&path);
         }
         Ok(())
     })?;
@@ -58,11 +58,11 @@ pub(crate) fn redirect(layer_dir: &Path, below: &Below<'_>, to: OwnedFd, beside:
             .advise("build the image again, so that each layer names each file once"));
     }
     // What is nearer to the root hides what is below it.
-    whiteouts.sort_unstable();
+    whiteouts.sort();
     let whole = RefCell::new(Root::new(layer.root()?));
     let below = |path: &Path| if is_described(&whole, path)? { Ok(None) } else { below(path) };
     let mut names = Names::new(&below);
-    for path in &whiteouts {
+    for path in whiteouts.iter() {
         names.hide(&whiteout::parse(path)?)?;
     }
     let from = Root::new(layer.root()?);
@@ -175,15 +175,15 @@ impl Again<'_> {
         linked.map_err(|e| place.failed("link", e))
     }
 
-    fn finish(mut self, whiteouts: &[PathBuf], beside: OwnedFd) -> Result<()> {
+    fn finish(mut self, whiteouts: &Paths, beside: OwnedFd) -> Result<()> {
         self.names.forget_last();
         let mut real = Whiteouts::default();
-        for path in whiteouts {
+        for path in whiteouts.iter() {
             match whiteout::parse(path)? {
                 Whiteout::Remove(dir, name) => {
-                    real.remove(self.names.directory(Some(&mut self.to), dir)?.join(name));
+                    real.remove(&self.names.directory(Some(&mut self.to), dir)?.join(name));
                 }
-                Whiteout::Opaque(dir) => real.opaque(self.names.directory(Some(&mut self.to), dir)?),
+                Whiteout::Opaque(dir) => real.opaque(&self.names.directory(Some(&mut self.to), dir)?),
                 Whiteout::No | Whiteout::Ignored => {}
             }
         }

@@ -272,7 +272,7 @@ fn whiteouts_have_a_budget() {
     let budget = Budget::new(Limits::default());
     let dir = tempfile::tempdir().unwrap();
     let root = || OwnedFd::from(fs::File::open(dir.path()).unwrap());
-    Flow::new(&budget).whiteout(crate::image::limits::MAX_WHITEOUT_BYTES - 150).unwrap();
+    Flow::new(&budget).whiteout(crate::image::limits::MAX_WHITEOUT_BYTES - 20).unwrap();
     let error = super::extract::extract(&mut &archive[..], &Flow::new(&budget), root(), None)
         .expect_err("three are too many");
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);

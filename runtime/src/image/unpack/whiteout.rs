@@ -15,7 +15,7 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 
@@ -72,27 +72,59 @@ fn refused(path: &Path) -> crate::Error {
     invalid(format!("the path {} is not a valid whiteout", show(path.as_os_str().as_bytes())))
 }
 
+/// Paths in little memory: a layer may remove a hundred thousand names.
+#[derive(Default)]
+pub(super) struct Paths {
+    bytes: Vec<u8>,
+    /// Where each begins and ends.
+    ranges: Vec<(u32, u32)>,
+}
+
+/// What a path takes in memory beside its own bytes.
+pub(super) const PATH_OVERHEAD: usize = size_of::<(u32, u32)>();
+
+impl Paths {
+    /// Adds one. Their bytes must be bounded: [`limits::MAX_WHITEOUT_BYTES`](crate::image::limits).
+    pub(super) fn push(&mut self, path: &Path) {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(path.as_os_str().as_bytes());
+        self.ranges.push((start, self.bytes.len() as u32));
+    }
+
+    /// Puts what is nearer to the root first.
+    pub(super) fn sort(&mut self) {
+        let Self { bytes, ranges } = self;
+        let of = |(start, end): &(u32, u32)| &bytes[*start as usize..*end as usize];
+        ranges.sort_unstable_by(|a, b| of(a).cmp(of(b)));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Path> {
+        let of = |(start, end): &(u32, u32)| &self.bytes[*start as usize..*end as usize];
+        self.ranges.iter().map(move |range| Path::new(OsStr::from_bytes(of(range))))
+    }
+}
+
 /// The whiteouts of a layer, for the end of it.
 #[derive(Default)]
 pub(super) struct Whiteouts {
-    removed: Vec<PathBuf>,
-    opaque: Vec<PathBuf>,
+    removed: Paths,
+    opaque: Paths,
 }
 
 impl Whiteouts {
-    pub(super) fn remove(&mut self, path: PathBuf) {
+    pub(super) fn remove(&mut self, path: &Path) {
         self.removed.push(path);
     }
 
-    pub(super) fn opaque(&mut self, dir: PathBuf) {
+    pub(super) fn opaque(&mut self, dir: &Path) {
         self.opaque.push(dir);
     }
 
     /// Applies all of them; what is nearer to the root comes first.
     pub(super) fn apply(mut self, root: &mut Root) -> Result<()> {
-        self.removed.sort_unstable();
+        self.removed.sort();
         self.removed.iter().try_for_each(|path| remove(root, path))?;
-        self.opaque.sort_unstable();
+        self.opaque.sort();
         self.opaque.iter().try_for_each(|dir| opaque(root, dir))
     }
 }
@@ -133,6 +165,16 @@ fn remove(root: &mut Root, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_come_back_nearest_to_the_root_first() {
+        let mut paths = Paths::default();
+        let all = ["a/b/c", "b", "", "a-b", "a/b", "a", "a/b"];
+        all.iter().for_each(|path| paths.push(Path::new(path)));
+        paths.sort();
+        let sorted: Vec<_> = paths.iter().collect();
+        assert_eq!(sorted, ["", "a", "a-b", "a/b", "a/b", "a/b/c", "b"].map(Path::new));
+    }
 
     #[test]
     fn names() {

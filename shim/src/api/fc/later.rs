@@ -9,7 +9,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::{Fault, INVOCATION_TYPE, POLICY, Wishes, accepted};
-use crate::api::queue::{Event, HttpRequest, Work};
+use crate::api::queue::Event;
+use crate::api::work::{HttpRequest, Work};
 use crate::api::{Api, Function, Unread, pass_over, read, response};
 use crate::platform::{FcApi, InvocationFailure, fc_error};
 use crate::proxy::body::{self, Body};

@@ -126,6 +126,10 @@ Serves until SIGINT or SIGTERM, then stops all instances with their functions' g
 deployed: the next `skiff serve` of the same state directory starts it again, and calls that come meanwhile
 wait. A second signal ends it without waiting for running requests.
 
+Each invocation, and each pull of an image, is billed as its platform does it: a record of it is in `meter` in the
+state directory before its caller has the whole answer (`skiff usage`). A disk that is full stops no function;
+calls go on and are counted as unbilled.
+
 The node's socket has the control API (GET /openapi.json tells what it is) and the invoke APIs of both vendors;
 each function has a socket of its own for plain HTTP. All are root's alone.
 
@@ -219,6 +223,35 @@ On the standard output, as JSON in any case (with --output json in one line):
    \"scaling\":{\"max_instances\":10,\"provisioned\":0,\"idle_s\":300},
    \"instances\":{\"warm\":1,\"starting\":0,\"leaving\":0,\"running\":0,\"free\":1,\"waiting\":0},
    \"last_update\":{\"revision\":3,\"status\":\"Successful\",\"reason\":null}, …}";
+
+pub(super) const USAGE: &str = "\
+Examples:
+  skiff usage
+  skiff usage --since 30d --function resize
+
+`skiff usage --help` tells of exit codes and output.";
+
+pub(super) const USAGE_LONG: &str = "\
+Adds up the node's records of invocations and pulls, by function: milliseconds that are billed, and GB·s (memory
+in units of 1024 MB, times seconds). Time in which one instance works on several invocations is billed once. What
+was refused before the function saw it is not billed.
+
+Examples:
+  skiff usage
+  skiff usage --since 30d --function resize
+  skiff usage --output json | jq -s 'map(.gb_s) | add'
+
+Exit codes:
+  0  it worked
+  2  bad usage, no node that listens, or one that keeps no records
+  3  the host failed
+
+With --output json, on the standard output, no sums but the records, the oldest first, one in a line:
+  {\"sequence\":7,\"kind\":\"invocation\",\"platform\":\"fc\",\"namespace\":\"default\",\"function\":\"resize\",
+   \"revision\":1,\"instance\":ID,\"request_id\":ID,\"retries\":0,\"asynchronous\":false,\"start_unix_ms\":…,
+   \"end_unix_ms\":…,\"billed_ms\":43,\"memory_mib\":512,\"memory_peak_bytes\":…,\"cold\":false,
+   \"status\":\"success\",\"http_status\":200,\"gb_s\":0.0215}
+`kind` may be pull, gap (`missing` calls have no record) and damage too.";
 
 pub(super) const DELETE: &str = "\
 Examples:

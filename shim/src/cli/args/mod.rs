@@ -23,7 +23,9 @@ pub(crate) use function::FunctionArgs;
 use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
-pub(crate) use node::{DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs};
+pub(crate) use node::{
+    DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs, UsageArgs,
+};
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
 
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     /// Tell what happens to functions from now on.
     #[command(after_help = help_node::EVENTS, after_long_help = help_node::EVENTS_LONG)]
     Events(NodeArgs),
+    /// Tell what deployed functions have used, as their platforms bill it.
+    #[command(after_help = help::USAGE, after_long_help = help::USAGE_LONG)]
+    Usage(UsageArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]
     Exec(ExecArgs),

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use skiff::node::{LogFiles, Scaling};
 
 use super::{ApiArgs, NetworkArgs, SourceArgs};
-use crate::cli::values::{DiskSize, Listen, Since, Time};
+use crate::cli::values::{Age, DiskSize, Listen, Since, Time};
 
 /// Options of `skiff serve`.
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(crate) struct ServeArgs {
     /// Stop all instances at SIGTERM too, instead of leaving them to the next `skiff serve`.
     #[arg(long)]
     pub(crate) stop_instances: bool,
+    /// Keep no records of invocations and pulls for billing (`skiff usage`).
+    #[arg(long)]
+    pub(crate) no_metering: bool,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
     #[command(flatten)]
@@ -121,6 +124,22 @@ pub(crate) struct NodeArgs {
     /// The node's socket [default: skiff.sock in the run directory].
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+}
+
+/// Options of `skiff usage`.
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    /// Only what ended so long ago or less, such as 12h or 30d.
+    #[arg(long, value_name = "AGE")]
+    pub(crate) since: Option<Age>,
+    /// Only functions of this name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) function: Option<String>,
+    /// Only those of this scf namespace or fc 2.0 service.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
 }
 
 /// Options of `skiff deploy`.

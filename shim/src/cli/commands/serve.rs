@@ -30,6 +30,9 @@ const RUN: &str = "node";
 /// Name of the directory of the functions' sockets.
 const SOCKETS_NAME: &str = "functions";
 
+/// Name of the directory of the records of what is billed, in the state directory.
+const METERING_NAME: &str = "meter";
+
 /// Serves until the end.
 pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -> Result<ExitCode, Failure> {
     require_root()?;
@@ -56,9 +59,10 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
         Some(dir) => absolute(dir)?,
         None => run_dir.join(SOCKETS_NAME),
     };
+    let state_dir = absolute(&global.state_dir)?;
     Ok(NodeOptions {
         runtime: RuntimeOptions {
-            state_dir: absolute(&global.state_dir)?,
+            state_dir: state_dir.clone(),
             run_dir,
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: Some(RUN.to_owned()),
@@ -72,6 +76,7 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
             LogTo::Journal => NodeLogs::Stream(Arc::new(Mutex::new(std::io::stdout())), LineForm::Journal),
         },
         sockets: Some(sockets),
+        metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
     })
 }
 

@@ -22,6 +22,7 @@ use super::{
     InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::function::Callback;
+use crate::meter::Billing;
 use crate::{Credentials, FunctionConfig};
 
 pub(crate) use errors::api_error;
@@ -253,6 +254,13 @@ impl Platform for Fc {
         report: &InvocationReport<'_>,
     ) -> Option<String> {
         records::request(context, report)
+    }
+
+    /// Milliseconds (billing, R 04/040 and 03/03), begun ones counting: "Duration: 42.27 ms, Billed Duration:
+    /// 43 ms" (R 04/022). The time of a pull is billed with the memory of the instance ("Custom Container:
+    /// limits and billing", S).
+    fn billing(&self) -> Billing {
+        Billing { unit_ms: 1, pulls: true }
     }
 
     /// 3.0 has no mode without a server.

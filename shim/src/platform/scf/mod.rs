@@ -19,6 +19,7 @@ use super::{
     Defaults, EventVerdict, HttpCall, HttpEvent, ImageMemory, InvocationContext, InvocationFailure,
     InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
+use crate::meter::Billing;
 use crate::{Credentials, FunctionConfig};
 
 /// Tencent Cloud Serverless Cloud Function.
@@ -211,6 +212,13 @@ impl Platform for Scf {
         report: &InvocationReport<'_>,
     ) -> Option<String> {
         records::request(context, report, SystemTime::now())
+    }
+
+    /// `BillDuration` is a whole number of milliseconds (`Invoke`, SDK); that one which has begun counts is
+    /// not documented and was chosen, as the API of Skiff tells it. Nothing says that a pull is billed: it is
+    /// part of a cold start (`PullCode`).
+    fn billing(&self) -> Billing {
+        Billing { unit_ms: 1, pulls: false }
     }
 
     fn job(&self) -> Option<JobContract> {
