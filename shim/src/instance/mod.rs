@@ -305,17 +305,21 @@ impl Instance {
         ended.map_or(State::Ended(guest::KILLED), |state| *state)
     }
 
-    /// Waits until it will get no more invocations, and tells whether it has ended by itself. Cancel safe.
-    pub(crate) async fn used_up(&self) -> bool {
+    /// Waits until it will get no more invocations, and tells how it has ended, if it has by itself. Cancel
+    /// safe.
+    pub(crate) async fn used_up(&self) -> Option<State> {
         let mut state = self.shared.state.subscribe();
         let condemned = &self.shared.condemned;
         let used_up = |state: &State| *state != State::Ready || condemned.load(Ordering::SeqCst);
         let found = state.wait_for(used_up).await.map_or(State::Stopping, |state| *state);
         match found {
-            State::Ended(_) => true,
+            State::Ended(_) => Some(found),
             // The news of its end may not have come yet.
-            State::Ready => self.shared.guest.wait().now_or_never().is_some(),
-            _ => false,
+            State::Ready => {
+                let exit = self.shared.guest.wait().now_or_never()?;
+                Some(State::Ended(exit.unwrap_or(guest::KILLED)))
+            }
+            _ => None,
         }
     }
 

@@ -481,9 +481,9 @@ async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
     let ended_by_itself = instance.used_up().await;
     let Some(pool) = pool.upgrade() else { return };
     let last = pool.slots().retire(number);
-    if ended_by_itself {
+    if let Some(state) = ended_by_itself {
         // Nobody need listen.
-        let _ = pool.ended.send((instance.id().into(), instance.state()));
+        let _ = pool.ended.send((instance.id().into(), state));
     }
     pool.launch.ended(instance.id());
     drop(instance);
