@@ -2,10 +2,22 @@
 
 vm_pid=""
 vm_run=""
+vm_deadline=${SKIFF_VM_DEADLINE:-900}
 
 end_machine() {
-    [ -z "$vm_pid" ] || kill "$vm_pid" 2>/dev/null || true
+    if [ -n "$vm_pid" ]; then
+        kill "$vm_pid" 2>/dev/null || true
+        wait "$vm_pid" 2>/dev/null || true
+    fi
     [ -z "$vm_run" ] || rm -rf "$vm_run"
+}
+
+# What runs that were killed left. A machine holds the lock of its directory as long as it runs.
+remove_old_runs() {
+    local dir
+    for dir in "$vm"/run.*; do
+        [ ! -d "$dir" ] || flock --nonblock "$dir" rm -rf "$dir" || true
+    done
 }
 
 # boot ACTION [ARGUMENT…]: runs the job, shows its output and returns its exit status; a job that
@@ -13,8 +25,14 @@ end_machine() {
 boot() {
     local accel status
     accel=$(accelerator)
+    remove_old_runs
     vm_run=$(mktemp -d "$vm/run.XXXXXX")
     trap end_machine EXIT
+    export TMPDIR=$vm_run
+    exec 7<"$vm_run"
+    flock 7
+    # Others may use the disks at the same time.
+    exec 8>&-
     touch "$vm_run/output" "$vm_run/status"
     make_job "$@"
     qemu_arguments "$accel"
@@ -33,8 +51,9 @@ boot() {
 }
 
 run_unattended() {
-    local deadline=${SKIFF_VM_DEADLINE:-900} ended=0
-    timeout --kill-after=10 "$deadline" \
+    local ended=0
+    # It ends with this script, however that ends.
+    setpriv --pdeathsig TERM timeout --kill-after=10 "$vm_deadline" \
         qemu-system-x86_64 "${qemu[@]}" -serial "file:$vm_run/console" </dev/null &
     vm_pid=$!
     tail -q -n +1 -f --pid="$vm_pid" "$vm_run/output" || true
@@ -44,7 +63,7 @@ run_unattended() {
     cp "$vm_run/console" "$vm/console.log"
     [ "$ended" -ne 0 ] || return 0
     show_console
-    [ "$ended" -ne 124 ] || die "the machine was still running after $deadline s and was ended"
+    [ "$ended" -ne 124 ] || die "the machine was still running after $vm_deadline s and was ended"
     die "qemu failed with status $ended"
 }
 
@@ -64,7 +83,8 @@ make_job() {
     mkdir "$job"
     cp "$root/scripts/vmachine/guest" "$job/guest"
     {
-        printf 'action=%q checkout=%q target=%q now=%q\n' "$1" "$root" "$target" "$(date +%s)"
+        printf 'action=%q checkout=%q target=%q now=%q deadline=%q\n' \
+            "$1" "$root" "$target" "$(date +%s)" "$vm_deadline"
         printf 'size=%q term=%q\n' "$(stty size 2>/dev/null || true)" "${TERM:-vt100}"
         printf 'arguments=('
         [ $# -eq 1 ] || printf '%q ' "${@:2}"
@@ -74,11 +94,13 @@ make_job() {
     truncate -s 4G "$vm_run/ext4.img" "$vm_run/xfs.img"
 }
 
-# Sets the array `qemu`. What a start writes to root and payload goes to a file without a name.
+# Sets the array `qemu`. What a start writes to root and payload goes to files without names in TMPDIR.
 qemu_arguments() {
     local cpu=host memory=${SKIFF_VM_MEMORY:-3072} name
-    # Five levels of page tables only cost time when they are emulated.
-    [ "$1" = kvm ] || cpu=max,la57=off
+    # What is emulated costs least on an old processor: without the extensions that programs would save and
+    # restore (AVX), those that a call ends a block of translated code for (SMAP), and string instructions
+    # of single bytes (ERMS), by which a newer one fills and copies memory.
+    [ "$1" = kvm ] || cpu=Nehalem
     qemu=(-nodefaults -no-user-config -no-reboot -display none -machine q35 -cpu "$cpu" -smp 2 -m "$memory")
     case "$1" in
         kvm) qemu+=(-accel kvm) ;;
@@ -97,14 +119,15 @@ qemu_arguments() {
     disk xfs "$vm_run/xfs.img" cache=unsafe
 }
 
+# An error in writing, as on a full host, is the machine's to see: qemu would have it stand still, for ever.
 disk() {
-    qemu+=(-drive "if=none,format=raw,id=$1,file=${2//,/,,},discard=unmap,$3")
+    qemu+=(-drive "if=none,format=raw,id=$1,file=${2//,/,,},discard=unmap,werror=report,$3")
     qemu+=(-device "virtio-blk-pci,drive=$1,serial=$1")
 }
 
-# Mitigations only cost time in a machine that runs nothing foreign.
+# Mitigations and pages that are cleared twice only cost time in a machine that runs nothing foreign.
 kernel_arguments() {
-    printf '%s' "root=LABEL=skiff-root rw console=ttyS0 loglevel=4 panic=-1 mitigations=off" \
+    printf '%s' "root=LABEL=skiff-root rw console=ttyS0 loglevel=4 panic=-1 mitigations=off init_on_alloc=0" \
         " rcupdate.rcu_expedited=1 systemd.show_status=0 systemd.log_level=warning"
 }
 

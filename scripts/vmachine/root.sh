@@ -6,7 +6,7 @@ vm_suite=bookworm
 vm_mirror=${SKIFF_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 vm_kernel=linux-image-cloud-amd64
 vm_packages="$vm_kernel,initramfs-tools,systemd,systemd-sysv,udev,dbus,kmod,procps,iproute2,nftables"
-vm_packages+=",e2fsprogs,xfsprogs,quota,apparmor,libseccomp2,crun,runc,busybox-static,zstd,ca-certificates"
+vm_packages+=",e2fsprogs,xfsprogs,quota,apparmor,libseccomp2,crun,runc,busybox-static,zstd,ca-certificates,python3"
 # For a box of Vagrant's (box.sh), where they are started; not in scripts/vm.
 vm_packages+=",openssh-server,sudo,rsync"
 
