@@ -61,6 +61,30 @@ async fn capabilities_filter_and_cgroups_are_closed() {
     bench.end().await;
 }
 
+/// Debian 12's kernel wrote a line at each start: it was asked for a way of mounting that is newer.
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "why it is skipped")]
+async fn the_kernel_has_nothing_to_complain_of() {
+    let complaints = || {
+        let log = std::process::Command::new("dmesg").output().ok().filter(|log| log.status.success())?;
+        let log = String::from_utf8_lossy(&log.stdout).into_owned();
+        Some(
+            log.lines()
+                .filter(|line| line.contains("overlayfs: unrec"))
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let Some(before) = complaints() else {
+        eprintln!("skipped: the kernel's log cannot be read");
+        return;
+    };
+    let bench = Bench::new().await;
+    let (exit, ..) = bench.sh("exit 3", |_| {}).await;
+    assert_eq!((exit.code, complaints()), (Some(3), Some(before)));
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn links_in_the_image_lead_nowhere_on_the_host() {
     let outside = tempfile::tempdir().expect("tempdir");

@@ -2,12 +2,10 @@
 
 use super::Check;
 use super::host::Host;
+use crate::rootfs::{LAYERS_ONE_BY_ONE, kernel_version};
 
 /// `openat2`, pidfds and overlay's `volatile` are there from 5.11 on in one kernel.
 const NEEDED: (u32, u32) = (5, 11);
-
-/// Overlay takes its layers through the new mount API, one by one, from 6.5 on.
-const BETTER: (u32, u32) = (6, 5);
 
 /// The namespaces of a container, with the kernel options that make them.
 const NAMESPACES: [(&str, &str); 6] = [
@@ -25,25 +23,19 @@ const SECCOMP_ACTIONS: [&str; 2] = ["errno", "allow"];
 pub(super) fn version(host: &Host) -> Check {
     const NAME: &str = "kernel";
     let release = host.read("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let Some(version) = parse_release(&release) else {
+    let Some(version) = kernel_version(&release) else {
         return Check::fail(NAME, format!("unknown release `{release}`"), "mount proc on /proc");
     };
     if version < NEEDED {
         let (major, minor) = NEEDED;
         Check::fail(NAME, release, format!("boot a kernel of version {major}.{minor} or later"))
-    } else if version < BETTER {
-        let (major, minor) = BETTER;
+    } else if version < LAYERS_ONE_BY_ONE {
+        let (major, minor) = LAYERS_ONE_BY_ONE;
         let advice = format!("optional: from {major}.{minor} on, overlay takes its layers one by one");
         Check::warn(NAME, release, advice)
     } else {
         Check::ok(NAME, release)
     }
-}
-
-/// The first two numbers of a release such as `6.1.0-28-cloud-amd64`.
-fn parse_release(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 pub(super) fn namespaces(host: &Host) -> Check {

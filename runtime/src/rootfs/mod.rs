@@ -33,3 +33,12 @@ impl Cap {
         Self { bytes, inodes: if inodes == 0 { usual } else { inodes } }
     }
 }
+
+/// The version of Linux from which on overlayfs takes its layers one by one.
+pub(crate) const LAYERS_ONE_BY_ONE: (u32, u32) = (6, 5);
+
+/// The first two numbers of a release of Linux such as `6.1.0-28-cloud-amd64`.
+pub(crate) fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}

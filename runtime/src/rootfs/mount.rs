@@ -15,7 +15,7 @@ use rustix::mount::{
     mount_bind, mount_bind_recursive, mount_change, mount_remount, move_mount, unmount,
 };
 
-use super::Cap;
+use super::{Cap, LAYERS_ONE_BY_ONE, kernel_version};
 use crate::{Error, ErrorKind, Result};
 
 /// Room for the bundle, the state of libcontainer and the files of `/etc`.
@@ -162,7 +162,13 @@ impl Scratch {
             copy_ownership(top, &upper)?;
         }
         let target = self.path(ROOTFS);
-        match mount_overlay_new(layers, &upper, &work, &target) {
+        // Asked for the new way, an older kernel would write a line of its log at each start.
+        let mounted = if takes_layers_one_by_one() {
+            mount_overlay_new(layers, &upper, &work, &target)
+        } else {
+            Err(Errno::NOSYS)
+        };
+        match mounted {
             Ok(()) => Ok(target),
             Err(e) if falls_back(&e) => {
                 self.mount_overlay_old(layers, &upper, &work, &target).map(|()| target)
@@ -171,7 +177,7 @@ impl Scratch {
         }
     }
 
-    /// For kernels before 6.5, without `lowerdir+`: mount(2) takes a page of options, so all
+    /// For kernels without `lowerdir+`: mount(2) takes a page of options, so all
     /// directories get short names. Their own may also hold what ends an option, `,` or `:`.
     fn mount_overlay_old(&self, layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
         let links = self.path("l");
@@ -193,6 +199,12 @@ impl Scratch {
             .map_err(|e| overlay_error(layers, e))?;
         std::env::set_current_dir("/").map_err(|e| Error::host("cannot enter /", e))
     }
+}
+
+/// Also where the version cannot be told.
+fn takes_layers_one_by_one() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    kernel_version(&release).is_none_or(|version| version >= LAYERS_ONE_BY_ONE)
 }
 
 fn falls_back(error: &Errno) -> bool {
