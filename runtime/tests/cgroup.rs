@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use skiff_runtime::{Container, ContainerSpec, ErrorKind, OomPolicy, Stats, Writable};
+use skiff_runtime::{Container, ContainerSpec, ErrorKind, ExecSpec, OomPolicy, Stats, Writable};
 
 mod bench;
 use bench::{Bench, finish, keeper_of, kill, shell, wait_until_gone};
@@ -207,6 +207,52 @@ async fn the_limit_of_processes_is_exact_when_the_start_has_ended() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     until(&container, "end of the start", |stats| stats.processes == 1).await;
+    bench.end().await;
+}
+
+/// The kernel's notes of processes that were moved to other groups, while this lives.
+struct Moves(PathBuf);
+
+impl Moves {
+    fn watch() -> Self {
+        let dir = PathBuf::from(format!("/sys/kernel/tracing/instances/skiff-test-{}", std::process::id()));
+        fs::create_dir(&dir).expect("tracefs is mounted at /sys/kernel/tracing");
+        let moves = Self(dir);
+        fs::write(moves.0.join("events/cgroup/cgroup_attach_task/enable"), "1").expect("an event");
+        moves
+    }
+
+    fn to(&self, group: &str) -> Vec<String> {
+        let notes = fs::read_to_string(self.0.join("trace")).expect("notes");
+        notes.lines().filter(|line| line.contains(group)).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Moves {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A move waits for an RCU grace period, milliseconds.
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "why it is skipped")]
+async fn a_start_moves_no_process_where_one_can_be_forked_into_its_group() {
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        eprintln!("skipped: processes are forked into groups of cgroup version 2 only");
+        return;
+    }
+    let bench = Bench::new().await;
+    let run = bench.runtime.dir().file_name().and_then(|name| name.to_str()).expect("utf-8").to_owned();
+    let moves = Moves::watch();
+    let container = bench.start(shell("exec sleep 1000")).await.expect("starts");
+    assert_eq!(moves.to(&run), Vec::<String>::new());
+    // One of another program is: there are notes.
+    let spec = ExecSpec { argv: vec!["pwd".into()], ..ExecSpec::default() };
+    let keeper = Path::new(env!("CARGO_BIN_EXE_skiff-keeper"));
+    container.exec(spec, Some(keeper)).await.expect("starts").wait().await.expect("ends");
+    assert_eq!(moves.to(&run).len(), 1, "{:?}", moves.to(&run));
+    drop(container);
     bench.end().await;
 }
 
