@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::process::Process;
 use crate::{Sandbox, wait_for};
 
-/// How long other tests' containers may live on after this one has ended.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// How long other tests' containers may live on after this one has ended, in a slow machine too.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A snapshot of everything that a run could leave behind.
 #[derive(Debug)]

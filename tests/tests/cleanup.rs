@@ -293,7 +293,8 @@ fn ten_runs_at_once_leave_nothing() {
             let sandbox = &sandbox;
             let platform = if number % 2 == 0 { "fc" } else { "scf" };
             scope.spawn(move || {
-                let answer = sandbox.event(&images::oci("function"), &["--platform", platform]).ok().json();
+                let options = ["--platform", platform, "--timeout", "60s"];
+                let answer = sandbox.event(&images::oci("function"), &options).ok().json();
                 assert_eq!(answer["event"]["k"], 1);
             });
         }
