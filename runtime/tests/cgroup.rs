@@ -248,7 +248,7 @@ async fn a_start_moves_no_process_where_one_can_be_forked_into_its_group() {
     let container = bench.start(shell("exec sleep 1000")).await.expect("starts");
     assert_eq!(moves.to(&run), Vec::<String>::new());
     // One of another program is: there are notes.
-    let spec = ExecSpec { argv: vec!["true".into()], ..ExecSpec::default() };
+    let spec = ExecSpec { argv: vec!["pwd".into()], ..ExecSpec::default() };
     let keeper = Path::new(env!("CARGO_BIN_EXE_skiff-keeper"));
     container.exec(spec, Some(keeper)).await.expect("starts").wait().await.expect("ends");
     assert_eq!(moves.to(&run).len(), 1, "{:?}", moves.to(&run));
