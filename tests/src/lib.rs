@@ -18,7 +18,7 @@ pub mod topology;
 
 pub use baseline::Baseline;
 pub use like::{assert_like, is_like};
-pub use node::Node;
+pub use node::{Node, deploy as deploy_as};
 pub use proxy::Proxy;
 pub use registry::{PASSWORD, Registry, USERNAME};
 pub use sandbox::{Outcome, Sandbox};

@@ -111,13 +111,24 @@ impl<'a> Node<'a> {
         Connection::unix(&socket).expect("it listens")
     }
 
-    /// Deploys an image as the function `name`, with some lines more in its file and options of
-    /// `skiff deploy`.
+    /// As [`deploy`].
     #[track_caller]
     pub fn deploy(&self, name: &str, image: &str, more: &str, options: &[&str]) -> Outcome {
-        let text = format!("name = \"{name}\"\nimage = \"{}\"\n{more}\n", images::oci(image));
-        let file = self.sandbox.write(&format!("{name}.toml"), text).display().to_string();
-        self.sandbox.run(&[&["deploy", &file], options].concat())
+        deploy(self.sandbox, name, image, more, options)
+    }
+
+    /// GET of a function by its own socket.
+    #[track_caller]
+    #[must_use]
+    pub fn get(&self, name: &str, target: &str) -> Response {
+        self.pass(name, "GET", target, "")
+    }
+
+    /// What the control API tells of a function.
+    #[track_caller]
+    #[must_use]
+    pub fn info(&self, name: &str) -> Value {
+        self.ask("GET", &format!("/v1/functions/{name}"), "").json()
     }
 
     /// Sends a signal and waits for the end.
@@ -153,4 +164,12 @@ impl Drop for Node<'_> {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Deploys an image as the function `name`, with some lines more in its file and options of `skiff deploy`.
+#[track_caller]
+pub fn deploy(sandbox: &Sandbox, name: &str, image: &str, more: &str, options: &[&str]) -> Outcome {
+    let text = format!("name = \"{name}\"\nimage = \"{}\"\n{more}\n", images::oci(image));
+    let file = sandbox.write(&format!("{name}.toml"), text).display().to_string();
+    sandbox.run(&[&["deploy", &file], options].concat())
 }

@@ -57,6 +57,14 @@ impl Process {
         Self::of(self.pid).is_some_and(|now| now.started == self.started && now.state != 'Z')
     }
 
+    /// Sends it a signal, if it is still there.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw).filter(|_| self.is_alive()) {
+            // It may end at any moment.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     /// Its cgroup paths, one line for each hierarchy.
     #[must_use]
     pub fn cgroups(&self) -> String {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use skiff_tests::process::{self, Process};
+use skiff_tests::process::Process;
 use skiff_tests::{Baseline, Sandbox, images, wait_for};
 
 /// How long a process may take to come to its place, or to end after that.
@@ -64,13 +64,6 @@ impl Family {
     }
 }
 
-/// Signals a process that may have ended meanwhile.
-fn signal(process: &Process, signal: Signal) {
-    if process.is_alive() {
-        let _ = std::panic::catch_unwind(|| process::send(process.pid, signal));
-    }
-}
-
 /// One event's run, whose output goes to files.
 fn run(sandbox: &Sandbox, name: &str, place: Option<&str>) -> Child {
     let mut command: Command = sandbox.skiff(&["run", &images::oci("function"), "--event", r#"{"k":1}"#]);
@@ -109,15 +102,15 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role]) {
     });
     let family = found.unwrap_or_else(|| panic!("{what}: nobody comes there"));
     for process in victims.iter().flat_map(|role| family.role(*role)) {
-        signal(process, Signal::KILL);
+        process.signal(Signal::KILL);
     }
     for process in family.all() {
-        signal(process, Signal::CONT);
+        process.signal(Signal::CONT);
     }
     // Another process may come to that place later: a keeper is there again for each container.
     let ended = wait_for(PATIENCE, || {
         if let Some(stopped) = Family::of(child.id()).as_ref().and_then(Family::stopped) {
-            signal(stopped, Signal::CONT);
+            stopped.signal(Signal::CONT);
         }
         child.try_wait().expect("wait")
     });
@@ -132,7 +125,7 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role]) {
             Process::of(keeper.pid)
                 .filter(|now| now.state == 'T')
                 .iter()
-                .for_each(|now| signal(now, Signal::CONT));
+                .for_each(|now| now.signal(Signal::CONT));
             (!keeper.is_alive()).then_some(())
         });
         assert!(gone.is_some(), "{what}: the keeper lives on");
@@ -201,7 +194,7 @@ fn at_random_times() {
         if let Some(family) = Family::of(child.id()).filter(|family| family.daemon.is_alive()) {
             victims.iter().flat_map(|role| family.role(*role)).for_each(|process| {
                 killed += 1;
-                signal(process, Signal::KILL);
+                process.signal(Signal::KILL);
             });
         }
         let ended = wait_for(PATIENCE, || child.try_wait().expect("wait"));

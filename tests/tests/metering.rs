@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -12,99 +11,26 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use skiff_tests::http::{Connection, Response};
-use skiff_tests::{Baseline, Sandbox, images, must, process, wait_for};
+use skiff_tests::http::Response;
+use skiff_tests::{Baseline, Node, Sandbox, must, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A `skiff serve` for one test.
-struct Node<'a> {
-    sandbox: &'a Sandbox,
-    child: Child,
+#[track_caller]
+fn usage(node: &Node<'_>) -> Value {
+    node.ask("GET", "/v1/usage", "").ok().json()
 }
 
-impl<'a> Node<'a> {
-    fn start(sandbox: &'a Sandbox, options: &[&str]) -> Self {
-        let mut command = sandbox.skiff(&[&["serve"], options].concat());
-        let output = std::fs::File::options().create(true).append(true).open(log_of(sandbox));
-        command.stdout(Stdio::null()).stderr(output.expect("a file"));
-        let mut node = Self { sandbox, child: command.spawn().expect("skiff") };
-        let up = wait_for(SOON, || {
-            assert_eq!(node.child.try_wait().expect("wait"), None, "{}", log(sandbox));
-            Connection::unix(&socket(sandbox)).ok().map(drop)
-        });
-        assert!(up.is_some(), "it does not serve: {}", log(sandbox));
-        node
-    }
-
-    fn deploy(&self, name: &str, more: &str) {
-        let text = format!("name = \"{name}\"\nimage = \"{}\"\n{more}\n", images::oci("function"));
-        let file = self.sandbox.write(&format!("{name}.toml"), text).display().to_string();
-        let _ = self.sandbox.run(&["deploy", &file]).ok();
-    }
-
-    #[track_caller]
-    fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-        let mut connection = Connection::unix(&socket(self.sandbox)).expect("it listens");
-        connection.request(method, target, headers, body)
-    }
-
-    #[track_caller]
-    fn invoke(&self, name: &str, event: &Value) -> Response {
-        self.ask("POST", &invocations(name), &[], event.to_string().as_bytes())
-    }
-
-    #[track_caller]
-    fn get(&self, name: &str, target: &str) -> Response {
-        let socket = self.sandbox.run_dir().join(format!("functions/{name}.sock"));
-        Connection::unix(&socket).expect("it listens").request("GET", target, &[], b"")
-    }
-
-    #[track_caller]
-    fn usage(&self) -> Value {
-        self.ask("GET", "/v1/usage", &[], b"").ok().json()
-    }
-
-    #[track_caller]
-    fn records(&self) -> Vec<Value> {
-        records(self.sandbox, &[])
-    }
-
-    fn kill(mut self) {
-        process::send(self.child.id(), Signal::KILL);
-        self.child.wait().expect("ended");
-    }
-
-    #[track_caller]
-    fn stop(mut self) {
-        process::send(self.child.id(), Signal::INT);
-        let status = wait_for(SOON, || self.child.try_wait().expect("wait"));
-        assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", log(self.sandbox));
-    }
-}
-
-impl Drop for Node<'_> {
-    fn drop(&mut self) {
-        if self.child.try_wait().ok().flatten().is_none() {
-            process::send(self.child.id(), Signal::INT);
-            if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
-                let _ = self.child.kill();
-            }
-            let _ = self.child.wait();
-        }
-    }
+fn deploy(node: &Node<'_>, name: &str, more: &str) {
+    let _ = node.deploy(name, "function", more, &[]).ok();
 }
 
 fn socket(sandbox: &Sandbox) -> PathBuf {
     sandbox.run_dir().join("skiff.sock")
 }
 
-fn log_of(sandbox: &Sandbox) -> PathBuf {
-    sandbox.path().join("node.log")
-}
-
 fn log(sandbox: &Sandbox) -> String {
-    std::fs::read_to_string(log_of(sandbox)).unwrap_or_default()
+    std::fs::read_to_string(sandbox.path().join("node.log")).unwrap_or_default()
 }
 
 fn invocations(name: &str) -> String {
@@ -126,7 +52,7 @@ fn each_call_has_a_record_of_what_it_took() {
     let sandbox = Sandbox::new();
     let baseline = Baseline::take(&sandbox);
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "memory = \"256MiB\"\ntimeout = \"1s\"");
+    deploy(&node, "demo", "memory = \"256MiB\"\ntimeout = \"1s\"");
     let calls = [
         (node.invoke("demo", &json!({ "k": 1 })), "success"),
         (node.invoke("demo", &json!({ "fail": true })), "function_error"),
@@ -137,7 +63,7 @@ fn each_call_has_a_record_of_what_it_took() {
         (node.invoke("demo", &json!({ "exit": 3 })), "function_error"),
         (node.invoke("demo", &json!({ "sleep_ms": 5_000 })), "platform_error"),
     ];
-    let records = node.records();
+    let records = records(&sandbox, &[]);
     let of = |answer: &Response| {
         let id = id(answer);
         let own: Vec<&Value> = records.iter().filter(|record| record["request_id"] == *id).collect();
@@ -163,7 +89,7 @@ fn each_call_has_a_record_of_what_it_took() {
     assert_eq!(of(&calls[3].0)["http_status"], 500);
     assert!(of(&calls[4].0)["billed_ms"].as_u64().expect("a number") >= 20);
     assert!((1_000..3_000).contains(&of(&calls[7].0)["billed_ms"].as_u64().expect("a number")));
-    assert_sums(&node, &records);
+    assert_sums(&sandbox, &node, &records);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     baseline.assert_restored();
@@ -171,8 +97,8 @@ fn each_call_has_a_record_of_what_it_took() {
 
 /// What the node adds up is what its records come to.
 #[track_caller]
-fn assert_sums(node: &Node<'_>, records: &[Value]) {
-    let usage = node.usage();
+fn assert_sums(sandbox: &Sandbox, node: &Node<'_>, records: &[Value]) {
+    let usage = usage(&node);
     let billed = |kind: &str| {
         let of_kind = records.iter().filter(|record| record["kind"] == kind);
         of_kind.fold((0, 0, 0.0), |(count, ms, gb_s), record| {
@@ -193,7 +119,7 @@ fn assert_sums(node: &Node<'_>, records: &[Value]) {
         assert!((sum.2 - told.2).abs() < 1e-6, "{usage}");
     }
     assert_eq!((&usage["missing"], &usage["damages"]), (&json!(0), &json!([])));
-    let text = node.sandbox.run(&["usage"]).ok().stdout();
+    let text = sandbox.run(&["usage"]).ok().stdout();
     let row = text.lines().find(|line| line.starts_with("demo")).unwrap_or_else(|| panic!("{text}"));
     let columns: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(columns[3], function["invocations"].to_string(), "{text}");
@@ -204,21 +130,22 @@ fn assert_sums(node: &Node<'_>, records: &[Value]) {
 fn a_pull_is_billed_as_its_platform_does_it_and_a_refusal_is_not() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "memory = \"1GiB\"");
+    deploy(&node, "demo", "memory = \"1GiB\"");
     // Its image is here by now.
-    node.deploy("again", "");
-    let pulls: Vec<Value> = node.records().into_iter().filter(|record| record["kind"] == "pull").collect();
+    deploy(&node, "again", "");
+    let pulls: Vec<Value> =
+        records(&sandbox, &[]).into_iter().filter(|record| record["kind"] == "pull").collect();
     let [pull] = &pulls[..] else { panic!("{pulls:?}") };
     let billed = pull["billed_ms"].as_u64().expect("a number");
     assert!(billed > 0 && pull["image"].as_str().expect("a digest").starts_with("sha256:"), "{pull}");
     let gb_s = pull["gb_s"].as_f64().expect("a number");
     assert!((gb_s - billed as f64 / 1000.0).abs() < 1e-9, "1 GiB for a second is 1 GB·s: {pull}");
-    assert_eq!(node.ask("POST", &invocations("nobody"), &[], b"{}").status, 404);
+    assert_eq!(node.ask("POST", &invocations("nobody"), "{}").status, 404);
     let large = vec![b'x'; 33 << 20];
-    let refused = node.ask("POST", &invocations("demo"), &[], &large);
+    let refused = node.connection().request("POST", &invocations("demo"), &[], &large);
     assert!(refused.status >= 400, "{}", refused.status);
     let calls: Vec<Value> =
-        node.records().into_iter().filter(|record| record["kind"] == "invocation").collect();
+        records(&sandbox, &[]).into_iter().filter(|record| record["kind"] == "invocation").collect();
     assert!(calls.iter().all(|call| call["status"] == "rejected" && call["billed_ms"] == 0), "{calls:?}");
     node.stop();
 }
@@ -227,23 +154,22 @@ fn a_pull_is_billed_as_its_platform_does_it_and_a_refusal_is_not() {
 fn jobs_and_each_try_of_an_asynchronous_event_are_billed() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "");
+    deploy(&node, "demo", "");
     let job = "platform = \"fc2\"\nnamespace = \"team\"\nmode = \"job\"\ncommand = [\"job\"]";
-    node.deploy("job", job);
-    let told =
-        node.ask("POST", "/2021-04-06/services/team/functions/job/invocations", &[], b"{\"k\":1}").ok();
+    deploy(&node, "job", job);
+    let told = node.ask("POST", "/2021-04-06/services/team/functions/job/invocations", "{\"k\":1}").ok();
     let later = [("X-Fc-Invocation-Type", "Async")];
-    let taken = node.ask("POST", &invocations("demo"), &later, b"{\"fail\":true}");
+    let taken = node.connection().request("POST", &invocations("demo"), &later, b"{\"fail\":true}");
     assert_eq!(taken.status, 202);
     let of = |id: &str| -> Vec<Value> {
-        node.records().into_iter().filter(|record| record["request_id"] == id).collect()
+        records(&sandbox, &[]).into_iter().filter(|record| record["request_id"] == id).collect()
     };
     let jobs = of(&id(&told));
     assert!(jobs.len() == 1 && jobs[0]["status"] == "success" && jobs[0]["namespace"] == "team", "{jobs:?}");
     assert!(jobs[0]["billed_ms"].as_u64().expect("a number") > 0, "{jobs:?}");
     // Tried again after 0.5 s, 1 s and 2 s.
     let tries = wait_for(SOON, || Some(of(&id(&taken))).filter(|tries| tries.len() == 4));
-    let tries = tries.unwrap_or_else(|| panic!("{:?}", node.records()));
+    let tries = tries.unwrap_or_else(|| panic!("{:?}", records(&sandbox, &[])));
     let retries: Vec<u64> = tries.iter().filter_map(|record| record["retries"].as_u64()).collect();
     assert_eq!(retries, [0, 1, 2, 3]);
     assert!(tries.iter().all(|one| one["asynchronous"] == true && one["status"] == "function_error"));
@@ -256,7 +182,7 @@ fn jobs_and_each_try_of_an_asynchronous_event_are_billed() {
 fn time_that_overlaps_in_an_instance_is_billed_once() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "concurrency = 8");
+    deploy(&node, "demo", "concurrency = 8");
     let begun = Instant::now();
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -264,7 +190,7 @@ fn time_that_overlaps_in_an_instance_is_billed_once() {
         }
     });
     let all = begun.elapsed().as_millis() as u64;
-    let records = node.records();
+    let records = records(&sandbox, &[]);
     let calls = records.iter().filter(|record| record["kind"] == "invocation");
     let billed: u64 = calls.filter_map(|record| record["billed_ms"].as_u64()).sum();
     assert!(billed >= 500 && billed <= all + 1, "{billed} ms of {all}: {records:?}");
@@ -275,7 +201,7 @@ fn time_that_overlaps_in_an_instance_is_billed_once() {
 fn a_node_may_keep_no_records() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &["--no-metering"]);
-    node.deploy("demo", "");
+    deploy(&node, "demo", "");
     let _ = node.invoke("demo", &json!({ "k": 1 })).ok();
     let _ = sandbox.run(&["usage"]).fails(2, &["keeps no records", "--no-metering"]);
     let _ = sandbox.run(&["usage", "--output", "json"]).fails(2, &["keeps no records"]);
@@ -287,12 +213,12 @@ fn a_node_may_keep_no_records() {
 fn bad_questions_are_told() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    let wrong = node.ask("GET", "/v1/usage?since_unix_ms=soon", &[], b"");
+    let wrong = node.ask("GET", "/v1/usage?since_unix_ms=soon", "");
     assert_eq!(wrong.status, 400, "{}", wrong.text());
     assert!(wrong.text().contains("since_unix_ms"));
-    assert_eq!(node.ask("POST", "/v1/usage", &[], b"").status, 405);
-    assert_eq!(node.ask("GET", "/v1/usage/nothing", &[], b"").status, 404);
-    let paths = node.ask("GET", "/openapi.json", &[], b"").json()["paths"].clone();
+    assert_eq!(node.ask("POST", "/v1/usage", "").status, 405);
+    assert_eq!(node.ask("GET", "/v1/usage/nothing", "").status, 404);
+    let paths = node.ask("GET", "/openapi.json", "").json()["paths"].clone();
     assert!(paths["/v1/usage"].is_object() && paths["/v1/usage/records"].is_object());
     let _ = sandbox.run(&["usage", "--since", "7"]).fails(2, &["7d"]);
     node.stop();
@@ -326,7 +252,7 @@ fn a_full_disk_stops_no_function_and_what_is_missing_is_counted() {
     let dir = sandbox.state_dir().join("meter");
     let disk = Small::mount(&dir, "64k");
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "");
+    deploy(&node, "demo", "");
     let mut answered = 0_u64;
     let mut call = || {
         let _ = node.invoke("demo", &json!({ "k": 1 })).ok();
@@ -335,7 +261,7 @@ fn a_full_disk_stops_no_function_and_what_is_missing_is_counted() {
     for _ in 0..400 {
         call();
     }
-    let full = node.usage();
+    let full = usage(&node);
     let why = full["meter"]["failing"].as_str().unwrap_or_else(|| panic!("{full}"));
     assert!(why.contains("No space left"), "{why}");
     assert!(full["meter"]["unbilled"].as_u64().expect("a number") > 0, "{full}");
@@ -345,10 +271,10 @@ fn a_full_disk_stops_no_function_and_what_is_missing_is_counted() {
     disk.grow("4m");
     let again = wait_for(SOON, || {
         call();
-        node.usage()["meter"]["failing"].is_null().then_some(())
+        usage(&node)["meter"]["failing"].is_null().then_some(())
     });
-    assert!(again.is_some(), "{}", node.usage());
-    let usage = node.usage();
+    assert!(again.is_some(), "{}", usage(&node));
+    let usage = usage(&node);
     let (kept, missing) = (&usage["functions"][0]["invocations"], &usage["missing"]);
     let sum = kept.as_u64().expect("a number") + missing.as_u64().expect("a number");
     assert_eq!((sum, missing), (answered, &usage["meter"]["unbilled"]), "{usage}");
@@ -428,7 +354,7 @@ fn each_answered_call_has_one_record_through_many_kill_9() {
     let asked = std::env::var("SKIFF_TEST_METER_KILLS").ok().and_then(|text| text.parse::<usize>().ok());
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    node.deploy("demo", "concurrency = 4");
+    deploy(&node, "demo", "concurrency = 4");
     node.stop();
     let (counts, begun) = (Counts::default(), Instant::now());
     let events = ["{\"k\":1}", "{\"fail\":true}", "{\"answer_bytes\":5000}"].map(|event| post("demo", event));
@@ -448,14 +374,14 @@ fn each_answered_call_has_one_record_through_many_kill_9() {
             // Anywhere.
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
             thread::sleep(Duration::from_micros(u64::from(now.subsec_nanos()) % 200_000));
-            node.kill();
+            node.end(Signal::KILL);
             kills += 1;
         }
         let node = Node::start(&sandbox, &[]);
         counts.over.store(true, Ordering::SeqCst);
         node
     });
-    assert_each_once(&counts, &node.records(), kills);
+    assert_each_once(&counts, &records(&sandbox, &[]), kills);
     node.stop();
 }
 

@@ -246,46 +246,31 @@ fn it_is_late() {
     case.check();
 }
 
+/// For its caller it has ended.
+#[track_caller]
+fn check_ended(
+    options: &'static [&str],
+    event: &'static str,
+    target: &'static str,
+    error_type: &'static str,
+) {
+    let (event_text, http_text, error_type) = (EXITED, EXITED, Some(error_type));
+    Case { options, event, target, code: None, event_text, http_text, error_type }.check();
+}
+
 #[test]
 fn it_exits_while_it_serves() {
-    let case = Case {
-        options: &[],
-        event: r#"{"exit":3}"#,
-        target: "/exit/3",
-        code: None,
-        event_text: EXITED,
-        http_text: EXITED,
-        error_type: Some("FunctionUnhandledError"),
-    };
-    case.check();
+    check_ended(&[], r#"{"exit":3}"#, "/exit/3", "FunctionUnhandledError");
 }
 
 #[test]
 fn its_memory_runs_out() {
-    let case = Case {
-        options: &["--memory", "128MiB"],
-        event: r#"{"oom":true}"#,
-        target: "/oom",
-        code: None,
-        event_text: EXITED,
-        http_text: EXITED,
-        error_type: Some("FunctionOOMError"),
-    };
-    case.check();
+    check_ended(&["--memory", "128MiB"], r#"{"oom":true}"#, "/oom", "FunctionOOMError");
 }
 
 #[test]
 fn it_refuses_connections() {
-    let case = Case {
-        options: &["--", "deaf"],
-        event: "{}",
-        target: "/",
-        code: None,
-        event_text: EXITED,
-        http_text: EXITED,
-        error_type: Some("FunctionUnhandledError"),
-    };
-    case.check();
+    check_ended(&["--", "deaf"], "{}", "/", "FunctionUnhandledError");
 }
 
 #[test]

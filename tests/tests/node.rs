@@ -1,118 +1,26 @@
 //! `skiff serve`: functions that are deployed, called, replaced, deleted, and there again after a restart.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use skiff_tests::http::{Connection, Response};
-use skiff_tests::process;
-use skiff_tests::{Baseline, Outcome, Sandbox, images, wait_for};
+use skiff_tests::{Baseline, Node, Outcome, Sandbox, deploy_as, images, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A node of its own for one test.
-struct Node<'a> {
-    sandbox: &'a Sandbox,
-    child: Child,
-}
-
-impl<'a> Node<'a> {
-    fn start(sandbox: &'a Sandbox) -> Self {
-        Self::with(sandbox, &[])
-    }
-
-    fn with(sandbox: &'a Sandbox, options: &[&str]) -> Self {
-        let mut command: Command = sandbox.skiff(&[&["serve"], options].concat());
-        let log = std::fs::File::options().create(true).append(true).open(sandbox.path().join("node.log"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a file"));
-        let mut node = Self { sandbox, child: command.spawn().expect("skiff") };
-        let up = wait_for(SOON, || {
-            assert_eq!(node.child.try_wait().expect("wait"), None, "{}", node.log());
-            Connection::unix(&node.socket()).ok().map(drop)
-        });
-        assert!(up.is_some(), "it does not serve: {}", node.log());
-        node
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.sandbox.run_dir().join("skiff.sock")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.sandbox.path().join("node.log")).unwrap_or_default()
-    }
-
-    #[track_caller]
-    fn ask(&self, method: &str, target: &str, body: &str) -> Response {
-        let mut connection = Connection::unix(&self.socket()).expect("it listens");
-        connection.request(method, target, &[], body.as_bytes())
-    }
-
-    /// Calls a function by the invoke API.
-    #[track_caller]
-    fn invoke(&self, name: &str, event: &Value) -> Response {
-        self.ask("POST", &format!("/2023-03-30/functions/{name}/invocations"), &event.to_string())
-    }
-
-    /// Passes a request on by the function's own socket.
-    #[track_caller]
-    fn get(&self, name: &str, target: &str) -> Response {
-        let socket = self.sandbox.run_dir().join(format!("functions/{name}.sock"));
-        Connection::unix(&socket).expect("it listens").request("GET", target, &[], b"")
-    }
-
-    fn info(&self, name: &str) -> Value {
-        self.ask("GET", &format!("/v1/functions/{name}"), "").json()
-    }
-
-    /// Sends a signal and waits for the end.
-    #[track_caller]
-    fn end(mut self, signal: Signal) -> Option<i32> {
-        process::send(self.child.id(), signal);
-        let status = wait_for(SOON, || self.child.try_wait().expect("wait"));
-        status.unwrap_or_else(|| panic!("it does not end: {}", self.log())).code()
-    }
-
-    #[track_caller]
-    fn stop(self) {
-        let log = self.sandbox.path().join("node.log");
-        let code = self.end(Signal::INT);
-        assert_eq!(code, Some(0), "{}", std::fs::read_to_string(log).unwrap_or_default());
-    }
-}
-
-impl Drop for Node<'_> {
-    fn drop(&mut self) {
-        if self.child.try_wait().ok().flatten().is_none() {
-            process::send(self.child.id(), Signal::INT);
-            if wait_for(SOON, || self.child.try_wait().ok().flatten()).is_none() {
-                let _ = self.child.kill();
-            }
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// A file of the function `demo`, with some lines more.
-fn file(sandbox: &Sandbox, image: &str, more: &str) -> String {
-    let text = format!("name = \"demo\"\nimage = \"{}\"\n{more}\n", images::oci(image));
-    sandbox.write("demo.toml", text).display().to_string()
-}
-
+/// Deploys an image as the function `demo`.
 #[track_caller]
 fn deploy(sandbox: &Sandbox, image: &str, more: &str, options: &[&str]) -> Outcome {
-    let file = file(sandbox, image, more);
-    sandbox.run(&[&["deploy", &file], options].concat())
+    deploy_as(sandbox, "demo", image, more, options)
 }
 
 #[test]
 fn a_function_is_deployed_called_and_deleted() {
     let sandbox = Sandbox::new();
     let baseline = Baseline::take(&sandbox);
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let told = deploy(&sandbox, "function", "memory = \"256MiB\"", &[]).ok().stdout();
     assert!(told.starts_with("deployed demo revision 1: sha256:"), "{told}");
     assert_eq!(node.invoke("demo", &json!({ "k": 1 })).ok().json()["event"]["k"], 1);
@@ -137,7 +45,7 @@ fn a_function_is_deployed_called_and_deleted() {
 #[test]
 fn two_nodes_do_not_share_a_directory() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = sandbox.run(&["serve"]).fails(3, &["another node", "state directory of its own"]);
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     node.stop();
@@ -146,7 +54,7 @@ fn two_nodes_do_not_share_a_directory() {
 #[test]
 fn a_new_revision_takes_over_and_no_call_is_lost() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = deploy(&sandbox, "function", "env = { WHICH = \"one\" }", &[]).ok();
     let which = |answer: &Response| answer.json()["WHICH"].as_str().unwrap_or_default().to_owned();
     assert_eq!(which(&node.get("demo", "/env").ok()), "one");
@@ -172,7 +80,7 @@ fn a_new_revision_takes_over_and_no_call_is_lost() {
 #[test]
 fn a_revision_that_cannot_start_never_takes_over() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let first = deploy(&sandbox, "exits", "", &[]);
     assert!(first.code() == 3 && first.stderr.contains("before it listened"), "{first:?}");
     assert_eq!(node.ask("GET", "/v1/functions", "").json(), json!({ "functions": [] }));
@@ -190,22 +98,22 @@ fn a_revision_that_cannot_start_never_takes_over() {
 fn what_is_deployed_is_there_again_after_a_restart_and_a_kill() {
     let sandbox = Sandbox::new();
     let baseline = Baseline::take(&sandbox);
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = deploy(&sandbox, "function", "env = { WHICH = \"one\" }", &["--provisioned", "1"]).ok();
     node.stop();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     // At once: a call waits for the function.
     assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
     assert_eq!(node.info("demo")["scaling"]["provisioned"], 1);
     node.end(Signal::KILL);
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     assert_eq!(node.get("demo", "/env").ok().json()["WHICH"], "one");
     assert_eq!(node.info("demo")["revision"], 1);
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     assert_eq!(node.info("demo")["revision"], 2);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     assert_eq!(node.ask("GET", "/v1/functions", "").json(), json!({ "functions": [] }));
     node.stop();
     baseline.assert_restored();
@@ -221,7 +129,7 @@ fn instance(node: &Node<'_>) -> String {
 fn instances_live_on_through_restarts_and_kills_of_the_node() {
     let sandbox = Sandbox::new();
     let baseline = Baseline::take(&sandbox);
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     let first = instance(&node);
     let counted =
@@ -233,7 +141,7 @@ fn instances_live_on_through_restarts_and_kills_of_the_node() {
         thread::sleep(Duration::from_millis(if signal == Signal::KILL { 0 } else { 200 }));
         let code = current.take().expect("a node").end(signal);
         assert_eq!(code, (signal == Signal::TERM).then_some(0));
-        let next = Node::start(&sandbox);
+        let next = Node::start(&sandbox, &[]);
         assert_eq!(next.get("demo", "/status/200").status, 200);
         current = Some(next);
     }
@@ -254,7 +162,7 @@ fn instances_live_on_through_restarts_and_kills_of_the_node() {
 #[test]
 fn who_calls_while_there_is_no_node_waits_for_the_next() {
     let sandbox = Sandbox::new();
-    let mut node = Some(Node::start(&sandbox));
+    let mut node = Some(Node::start(&sandbox, &[]));
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     let run = sandbox.run_dir();
     let (api, own) = (run.join("skiff.sock"), run.join("functions/demo.sock"));
@@ -276,7 +184,7 @@ fn who_calls_while_there_is_no_node_waits_for_the_next() {
                 })
                 .collect();
             thread::sleep(Duration::from_millis(300));
-            node = Some(Node::start(&sandbox));
+            node = Some(Node::start(&sandbox, &[]));
             calls.into_iter().for_each(|call| call.join().expect("answered"));
         });
     }
@@ -288,12 +196,12 @@ fn who_calls_while_there_is_no_node_waits_for_the_next() {
 fn a_node_may_be_told_to_leave_nothing() {
     let sandbox = Sandbox::new();
     let baseline = Baseline::take(&sandbox);
-    let node = Node::with(&sandbox, &["--stop-instances"]);
+    let node = Node::start(&sandbox, &["--stop-instances"]);
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     assert_eq!(node.get("demo", "/status/200").status, 200);
     assert_eq!(node.end(Signal::TERM), Some(0));
     assert!(!sandbox.run_dir().join("node").exists(), "its run goes on");
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     baseline.assert_restored();
@@ -302,13 +210,13 @@ fn a_node_may_be_told_to_leave_nothing() {
 #[test]
 fn an_image_that_is_deployed_is_never_collected() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = deploy(&sandbox, "function", "", &[]).ok();
     node.stop();
     let _ = sandbox.run(&["gc", "--all"]).ok();
     let kept = sandbox.run(&["images", "--output", "json"]).ok().json();
     assert_eq!(kept["pinned_by"], json!(["function default/demo"]));
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     let _ = sandbox.run(&["gc", "--all"]).ok();
@@ -319,7 +227,7 @@ fn an_image_that_is_deployed_is_never_collected() {
 fn bad_deployments_are_told_whole() {
     let sandbox = Sandbox::new();
     let _ = deploy(&sandbox, "function", "", &[]).fails(2, &["no node listens", "skiff serve"]);
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let wrong = "memory = \"7MiB\"\ncolour = \"red\"";
     let _ = deploy(&sandbox, "function", wrong, &[]).fails(2, &["colour", "7"]);
     let _ = deploy(&sandbox, "function", "", &["--provisioned", "11"]).fails(2, &["provisioned 11"]);
@@ -344,7 +252,7 @@ fn bad_deployments_are_told_whole() {
 #[test]
 fn functions_of_all_platforms_live_beside_each_other() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     for platform in ["fc", "fc2", "scf"] {
         let namespace = if platform == "fc" { "" } else { "namespace = \"team\"" };
         let more = format!("platform = \"{platform}\"\n{namespace}");
@@ -366,7 +274,7 @@ fn functions_of_all_platforms_live_beside_each_other() {
 #[test]
 fn events_are_told_as_they_happen() {
     let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox);
+    let node = Node::start(&sandbox, &[]);
     let mut events = Connection::unix(&node.socket()).expect("it listens");
     events.send_head("GET", "/v1/events", &[]);
     assert_eq!(events.read_head().status, 200);

@@ -341,16 +341,7 @@ fn given_up(event: &Event) -> EventOutcome {
     };
     let report = InvocationReport::default();
     let answer = platform.invocation_failure(&context, &InvocationFailure::Terminated, &report);
-    EventOutcome {
-        request_id: event.request_id.clone(),
-        result: EventResult::PlatformError(answer.message),
-        status: answer.status,
-        headers: answer.headers,
-        body: answer.body,
-        duration: Duration::ZERO,
-        memory_peak_bytes: 0,
-        log: None,
-    }
+    EventOutcome::refused(event.request_id.clone(), answer, Duration::ZERO)
 }
 
 /// As fc writes it: payloads are JSON where they can be, else text.

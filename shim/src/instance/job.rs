@@ -12,9 +12,10 @@ use http::{HeaderMap, StatusCode};
 use skiff_runtime::{Container, Exit, Runtime};
 use tokio::time::{Instant, timeout_at};
 
+use super::failure::failed_start;
 use super::guest::KILLED;
 use super::logs::{LogSink, LogStream, Logs};
-use super::start::{Launch, command, failed_start};
+use super::start::{Launch, command};
 use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Timeline};
 use crate::function::Mode;
 use crate::meter::{Measured, Receipt, Status, Tap};

@@ -13,6 +13,7 @@ mod activity;
 mod callbacks;
 mod ending;
 pub(crate) mod event;
+mod failure;
 pub(crate) mod guest;
 mod health;
 pub(crate) mod invocation;
@@ -52,7 +53,7 @@ use tokio::task::JoinHandle;
 
 use crate::function::Callback;
 use crate::meter::{Receipt, Tap};
-use crate::platform::Trigger;
+use crate::platform::{PlatformAnswer, Trigger};
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -123,6 +124,20 @@ pub enum EventResult {
 }
 
 impl EventOutcome {
+    /// The platform's own answer to an event that no instance has worked on.
+    pub(crate) fn refused(request_id: String, answer: PlatformAnswer, duration: Duration) -> Self {
+        Self {
+            request_id,
+            result: EventResult::PlatformError(answer.message),
+            status: answer.status,
+            headers: answer.headers,
+            body: answer.body,
+            duration,
+            memory_peak_bytes: 0,
+            log: None,
+        }
+    }
+
     /// How a program that made only this call should exit.
     #[must_use]
     pub fn exit_code(&self) -> crate::ExitCode {
@@ -226,7 +241,7 @@ impl Instance {
     /// The error for an image that could not be pulled, with the platform's answer to the caller.
     #[must_use]
     pub fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
-        start::pull_failed(config, error)
+        failure::pull_failed(config, error)
     }
 
     /// As [`Instance::pull_failed`], and the platform's events of it go to `logs`, those of an instance that
@@ -236,8 +251,8 @@ impl Instance {
         error: skiff_runtime::Error,
         logs: Arc<dyn LogSink>,
     ) -> Error {
-        start::tell_pull_failed(config, &error, logs).await;
-        start::pull_failed(config, error)
+        failure::tell_pull_failed(config, &error, logs).await;
+        failure::pull_failed(config, error)
     }
 
     /// Its id, which is its host name too.

@@ -1,18 +1,17 @@
 //! From a configuration to a server that listens.
 
-use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rustix::io::Errno;
-use skiff_runtime::{Acceleration, Container, ContainerSpec, Exit, Network, OomPolicy, Runtime, breakpoint};
+use skiff_runtime::{Acceleration, Container, ContainerSpec, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::activity::freeze_when_idle;
+use super::failure::failed_start;
 use super::guest::{Guest, KILLED};
 use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
@@ -21,15 +20,9 @@ use super::shared::{Shared, drive};
 use super::{Instance, State, Ties, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
 use crate::meter::Tap;
-use crate::platform::{InstanceStep, StartCause, StartFailure};
+use crate::platform::{InstanceStep, StartCause};
 use crate::proxy::pool::Pool;
 use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
-
-/// How long the last output of a container that failed may take to arrive.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// Causes of an error that are looked at; a longer chain is a loop.
-const MAX_CAUSES: usize = 16;
 
 /// A container that is to become an instance.
 pub(super) struct Launch {
@@ -95,28 +88,13 @@ pub(super) async fn adopt(
     let logs = launch.logs(sink);
     // It may be frozen.
     container.thaw()?;
-    if let Some((stdout, stderr)) = container.take_output() {
-        logs.follow(LogStream::Stdout, stdout);
-        logs.follow(LogStream::Stderr, stderr);
-    }
+    let output = container.take_output();
     let guest: Arc<dyn Guest> = Arc::new(container);
-    let deadline = launch.started + config.start_deadline();
-    let stream = match first_connection(&*guest, config.port(), deadline).await {
-        Ok(stream) => stream,
-        Err(reason) => return Err(launch.give_up(&*guest, &logs, reason).await),
-    };
-    let pool = Pool::new(Arc::clone(&guest), config.port());
-    pool.keep(stream).await;
+    let pool = launch.reach(&guest, output, &logs).await?;
     let shared = launch.share(guest, pool, logs, Timeline::default());
     shared.cold.store(false, Ordering::Relaxed);
     shared.enter(State::Ready);
     Ok(Instance::of(shared))
-}
-
-/// The error for a container that did not start.
-pub(super) fn failed_start(launch: &Launch, error: skiff_runtime::Error) -> Error {
-    let cause = cause(&error, &launch.command);
-    Error::from(error).with_start(launch.config.platform, launch.failure(cause, Vec::new(), None))
 }
 
 /// In the host's own network another program may have the port, and would be taken for the
@@ -180,11 +158,33 @@ impl Launch {
         Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink)
     }
 
-    fn tell(&self, logs: &Logs, step: InstanceStep<'_>) {
+    pub(super) fn tell(&self, logs: &Logs, step: InstanceStep<'_>) {
         tell(&self.config, &self.id, logs, step);
     }
 
-    /// Follows the output and waits for the server.
+    /// Follows the output, and waits until the server can be connected to.
+    async fn reach<R: Source>(
+        &self,
+        guest: &Arc<dyn Guest>,
+        output: Option<(R, R)>,
+        logs: &Logs,
+    ) -> Result<Arc<Pool>> {
+        if let Some((stdout, stderr)) = output {
+            logs.follow(LogStream::Stdout, stdout);
+            logs.follow(LogStream::Stderr, stderr);
+        }
+        let (port, deadline) = (self.config.port(), self.started + self.config.start_deadline());
+        match first_connection(&**guest, port, deadline).await {
+            Ok(stream) => {
+                let pool = Pool::new(Arc::clone(guest), port);
+                pool.keep(stream).await;
+                Ok(pool)
+            }
+            Err(reason) => Err(self.give_up(&**guest, logs, reason).await),
+        }
+    }
+
+    /// Follows the output, waits for the server, and prepares it for its first invocation.
     pub(super) async fn bring_up<R: Source>(
         self,
         guest: Arc<dyn Guest>,
@@ -192,23 +192,12 @@ impl Launch {
         mut timeline: Timeline,
         logs: Logs,
     ) -> Result<Instance> {
-        let config = Arc::clone(&self.config);
-        if let Some((stdout, stderr)) = output {
-            logs.follow(LogStream::Stdout, stdout);
-            logs.follow(LogStream::Stderr, stderr);
-        }
         let begun = Instant::now();
-        let deadline = self.started + config.start_deadline();
-        let stream = match first_connection(&*guest, config.port(), deadline).await {
-            Ok(stream) => stream,
-            Err(reason) => return Err(self.give_up(&*guest, &logs, reason).await),
-        };
+        let pool = self.reach(&guest, output, &logs).await?;
         timeline.listen = begun.elapsed();
         breakpoint::reach("daemon-connected");
         guest.ready();
         self.tell(&logs, InstanceStep::ServerReady(self.started.elapsed()));
-        let pool = Pool::new(Arc::clone(&guest), config.port());
-        pool.keep(stream).await;
         let shared = self.share(guest, pool, logs, timeline);
         if let Err(reason) = prepare(&shared).await {
             return Err(self.give_up(&*shared.guest, &shared.logs, reason).await);
@@ -238,96 +227,6 @@ impl Launch {
             tap: self.ties.tap.clone(),
             busy: Mutex::default(),
         })
-    }
-
-    /// Kills what is left and words the error.
-    async fn give_up(&self, guest: &dyn Guest, logs: &Logs, reason: NotReady) -> Error {
-        // The error at hand is the one to tell; the runtime cleans up what it could not kill here.
-        let _ = guest.stop(Duration::ZERO).await;
-        logs.drained(LAST_OUTPUT).await;
-        let port = self.config.port();
-        let initializer = matches!(reason, NotReady::Initializer(_));
-        let (error, cause) = match reason {
-            NotReady::Deadline(last) => (self.not_listening(&last), StartCause::NotListening(last)),
-            NotReady::Exited(exit) => (self.exited(exit), StartCause::Exited(exit)),
-            NotReady::Initializer(why) => {
-                (self.not_ready("initializer", &why), StartCause::InitializerFailed(why))
-            }
-            NotReady::Unhealthy(how) => {
-                (self.not_ready("first health check", &how), StartCause::Unhealthy(how))
-            }
-        };
-        let why = error.to_string();
-        self.tell(
-            logs,
-            if initializer {
-                InstanceStep::InitializerFailed(&why)
-            } else {
-                InstanceStep::ServerFailed(&why)
-            },
-        );
-        self.tell(logs, InstanceStep::CreateFailed(&why));
-        let failure = self.failure(cause, logs.tail(), Some(guest.address(port)));
-        error.with_start(self.config.platform, failure)
-    }
-
-    fn not_listening(&self, last: &str) -> Error {
-        let port = self.config.port();
-        let message = format!(
-            "the server of instance {} did not listen on port {port} within {:?} (last try: {last})",
-            self.id,
-            self.config.start_deadline()
-        );
-        Error::new(ErrorKind::StartFailed, message).advise(format!(
-            "let it listen on 0.0.0.0:{port} (a server on 127.0.0.1 is not reached), name its port, \
-             or give it more time to start"
-        ))
-    }
-
-    fn not_ready(&self, what: &str, why: &str) -> Error {
-        let message = format!("the {what} of instance {} failed: {}", self.id, why.trim_end());
-        Error::new(ErrorKind::StartFailed, message)
-            .advise("see what the server wrote last; give it more time, or do without it")
-    }
-
-    /// For a job that is not started because of its event.
-    pub(super) fn refused(&self, cause: StartCause, why: String) -> Error {
-        let error = Error::new(ErrorKind::InvalidEvent, why)
-            .advise("send a smaller event, as text without NUL characters (scf: JSON)");
-        error.with_start(self.config.platform, self.failure(cause, Vec::new(), None))
-    }
-
-    pub(super) fn exited(&self, exit: Exit) -> Error {
-        let how = match (exit.code, exit.signal) {
-            (Some(code), _) => format!("exited with code {code}"),
-            (None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None) => "ended".to_owned(),
-        };
-        let port = self.config.port();
-        let message = format!("the command of instance {} {how} before it listened on port {port}", self.id);
-        let error = Error::new(ErrorKind::StartFailed, message);
-        if exit.oom_killed {
-            return error.advise(format!("give it more than {} MiB of memory", self.config.memory_mib));
-        }
-        error.advise("see what it wrote last; the command must stay in the foreground and serve HTTP")
-    }
-
-    fn failure(
-        &self,
-        cause: StartCause,
-        logs: Vec<crate::platform::TailLine>,
-        address: Option<std::net::SocketAddr>,
-    ) -> StartFailure {
-        StartFailure {
-            request_id: self.config.platform.new_request_id(),
-            cause,
-            command: self.command.clone(),
-            address,
-            port: self.config.port(),
-            deadline: self.config.start_deadline(),
-            elapsed: self.started.elapsed(),
-            logs,
-        }
     }
 }
 
@@ -376,69 +275,6 @@ pub(super) fn tend(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     tasks
 }
 
-/// The error for an image that could not be pulled.
-pub(super) fn pull_failed(config: &FunctionConfig, error: skiff_runtime::Error) -> Error {
-    let reason = error.to_string();
-    let cause = match error.kind() {
-        skiff_runtime::ErrorKind::PullTimedOut => StartCause::PullTimedOut(reason),
-        _ => StartCause::PullFailed(reason),
-    };
-    let failure = StartFailure {
-        request_id: config.platform.new_request_id(),
-        cause,
-        command: Vec::new(),
-        address: None,
-        port: config.port(),
-        deadline: config.start_deadline(),
-        elapsed: Duration::ZERO,
-        logs: Vec::new(),
-    };
-    Error::from(error).with_start(config.platform, failure)
-}
-
-/// Tells of an instance that was to have this image.
-pub(super) async fn tell_pull_failed(
-    config: &FunctionConfig,
-    error: &skiff_runtime::Error,
-    sink: Arc<dyn LogSink>,
-) {
-    let id: Arc<str> = config.platform.new_instance_id().into();
-    let logs = Logs::new(Arc::clone(&id), config.platform.limits().log_line_bytes, sink);
-    let why = error.to_string();
-    for step in [InstanceStep::Creating, InstanceStep::ImageFailed(&why), InstanceStep::CreateFailed(&why)] {
-        tell(config, &id, &logs, step);
-    }
-    logs.drained(LAST_OUTPUT).await;
-}
-
-/// What the platform says about a container that did not start.
-fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
-    use skiff_runtime::ErrorKind as Kind;
-    let program = || command.first().cloned().unwrap_or_default();
-    match error.kind() {
-        Kind::CommandNotFound => StartCause::CommandNotFound(program()),
-        Kind::CommandNotExecutable => StartCause::CommandNotExecutable(program()),
-        Kind::StartTimedOut => StartCause::TimedOut,
-        Kind::DiskFull => StartCause::OutOfResources(error.to_string()),
-        _ if lacks_resources(error) => StartCause::OutOfResources(error.to_string()),
-        _ => StartCause::Other(error.to_string()),
-    }
-}
-
-/// Whether the host has run out of memory, processes or descriptors.
-fn lacks_resources(error: &skiff_runtime::Error) -> bool {
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source()).take(MAX_CAUSES);
-    let errno = |cause: &(dyn StdError + 'static)| {
-        cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error)
-    };
-    causes.filter_map(errno).any(|errno| {
-        matches!(
-            errno,
-            Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::NOSPC | Errno::DQUOT
-        )
-    })
-}
-
 pub(super) fn spec(config: &FunctionConfig, id: &str, role: Option<&Credentials>) -> ContainerSpec {
     let limits = config.platform.limits();
     let mut env = config.env.clone();
@@ -485,18 +321,6 @@ pub(super) fn command(config: &FunctionConfig, image: &Image) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn want_of_resources_is_told_from_other_failures() {
-        let host = |errno: Errno| skiff_runtime::Error::host("cannot fork", std::io::Error::from(errno));
-        for errno in [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOSPC, Errno::DQUOT] {
-            let found = cause(&host(errno), &[]);
-            assert!(matches!(found, StartCause::OutOfResources(_)), "{errno}: {found:?}");
-        }
-        for errno in [Errno::PERM, Errno::NOENT] {
-            assert!(matches!(cause(&host(errno), &[]), StartCause::Other(_)), "{errno}");
-        }
-    }
 
     #[test]
     fn a_port_of_the_host_that_is_in_use_is_told() {

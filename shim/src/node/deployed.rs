@@ -15,8 +15,9 @@ use super::metrics::{Counted, Running};
 use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer, StartCause, StartFailure};
 use crate::pool::{Jobs, Member, Pool, PoolStatus};
-use crate::proxy::body::{self, Body};
-use crate::{EventOutcome, EventResult, FunctionConfig, Image, InvokeOptions, Result};
+use crate::proxy::body::Body;
+use crate::proxy::{of_platform, over_http};
+use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Result};
 
 /// How often it is looked whether a former revision works on something still.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
@@ -220,6 +221,11 @@ impl Deployed {
         instances
     }
 
+    /// The image of the current revision.
+    pub(super) fn image(&self) -> Option<Image> {
+        self.inner().current.as_ref().map(|revision| revision.held.clone())
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.inner().gone
     }
@@ -331,13 +337,9 @@ impl Function for Call {
             let running = Running::begin(deployed.counted());
             let response = match deployed.current().await {
                 Some(revision) => revision.calls.function().forward(client, request).await,
-                None => {
-                    let answer = answer_not_active(&deployed, None, InvocationKind::Http).1;
-                    let mut response = Response::new(body::full(answer.body));
-                    *response.status_mut() = answer.status;
-                    *response.headers_mut() = answer.headers;
-                    response
-                }
+                None => of_platform(over_http(&deployed.config(), |kind| {
+                    answer_not_active(&deployed, None, kind).1
+                })),
             };
             running.until_the_end_of(response)
         }
@@ -354,29 +356,11 @@ fn answer_not_active(
 ) -> (String, PlatformAnswer) {
     let config = deployed.config();
     let request_id = request_id.unwrap_or_else(|| config.platform.new_request_id());
-    let failure = StartFailure {
-        request_id: request_id.clone(),
-        cause: StartCause::Other(deployed.why_not()),
-        command: Vec::new(),
-        address: None,
-        port: config.port(),
-        deadline: config.start_deadline(),
-        elapsed: Duration::ZERO,
-        logs: Vec::new(),
-    };
+    let failure = StartFailure::of(&config, request_id.clone(), StartCause::Other(deployed.why_not()));
     (request_id, config.platform.start_failure(&failure, kind))
 }
 
 pub(super) fn not_active(deployed: &Deployed, request_id: Option<String>) -> EventOutcome {
     let (request_id, answer) = answer_not_active(deployed, request_id, InvocationKind::Event);
-    EventOutcome {
-        request_id,
-        result: EventResult::PlatformError(answer.message),
-        status: answer.status,
-        headers: answer.headers,
-        body: answer.body,
-        duration: Duration::ZERO,
-        memory_peak_bytes: 0,
-        log: None,
-    }
+    EventOutcome::refused(request_id, answer, Duration::ZERO)
 }

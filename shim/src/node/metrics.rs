@@ -6,15 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -26,7 +22,7 @@ use skiff_runtime::image::PullTimings;
 use super::Node;
 use super::info::{FunctionInfo, InstanceInfo};
 use crate::pool::observe::Watch;
-use crate::proxy::body::{Body, BodyError};
+use crate::proxy::body::{Body, Keeping};
 use crate::{Error, Timeline};
 
 /// What the first digit of a status is called; without a digit for a call whose caller went before its answer.
@@ -122,7 +118,7 @@ impl Running {
     /// Counts it when the last byte of its answer has gone, or nobody takes it any more.
     pub(super) fn until_the_end_of(mut self, response: Response<Body>) -> Response<Body> {
         self.answered(response.status());
-        response.map(|body| Counting { body, _running: self }.boxed_unsync())
+        response.map(|body| Keeping::new(body, self).boxed_unsync())
     }
 }
 
@@ -133,32 +129,6 @@ impl Drop for Running {
             calls.inc();
         }
         self.counted.call_seconds.observe(self.begun.elapsed().as_secs_f64());
-    }
-}
-
-/// The body of an answer with the call that it belongs to.
-struct Counting {
-    body: Body,
-    _running: Running,
-}
-
-impl HttpBody for Counting {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -15,6 +15,7 @@ mod info;
 mod inherited;
 mod logs;
 mod metrics;
+mod revisions;
 mod shelf;
 mod sockets;
 mod usage;
@@ -24,10 +25,8 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use skiff_runtime::Container;
 use tokio::sync::{Semaphore, broadcast};
 
 use self::deployed::{Call, Calls, Deployed, Revision};
@@ -40,25 +39,18 @@ use self::inherited::{Inherited, Mark};
 use self::logs::Book;
 pub use self::logs::{LineForm, LogFiles, LogQuery, LogTarget, NodeLogs};
 use self::metrics::{NodeCollector, NodeCounted, Seen};
-use self::shelf::{Record, Shelf};
+use self::shelf::Shelf;
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
-use crate::function::Mode;
-use crate::meter::{Meter, MeterOptions, Tap};
-use crate::platform::Warning;
-use crate::pool::observe::Watch;
-use crate::pool::{Identity, Jobs, Known, Pool};
+use crate::meter::{Meter, MeterOptions};
 use crate::proxy::Listener;
 use crate::{
-    Error, ErrorKind, EventOutcome, FunctionConfig, Image, Instance, InvokeOptions, PullOptions, Result,
-    Runtime, RuntimeOptions, Source,
+    Error, ErrorKind, EventOutcome, FunctionConfig, Instance, InvokeOptions, PullOptions, Result, Runtime,
+    RuntimeOptions,
 };
 
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS: usize = 1024;
-
-/// How long the former revision may take for its last calls, besides the function's own time limit.
-const DRAIN_GRACE: Duration = Duration::from_secs(10);
 
 /// How a node works.
 #[derive(Clone)]
@@ -89,7 +81,7 @@ pub struct Node {
     runtime: Arc<Runtime>,
     pull: PullOptions,
     logs: Arc<Book>,
-    shelf: Shelf,
+    shelf: Arc<Shelf>,
     /// With a file for each instance that a later node may take over; `None` where there will be none.
     marks: Option<PathBuf>,
     /// Of former nodes.
@@ -115,10 +107,11 @@ impl Node {
     /// everything else; until they are, calls wait for them.
     ///
     /// # Errors
-    /// `Busy` when another node has the state directory; as [`Runtime::open`]; `Runtime(Host)` when what was deployed cannot be read.
+    /// `Busy` when another node has the state directory; as [`Runtime::open`]; `Runtime(Host)` when what was
+    /// deployed cannot be read.
     pub async fn open(options: NodeOptions) -> Result<Arc<Self>> {
         // First: nobody else's things are touched.
-        let shelf = Shelf::open(&options.runtime.state_dir)?;
+        let shelf = Arc::new(Shelf::open(&options.runtime.state_dir)?);
         let meter = options.metering.map(|dir| Meter::open(&dir, MeterOptions::default())).transpose()?;
         let lasts = options.runtime.lasting.is_some();
         let logs = Arc::new(Book::open(options.logs, &options.runtime.state_dir)?);
@@ -159,53 +152,10 @@ impl Node {
         Ok(node)
     }
 
-    /// Makes a revision of a function and switches to it when an instance of it is ready; the former one
-    /// ends after its last call. Deploys of one function wait for each other.
-    ///
-    /// # Errors
-    /// `InvalidFunction`; as [`Store::pull`](crate::Store::pull) and [`Instance::start`]. The former
-    /// revision goes on then.
-    pub async fn deploy(self: &Arc<Self>, deployment: Deployment) -> Result<(FunctionInfo, Vec<Warning>)> {
-        let file = deployment.read()?;
-        let image = file.image.clone().ok_or_else(|| {
-            let message = format!("the file of function {} names no image", file.config.name);
-            Error::new(ErrorKind::InvalidFunction, message)
-                .advise("add a line such as image = \"HOST/NAME:TAG\"")
-        })?;
-        let config = Arc::new(file.config);
-        let deployed = self.entry(&config);
-        let _turn = deployed.turn().await;
-        if deployed.is_gone() {
-            return Err(Error::new(ErrorKind::Busy, format!("function {} is being deleted", config.name))
-                .advise("deploy it again"));
-        }
-        let number = deployed.begin();
-        self.tell(&config, NodeEventKind::Deploying { revision: number, image: image.clone() });
-        let made = Box::pin(self.make(number, &image, &config, deployment.scaling)).await;
-        let kept = match made {
-            Ok(revision) => self.keep(&revision, &deployment).map(|()| revision),
-            Err(error) => Err(error),
-        };
-        self.counted.deployed(kept.is_ok());
-        match kept {
-            Ok(revision) => {
-                self.switch(&deployed, revision);
-                Ok((deployed.info(), file.warnings))
-            }
-            Err(error) => {
-                deployed.failed(number, error.chain());
-                self.tell(&config, NodeEventKind::DeployFailed { revision: number, reason: error.chain() });
-                self.forget_if_empty(&config, &deployed);
-                Err(error)
-            }
-        }
-    }
-
     /// All functions, by namespace and name.
     #[must_use]
     pub fn functions(&self) -> Vec<FunctionInfo> {
-        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
-        all.iter().map(|deployed| deployed.info()).collect()
+        self.all().iter().map(|deployed| deployed.info()).collect()
     }
 
     /// One function. Without a namespace the only one of that name is meant.
@@ -214,35 +164,6 @@ impl Node {
     /// `NotFound`.
     pub fn function(&self, namespace: Option<&str>, name: &str) -> Result<FunctionInfo> {
         self.named(namespace, name).map(|(_, deployed)| deployed.info())
-    }
-
-    /// Takes a function away: no more calls, and its instances end after their last ones.
-    ///
-    /// # Errors
-    /// `NotFound`; `Runtime(Host)` when it cannot be removed from the disk.
-    pub async fn delete(&self, namespace: Option<&str>, name: &str) -> Result<()> {
-        let (key, deployed) = self.named(namespace, name)?;
-        let _turn = deployed.turn().await;
-        self.shelf.remove(&key)?;
-        self.unpin(&key);
-        if let Some(sockets) = &self.sockets {
-            sockets.end(&key).await;
-        }
-        let former = deployed.take();
-        self.table().remove(&key);
-        if let Some(revision) = former {
-            self.tell(&revision.config, NodeEventKind::Deleted);
-            revision.drain(DRAIN_GRACE).await;
-        }
-        let removed = {
-            let table = self.table();
-            // One that has been deployed again meanwhile goes on with the log of the former.
-            (!table.contains_key(&key)).then(|| self.logs.remove(&key))
-        };
-        if let Some(removed) = removed {
-            removed.await;
-        }
-        Ok(())
     }
 
     /// The log of a function, as a stream of parts of whole lines; each line is a JSON object with `time`,
@@ -291,8 +212,7 @@ impl Node {
     /// use from their cgroups.
     #[must_use]
     pub fn instances(&self) -> Vec<InstanceInfo> {
-        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
-        all.iter().flat_map(|deployed| deployed.instances()).collect()
+        self.all().iter().flat_map(|deployed| deployed.instances()).collect()
     }
 
     /// What the node and its functions count, as the OpenMetrics text that Prometheus reads. Reads what instances
@@ -346,8 +266,8 @@ impl Node {
         if let Some(sockets) = &self.sockets {
             sockets.close().await;
         }
-        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
-        let ends = all.iter().filter_map(|deployed| deployed.take());
+        let all = std::mem::take(&mut *self.table());
+        let ends = all.values().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
             .await;
         let ended = self.runtime.shutdown().await;
@@ -372,8 +292,8 @@ impl Node {
         if let Some(sockets) = &self.sockets {
             sockets.leave().await;
         }
-        let all: Vec<Arc<Deployed>> = self.table().values().cloned().collect();
-        let revisions: Vec<Arc<Revision>> = all.iter().filter_map(|deployed| deployed.take()).collect();
+        let all = std::mem::take(&mut *self.table());
+        let revisions: Vec<Arc<Revision>> = all.values().filter_map(|deployed| deployed.take()).collect();
         // First: to the instances the end of the keeper's connection would be their own. And held until then,
         // since dropping one kills it.
         let leave = |revision: &Arc<Revision>| match &revision.calls {
@@ -408,6 +328,10 @@ impl Node {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn all(&self) -> Vec<Arc<Deployed>> {
+        self.table().values().cloned().collect()
+    }
+
     fn entry(&self, config: &Arc<FunctionConfig>) -> Arc<Deployed> {
         let mut table = self.table();
         Arc::clone(table.entry(key(config)).or_insert_with(|| Arc::new(Deployed::new(config))))
@@ -425,191 +349,12 @@ impl Node {
         Ok((key.clone(), Arc::clone(deployed)))
     }
 
-    /// Pulls and starts; whatever fails leaves nothing.
-    async fn make(
-        &self,
-        number: u64,
-        image: &str,
-        config: &Arc<FunctionConfig>,
-        scaling: Scaling,
-    ) -> Result<Revision> {
-        let source: Source = image.parse().map_err(Error::from)?;
-        let options = PullOptions { limits: config.platform.image_limits(), ..self.pull.clone() };
-        let begun = SystemTime::now();
-        let clock = Instant::now();
-        let pulled = self.runtime.store().pull(&source, &options).await;
-        self.counted.pulled(pulled.is_ok(), clock.elapsed());
-        let pulled = pulled.map_err(|error| Instance::pull_failed(config, error))?;
-        self.entry(config).counted().pulled(&pulled.timings);
-        if let Some(tap) = self.tap(number) {
-            tap.pull(config, &pulled, begun);
-        }
-        let calls = self.calls(number, pulled.clone(), config, scaling, Vec::new()).await?;
-        if let Err(error) = calls.prove().await {
-            calls.close().await;
-            return Err(error);
-        }
-        Ok(Revision {
-            number,
-            config: Arc::clone(config),
-            image: image.to_owned(),
-            held: pulled,
-            scaling,
-            since: SystemTime::now(),
-            calls,
-        })
-    }
-
-    fn tap(&self, revision: u64) -> Option<Tap> {
-        self.meter.as_ref().map(|meter| Tap::new(meter, revision))
-    }
-
-    /// What runs a revision, with the containers of it that a former node has left.
-    async fn calls(
-        &self,
-        number: u64,
-        image: Image,
-        config: &Arc<FunctionConfig>,
-        scaling: Scaling,
-        containers: Vec<Container>,
-    ) -> Result<Calls> {
-        let (runtime, options) = (&self.runtime, scaling.pool());
-        let logs = self.logs.sink(&key(config), config, number);
-        let watch: Arc<dyn Watch> = Arc::clone(self.entry(config).counted()) as _;
-        let tap = self.tap(number);
-        if config.mode == Mode::Job {
-            containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
-            let known = Known { tap, watch: Some(watch), ..Known::default() };
-            return Ok(Calls::Jobs(Arc::new(Jobs::open_known(
-                runtime, image, config, logs, options, known,
-            )?)));
-        }
-        let label = Mark::new(&key(config), number).label();
-        let identity = self.marks.clone().map(|marks| Identity { label, marks });
-        let adopted = inherited::adopt(containers, &image, config, &logs, tap.as_ref()).await;
-        let known = Known { identity, tap, adopted, watch: Some(watch) };
-        Ok(Calls::Pool(Pool::open_known(runtime, image, config, logs, options, known)?))
-    }
-
-    /// Makes a revision outlast this process: its image and its record.
-    fn keep(&self, revision: &Revision, deployment: &Deployment) -> Result<()> {
-        let key = key(&revision.config);
-        // Blocks for some file operations, as everything of a deploy may.
-        self.runtime.store().pin(&owner(&key), &revision.held)?;
-        self.shelf.put(&key, &Record::of(revision, deployment))
-    }
-
-    fn unpin(&self, key: &Key) {
-        if let Err(error) = self.runtime.store().unpin(&owner(key)) {
-            tracing::warn!(function = key.1, error = error.chain(), "its image stays in the store");
-        }
-    }
-
-    fn switch(&self, deployed: &Arc<Deployed>, revision: Revision) {
-        let (config, number) = (Arc::clone(&revision.config), revision.number);
-        self.open_socket(&config, deployed);
-        let former = deployed.switch(Arc::new(revision));
-        self.tell(&config, NodeEventKind::Deployed { revision: number });
-        if let Some(former) = former {
-            tokio::spawn(async move { former.drain(DRAIN_GRACE).await });
-        }
-    }
-
-    /// A socket that cannot be had keeps no function from being called otherwise.
-    fn open_socket(&self, config: &FunctionConfig, deployed: &Arc<Deployed>) {
-        let Some(sockets) = &self.sockets else { return };
-        let namespaced = config.platform.name() != crate::platform::fc().name();
-        let call = Arc::new(Call::of(deployed));
-        if let Err(error) = sockets.serve(&key(config), namespaced, call, &self.inherited) {
-            tracing::error!(function = config.name, error = error.chain(), "a function has no socket");
-        }
-    }
-
-    /// A function whose first deploy failed is none.
-    fn forget_if_empty(&self, config: &FunctionConfig, deployed: &Arc<Deployed>) {
-        if deployed.is_empty() {
-            deployed.take();
-            self.table().remove(&key(config));
-            self.sweep_logs();
-        }
-    }
-
-    /// Starts a function that was deployed by a former process.
-    fn put_back(self: &Arc<Self>, record: Record, containers: Vec<Container>) {
-        let node = Arc::clone(self);
-        let file = match record.deployment().read() {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::error!(
-                    function = record.name,
-                    error = error.chain(),
-                    "what was deployed is not understood"
-                );
-                return;
-            }
-        };
-        let config = Arc::new(file.config);
-        let deployed = self.entry(&config);
-        deployed.awaited(record.revision);
-        self.open_socket(&config, &deployed);
-        tokio::spawn(async move {
-            let _turn = deployed.turn().await;
-            match Box::pin(node.revive(&record, &config, containers)).await {
-                Ok(revision) => node.switch(&deployed, revision),
-                Err(error) => {
-                    deployed.failed(record.revision, error.chain());
-                    let reason = error.chain();
-                    tracing::error!(
-                        function = config.name,
-                        error = reason,
-                        "a deployed function is not there"
-                    );
-                    node.tell(&config, NodeEventKind::DeployFailed { revision: record.revision, reason });
-                }
-            }
-        });
-    }
-
-    /// From the image that is here, whatever its name means by now.
-    async fn revive(
-        &self,
-        record: &Record,
-        config: &Arc<FunctionConfig>,
-        containers: Vec<Container>,
-    ) -> Result<Revision> {
-        let (store, digest) = (Arc::clone(self.runtime.store()), record.digest.clone());
-        let found = tokio::task::spawn_blocking(move || store.image(&digest)).await;
-        let found = found.map_err(|error| {
-            Error::new(ErrorKind::Runtime(skiff_runtime::ErrorKind::Internal), "looking for an image failed")
-                .because(error)
-        })??;
-        let Some(image) = found else {
-            // It was pinned: somebody removed it by hand.
-            return Box::pin(self.make(record.revision, &record.image, config, record.scaling)).await;
-        };
-        let calls = self.calls(record.revision, image.clone(), config, record.scaling, containers).await?;
-        Ok(Revision {
-            number: record.revision,
-            config: Arc::clone(config),
-            image: record.image.clone(),
-            held: image,
-            scaling: record.scaling,
-            since: record.since(),
-            calls,
-        })
-    }
-
     fn tell(&self, config: &FunctionConfig, kind: NodeEventKind) {
         let event = NodeEvent::new(config, kind);
         tracing::info!(function = config.name, event = ?event.kind, "function");
         // Nobody need listen.
         let _ = self.events.send(event);
     }
-}
-
-/// For whom an image is pinned.
-fn owner(key: &Key) -> String {
-    format!("function {}/{}", key.0, key.1)
 }
 
 fn not_found(namespace: Option<&str>, name: &str) -> Error {

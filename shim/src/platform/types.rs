@@ -298,6 +298,22 @@ pub struct StartFailure {
     pub logs: Vec<TailLine>,
 }
 
+impl StartFailure {
+    /// Of a function of which nothing has been started.
+    pub(crate) fn of(config: &FunctionConfig, request_id: String, cause: StartCause) -> Self {
+        Self {
+            request_id,
+            cause,
+            command: Vec::new(),
+            address: None,
+            port: config.port(),
+            deadline: config.start_deadline(),
+            elapsed: Duration::ZERO,
+            logs: Vec::new(),
+        }
+    }
+}
+
 /// Why an instance did not come up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

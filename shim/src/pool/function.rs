@@ -12,8 +12,8 @@ use super::{Pool, Refusal};
 use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer};
 use crate::proxy::body::Body;
-use crate::proxy::{Later, of_platform};
-use crate::{EventOutcome, EventResult, FunctionConfig, InvokeOptions};
+use crate::proxy::{Later, of_platform, over_http};
+use crate::{EventOutcome, FunctionConfig, InvokeOptions};
 
 impl Function for Pool {
     fn config(&self) -> &FunctionConfig {
@@ -78,14 +78,9 @@ fn refuse(
     }
 }
 
-/// The same for the client of an HTTP request, which may be one that would have become an event.
+/// The same for the client of an HTTP request.
 fn refuse_http(config: &FunctionConfig, refusal: &Refusal, request_id: &str) -> PlatformAnswer {
-    match config.http_event {
-        None => refuse(config, refusal, request_id, InvocationKind::Http),
-        Some(form) => {
-            config.platform.http_failure(form, refuse(config, refusal, request_id, InvocationKind::Event))
-        }
-    }
+    over_http(config, |kind| refuse(config, refusal, request_id, kind))
 }
 
 /// The same as the outcome of an event call.
@@ -97,16 +92,7 @@ pub(super) fn refused_event(
 ) -> EventOutcome {
     let request_id = request_id.unwrap_or_else(|| config.platform.new_request_id());
     let answer = refuse(config, refusal, &request_id, InvocationKind::Event);
-    EventOutcome {
-        request_id,
-        result: EventResult::PlatformError(answer.message),
-        status: answer.status,
-        headers: answer.headers,
-        body: answer.body,
-        duration,
-        memory_peak_bytes: 0,
-        log: None,
-    }
+    EventOutcome::refused(request_id, answer, duration)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! of a function with concurrency C start N/C instances, rounded up. An instance never works on more than C.
 
 mod function;
+mod inner;
 mod jobs;
 mod launch;
 pub(crate) mod observe;
@@ -19,31 +20,22 @@ mod slots;
 mod tests;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
-use tokio::sync::{broadcast, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{broadcast, oneshot};
 
+pub(crate) use self::inner::Slot;
+use self::inner::{Caller, Inner, lock};
 pub use self::jobs::Jobs;
 use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
 use self::observe::{Unwatched, Watch};
-use self::slots::{Bounds, Slots, Taken};
+use self::slots::Taken;
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
-
-/// How often it is looked for instances that have been idle too long.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Ends that a slow listener may lag behind before it misses some.
-const MAX_ENDS: usize = 64;
-
-/// The wait before a provisioned instance that did not come up is tried again, at first and at most.
-const BACK_OFF: Duration = Duration::from_secs(1);
-const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
 /// How many instances a function may have, and when.
 #[derive(Clone, Copy, Debug)]
@@ -94,54 +86,10 @@ pub(crate) enum Refusal {
     Throttled,
 }
 
-type Caller = oneshot::Sender<std::result::Result<Slot, Refusal>>;
-
 /// The instances of one function. Clones are the same pool; when the last one is dropped, its instances are
 /// killed.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
-
-struct Inner {
-    config: Arc<FunctionConfig>,
-    options: PoolOptions,
-    launch: Arc<dyn Launch>,
-    watch: Arc<dyn Watch>,
-    slots: Mutex<Slots<Arc<Instance>, Caller>>,
-    /// Where its tasks run.
-    runtime: Handle,
-    /// Starts, and who looks after instances: ended with the pool.
-    tasks: Mutex<JoinSet<()>>,
-    /// Waited for by [`Pool::close`].
-    stops: Mutex<JoinSet<()>>,
-    /// When a provisioned instance may be started, and the wait after the next failure.
-    provision: Mutex<(Instant, Duration)>,
-    closed: watch::Sender<bool>,
-    /// Instances that ended by themselves.
-    ended: broadcast::Sender<(Arc<str>, State)>,
-}
-
-/// The right to one invocation of an instance, until it is dropped.
-pub(crate) struct Slot {
-    instance: Arc<Instance>,
-    number: u64,
-    pool: Option<Weak<Inner>>,
-}
-
-impl Slot {
-    pub(crate) fn instance(&self) -> &Arc<Instance> {
-        &self.instance
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.take().and_then(|pool| pool.upgrade()) {
-            let last = pool.slots().release(self.number);
-            pool.stop(last);
-            pool.go_on();
-        }
-    }
-}
 
 impl Pool {
     /// A pool of containers of `image`. The provisioned ones are started at once, the others when calls
@@ -183,30 +131,7 @@ impl Pool {
         adopted: Vec<Instance>,
         watch: Arc<dyn Watch>,
     ) -> Self {
-        let bounds = Bounds {
-            concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
-            instances: options.max_instances.max(1),
-            waiting: options.max_waiting,
-        };
-        let inner = Arc::new(Inner {
-            config: Arc::clone(config),
-            options,
-            launch,
-            watch,
-            slots: Mutex::new(Slots::new(bounds)),
-            runtime: Handle::current(),
-            tasks: Mutex::default(),
-            stops: Mutex::default(),
-            provision: Mutex::new((Instant::now(), BACK_OFF)),
-            closed: watch::Sender::new(false),
-            ended: broadcast::Sender::new(MAX_ENDS),
-        });
-        for instance in adopted {
-            inner.add(Arc::new(instance), Slots::add);
-        }
-        inner.go_on();
-        spawn(&inner.tasks, &inner.runtime, look_after(Arc::downgrade(&inner)));
-        Self(inner)
+        Self(Inner::new(launch, config, options, adopted, watch))
     }
 
     /// The function.
@@ -218,15 +143,7 @@ impl Pool {
     /// What there is now.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
-        let counts = self.0.slots().counts();
-        PoolStatus {
-            warm: counts.warm,
-            starting: counts.starting,
-            leaving: counts.leaving,
-            running: counts.running,
-            free: counts.free,
-            waiting: counts.waiting,
-        }
+        self.0.slots().status()
     }
 
     /// Has an instance started if there is none, and waits until there is one.
@@ -263,7 +180,7 @@ impl Pool {
             self.0.watch.waited(begun.elapsed());
         }
         // One that is refused because all ends is nobody's excess.
-        if matches!(result, Err(Refusal::Throttled)) && !*self.0.closed.borrow() {
+        if matches!(result, Err(Refusal::Throttled)) && !self.0.closed.load(Ordering::SeqCst) {
             self.0.watch.throttled();
         }
         result
@@ -273,18 +190,13 @@ impl Pool {
     async fn take(&self) -> (std::result::Result<Slot, Refusal>, bool) {
         let (waits, covered) = {
             let mut slots = self.0.slots();
-            if *self.0.closed.borrow() {
+            if self.0.closed.load(Ordering::SeqCst) {
                 return (Err(Refusal::Throttled), false);
             }
             // Who has gone keeps nobody out.
             slots.forget(Caller::is_closed);
             match slots.take(|instance| instance.is_usable()) {
-                Taken::Slot(number) => {
-                    if let Some(instance) = slots.get(number) {
-                        return (Ok(self.0.slot(number, instance)), false);
-                    }
-                    return (Err(Refusal::Throttled), false);
-                }
+                Taken::Slot(number, instance) => return (Ok(self.0.slot(number, instance)), false),
                 Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
                     let (caller, waits) = oneshot::channel();
@@ -323,7 +235,7 @@ impl Pool {
     /// Takes no more calls and looks after its instances no longer. They go on for a later process, if they are
     /// held until their runtime is left ([`Runtime::detach`]).
     pub(crate) fn leave(&self) -> Vec<Arc<Instance>> {
-        self.0.closed.send_replace(true);
+        self.0.closed.store(true, Ordering::SeqCst);
         let (instances, _) = self.0.slots().clear();
         instances.iter().for_each(|instance| instance.leave());
         lock(&self.0.tasks).abort_all();
@@ -333,7 +245,7 @@ impl Pool {
     /// Takes no more calls, tells those that wait, and stops all instances with the function's grace.
     /// Invocations that run end with their instance.
     pub async fn close(&self) {
-        self.0.closed.send_replace(true);
+        self.0.closed.store(true, Ordering::SeqCst);
         let (instances, waiting) = self.0.slots().clear();
         drop(waiting);
         let mut tasks = std::mem::take(&mut *lock(&self.0.tasks));
@@ -347,161 +259,6 @@ impl Pool {
         }
         let mut stops = std::mem::take(&mut *lock(&self.0.stops));
         while stops.join_next().await.is_some() {}
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Spawns a task, from wherever, and forgets those that have ended.
-fn spawn(set: &Mutex<JoinSet<()>>, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
-    let mut tasks = lock(set);
-    while tasks.try_join_next().is_some() {}
-    tasks.spawn_on(task, runtime);
-}
-
-impl Inner {
-    fn slots(&self) -> MutexGuard<'_, Slots<Arc<Instance>, Caller>> {
-        lock(&self.slots)
-    }
-
-    fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>) -> Slot {
-        Slot { instance, number, pool: Some(Arc::downgrade(self)) }
-    }
-
-    /// How many instances are to be there without a call, now.
-    fn least(&self) -> usize {
-        let due = lock(&self.provision).0 <= Instant::now();
-        if due { self.options.provisioned.min(self.options.max_instances) } else { 0 }
-    }
-
-    /// Serves those that wait, and begins the starts that are needed.
-    fn go_on(self: &Arc<Self>) {
-        let least = self.least();
-        let starts = {
-            let mut slots = self.slots();
-            if *self.closed.borrow() {
-                return;
-            }
-            self.serve(&mut slots);
-            slots.start(least)
-        };
-        for _ in 0..starts {
-            spawn(&self.tasks, &self.runtime, start_one(Arc::downgrade(self), Arc::clone(&self.launch)));
-        }
-    }
-
-    /// Hands free slots to those that wait. Who has gone meanwhile is passed over.
-    fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
-        loop {
-            slots.forget(Caller::is_closed);
-            let served = slots.serve(|instance| instance.is_usable());
-            let mut gone = Vec::new();
-            for (number, caller) in served {
-                let Some(instance) = slots.get(number) else { continue };
-                if let Err(Ok(mut slot)) = caller.send(Ok(self.slot(number, instance))) {
-                    // Not by its drop, which would wait for what is held here.
-                    slot.pool = None;
-                    gone.push(number);
-                }
-            }
-            if gone.is_empty() {
-                return;
-            }
-            for number in gone {
-                // It was taken out of the warm ones just now, so it is no last one of a retired instance.
-                let _ = slots.release(number);
-            }
-        }
-    }
-
-    fn started(self: &Arc<Self>, instance: Arc<Instance>) {
-        lock(&self.provision).1 = BACK_OFF;
-        self.watch.started(&instance.timeline());
-        self.add(instance, Slots::started);
-    }
-
-    fn add(
-        self: &Arc<Self>,
-        instance: Arc<Instance>,
-        add: fn(&mut Slots<Arc<Instance>, Caller>, Arc<Instance>) -> u64,
-    ) {
-        let number = {
-            let mut slots = self.slots();
-            if *self.closed.borrow() {
-                // Dropped, and so killed.
-                return;
-            }
-            add(&mut slots, Arc::clone(&instance))
-        };
-        spawn(&self.tasks, &self.runtime, watch_over(Arc::downgrade(self), number, instance));
-    }
-
-    fn failed(&self, error: Error) {
-        {
-            let mut provision = lock(&self.provision);
-            let wait = provision.1;
-            *provision = (Instant::now() + wait, (wait * 2).min(MAX_BACK_OFF));
-        }
-        tracing::debug!(function = self.config.name, error = error.chain(), "an instance did not come up");
-        self.watch.failed(&error);
-        let told = self.slots().failed();
-        let error = Arc::new(error);
-        for caller in told {
-            // Who has gone need not know.
-            let _ = caller.send(Err(Refusal::Start(Arc::clone(&error))));
-        }
-    }
-
-    /// Stops an instance beside everything else.
-    fn stop(&self, instance: Option<Arc<Instance>>) {
-        let Some(instance) = instance else { return };
-        spawn(&self.stops, &self.runtime, async move {
-            if let Err(error) = instance.stop().await {
-                tracing::warn!(error = error.chain(), "an instance could not be stopped");
-            }
-        });
-    }
-}
-
-/// The pool may be gone before the start has ended, and ends it then.
-async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>) {
-    let result = launch.start().await;
-    let Some(pool) = pool.upgrade() else { return };
-    match result {
-        Ok(instance) => pool.started(Arc::new(instance)),
-        Err(error) => pool.failed(error),
-    }
-    pool.go_on();
-}
-
-/// Waits until an instance can get no more invocations, and has it leave.
-async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
-    let ended_by_itself = instance.used_up().await;
-    let Some(pool) = pool.upgrade() else { return };
-    let last = pool.slots().retire(number);
-    if let Some(state) = ended_by_itself {
-        // Nobody need listen.
-        let _ = pool.ended.send((instance.id().into(), state));
-    }
-    pool.launch.ended(instance.id());
-    drop(instance);
-    pool.stop(last);
-    pool.go_on();
-}
-
-/// Stops what has been idle too long, keeps what is provisioned, and serves those whose instance has become
-/// usable again.
-async fn look_after(pool: Weak<Inner>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(pool) = pool.upgrade() else { return };
-        if let Some(before) = pool.options.idle.and_then(|idle| Instant::now().checked_sub(idle)) {
-            let reaped = pool.slots().reap(before, pool.options.provisioned);
-            reaped.into_iter().for_each(|instance| pool.stop(Some(instance)));
-        }
-        pool.go_on();
     }
 }
 

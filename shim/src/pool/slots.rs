@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::PoolStatus;
+
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -42,24 +44,13 @@ pub(super) struct Slots<I, W> {
 
 /// What a caller gets.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum Taken<I> {
     /// A slot of this instance.
-    Slot(u64),
+    Slot(u64, I),
     /// A place in the queue; whether a start is, or can be, for it.
     Wait { covered: bool },
     /// Nothing: too many wait already.
     Full,
-}
-
-/// What somebody counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) warm: usize,
-    pub(super) starting: usize,
-    pub(super) leaving: usize,
-    pub(super) running: usize,
-    pub(super) free: usize,
-    pub(super) waiting: usize,
 }
 
 impl<I: Clone, W> Slots<I, W> {
@@ -70,9 +61,9 @@ impl<I: Clone, W> Slots<I, W> {
 
     /// Takes a free slot, or says whether there is a place to wait; the caller joins the queue by
     /// [`Slots::wait`].
-    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool) -> Taken {
-        if let Some(number) = self.take_free(usable) {
-            return Taken::Slot(number);
+    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool) -> Taken<I> {
+        if let Some((number, instance)) = self.take_free(usable) {
+            return Taken::Slot(number, instance);
         }
         // Those that starts are for, or will be, are not in anybody's way.
         let may_start = self.bounds.instances.saturating_sub(self.alive());
@@ -83,14 +74,14 @@ impl<I: Clone, W> Slots<I, W> {
         }
     }
 
-    fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<u64> {
+    fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<(u64, I)> {
         let limit = self.bounds.concurrency;
         let free = self.warm.iter().rposition(|warm| warm.used < limit && usable(&warm.instance))?;
         let mut warm = self.warm.remove(free);
         warm.used += 1;
-        let number = warm.number;
+        let taken = (warm.number, warm.instance.clone());
         self.warm.push(warm);
-        Some(number)
+        Some(taken)
     }
 
     /// Adds a caller that waits.
@@ -103,12 +94,12 @@ impl<I: Clone, W> Slots<I, W> {
         self.waiting.retain(|caller| !gone(caller));
     }
 
-    /// Gives free slots to those that wait, oldest first: each caller with the number of its instance.
-    pub(super) fn serve(&mut self, usable: impl Fn(&I) -> bool) -> Vec<(u64, W)> {
+    /// Gives free slots to those that wait, oldest first: each caller with its instance.
+    pub(super) fn serve(&mut self, usable: impl Fn(&I) -> bool) -> Vec<(u64, I, W)> {
         let mut served = Vec::new();
         while !self.waiting.is_empty() {
-            let Some(number) = self.take_free(&usable) else { break };
-            served.extend(self.waiting.pop_front().map(|caller| (number, caller)));
+            let Some((number, instance)) = self.take_free(&usable) else { break };
+            served.extend(self.waiting.pop_front().map(|caller| (number, instance, caller)));
         }
         served
     }
@@ -145,12 +136,6 @@ impl<I: Clone, W> Slots<I, W> {
         let covered = self.starting * self.bounds.concurrency;
         let told = self.waiting.len().saturating_sub(covered).min(self.bounds.concurrency);
         self.waiting.drain(..told).collect()
-    }
-
-    /// The instance of this number.
-    pub(super) fn get(&self, number: u64) -> Option<I> {
-        let all = self.warm.iter().chain(&self.leaving);
-        all.into_iter().find(|warm| warm.number == number).map(|warm| warm.instance.clone())
     }
 
     /// All instances, and whether they get no more invocations.
@@ -204,9 +189,9 @@ impl<I: Clone, W> Slots<I, W> {
         (all.map(|warm| warm.instance).collect(), self.waiting.drain(..).collect())
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn status(&self) -> PoolStatus {
         let used = |all: &[Warm<I>]| all.iter().map(|warm| warm.used).sum::<usize>();
-        Counts {
+        PoolStatus {
             warm: self.warm.len(),
             starting: self.starting,
             leaving: self.leaving.len(),
@@ -239,7 +224,7 @@ mod tests {
     }
 
     /// A caller that comes; what it gets.
-    fn call(slots: &mut Slots<u32, u32>, caller: u32) -> Taken {
+    fn call(slots: &mut Slots<u32, u32>, caller: u32) -> Taken<u32> {
         let taken = slots.take(all);
         if matches!(taken, Taken::Wait { .. }) {
             slots.wait(caller);
@@ -265,12 +250,12 @@ mod tests {
         let mut slots = slots(1, 3, 0);
         assert_eq!(slots.start(3), 3);
         let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
-        assert_eq!(slots.take(all), Taken::Slot(numbers[2]));
-        assert_eq!(slots.take(all), Taken::Slot(numbers[1]));
+        assert_eq!(slots.take(all), Taken::Slot(numbers[2], 2));
+        assert_eq!(slots.take(all), Taken::Slot(numbers[1], 1));
         assert_eq!(slots.release(numbers[2]), None);
         assert_eq!(slots.release(numbers[1]), None);
         // The one that was taken last, whichever ended last.
-        assert_eq!(slots.take(all), Taken::Slot(numbers[1]));
+        assert_eq!(slots.take(all), Taken::Slot(numbers[1], 1));
         slots.release(numbers[1]);
         assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1), [0, 2]);
     }
@@ -281,7 +266,7 @@ mod tests {
         slots.start(2);
         let good = slots.started(1);
         slots.started(2);
-        assert_eq!(slots.take(|instance| *instance != 2), Taken::Slot(good));
+        assert_eq!(slots.take(|instance| *instance != 2), Taken::Slot(good, 1));
         assert_eq!(slots.take(|instance| *instance != 2), Taken::Wait { covered: false });
     }
 
@@ -295,10 +280,10 @@ mod tests {
         assert_eq!(slots.start(0), 1);
         assert_eq!(slots.start(0), 0, "no more than there may be");
         let number = slots.started(7);
-        assert_eq!(slots.serve(all), [(number, 0), (number, 1)]);
+        assert_eq!(slots.serve(all), [(number, 7, 0), (number, 7, 1)]);
         assert_eq!(call(&mut slots, 6), Taken::Full);
         slots.release(number);
-        assert_eq!(slots.serve(all), [(number, 2)]);
+        assert_eq!(slots.serve(all), [(number, 7, 2)]);
         assert_eq!(call(&mut slots, 7), Taken::Wait { covered: false });
     }
 
@@ -322,14 +307,14 @@ mod tests {
         let mut slots = slots(2, 1, 1);
         slots.start(1);
         let number = slots.started(9);
-        assert_eq!((slots.take(all), slots.take(all)), (Taken::Slot(number), Taken::Slot(number)));
+        assert_eq!((slots.take(all), slots.take(all)), (Taken::Slot(number, 9), Taken::Slot(number, 9)));
         assert_eq!(slots.retire(number), None);
-        assert_eq!(slots.get(number), Some(9));
+        assert_eq!(slots.all(), [(9, true)]);
         // It still has its memory.
         assert_eq!((call(&mut slots, 1), slots.start(0)), (Taken::Wait { covered: false }, 0));
         assert_eq!(slots.release(number), None);
         assert_eq!(slots.release(number), Some(9));
-        assert_eq!((slots.get(number), slots.start(0)), (None, 1));
+        assert_eq!((slots.all(), slots.start(0)), (Vec::new(), 1));
         assert_eq!(slots.retire(number), None, "twice");
     }
 
@@ -370,7 +355,7 @@ mod tests {
                 match step {
                     Step::Call => {
                         match call(&mut slots, callers) {
-                            Taken::Slot(number) => {
+                            Taken::Slot(number, _) => {
                                 running.push(number);
                                 given_at_once += 1;
                             }
@@ -379,8 +364,8 @@ mod tests {
                         }
                         callers += 1;
                     }
-                    Step::Started if slots.counts().starting > 0 => drop(slots.started(callers)),
-                    Step::Failed if slots.counts().starting > 0 => {
+                    Step::Started if slots.status().starting > 0 => drop(slots.started(callers)),
+                    Step::Failed if slots.status().starting > 0 => {
                         let told = slots.failed();
                         gone += told.len();
                         heard.extend(told);
@@ -393,12 +378,12 @@ mod tests {
                     Step::Reap => drop(slots.reap(Instant::now(), least)),
                     _ => {}
                 }
-                for (number, caller) in slots.serve(all) {
+                for (number, _, caller) in slots.serve(all) {
                     running.push(number);
                     heard.push(caller);
                 }
                 slots.start(least);
-                let counts = slots.counts();
+                let counts = slots.status();
                 prop_assert!(counts.warm + counts.starting + counts.leaving <= instances);
                 prop_assert_eq!(counts.running, running.len());
                 prop_assert!(counts.waiting == 0 || counts.free == 0);

@@ -6,6 +6,9 @@ use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
+use std::sync::Mutex;
+
+use super::inner::BACK_OFF;
 use super::*;
 use crate::api::Function as _;
 use crate::instance::guest::Guest as _;

@@ -34,6 +34,38 @@ pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// A body, with something that is let go with it.
+pub(crate) struct Keeping<T> {
+    body: Body,
+    _kept: T,
+}
+
+impl<T> Keeping<T> {
+    pub(crate) fn new(body: Body, kept: T) -> Self {
+        Self { body, _kept: kept }
+    }
+}
+
+impl<T: Unpin> HttpBody for Keeping<T> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The body of a client's request as it comes, without the trailers that clients may not send; it breaks
 /// off after the platform's limit. Why it broke off is noted in `broken`.
 pub(crate) fn of_client(body: Body, platform: &'static dyn Platform, broken: Arc<OnceLock<Broken>>) -> Body {

@@ -16,6 +16,7 @@ use super::answer::Answer;
 use super::body::{self, Body, Broken};
 use super::gather::{Gathered, gather};
 use super::{as_event, headers, http2, tunnel};
+use crate::FunctionConfig;
 use crate::instance::invocation::{Arrival, Held, Invocation};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
@@ -198,6 +199,17 @@ async fn failed(mut invocation: Invocation, failure: &InvocationFailure) -> Resp
     let answer = invocation.fail_over_http(failure);
     invocation.receipt().settled().await;
     of_platform(answer)
+}
+
+/// What the platform tells the client of an HTTP request, which may be one that would have become an event.
+pub(crate) fn over_http(
+    config: &FunctionConfig,
+    answer: impl FnOnce(InvocationKind) -> PlatformAnswer,
+) -> PlatformAnswer {
+    match config.http_event {
+        None => answer(InvocationKind::Http),
+        Some(form) => config.platform.http_failure(form, answer(InvocationKind::Event)),
+    }
 }
 
 /// The platform's own answer.

@@ -35,7 +35,7 @@ mod tunnel;
 mod version;
 mod websocket;
 
-pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit};
+pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit, over_http};
 pub use server::serve;
 pub(crate) use server::{Handler, serve_with};
 pub use socket::Listener;

@@ -2,17 +2,11 @@
 //! hold an invocation beyond its time limit, nor a connection for good.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-
-use super::body::{Body, BodyError};
 
 /// What a client gets beyond the time limit to read that it is over.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -96,38 +90,6 @@ impl Drop for Turn {
         running.ends.remove(&self.end);
         let next = running.ends.first().map_or_else(|| Instant::now() + LAST_BYTES, |(until, _)| *until);
         self.patience.until.send_replace(Some(next));
-    }
-}
-
-/// An answer's body, whose end is that of its request.
-pub(super) struct Watched {
-    body: Body,
-    _turn: Turn,
-}
-
-impl Watched {
-    pub(super) fn new(body: Body, turn: Turn) -> Self {
-        Self { body, _turn: turn }
-    }
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -19,9 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::body::{self, Body};
+use super::body::{self, Body, Keeping};
 use super::http2;
-use super::patience::{GRACE, Patience, Watched};
+use super::patience::{GRACE, Patience};
 use super::socket::{Acceptor, Listener, Stream};
 use super::version::{self, Version};
 use crate::api::Function;
@@ -221,7 +221,8 @@ async fn http(
         let answer = Arc::clone(&handler).answer(client, request);
         async move {
             let answer = answer.await;
-            Ok::<_, std::convert::Infallible>(answer.map(|body| Watched::new(body, turn)))
+            // The end of the body is that of the request.
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Keeping::new(body, turn)))
         }
     });
     let stream = TokioIo::new(stream);

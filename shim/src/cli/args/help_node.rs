@@ -1,4 +1,161 @@
-//! What stands after the options in `--help` of the commands that look at a node.
+//! What stands after the options in `--help` of the commands of a node.
+
+pub(super) const SERVE: &str = "\
+Examples:
+  skiff serve
+  skiff serve --api-listen 127.0.0.1:9080 --api-keys /etc/skiff/keys
+
+`skiff serve --help` tells of signals, exit codes and output.";
+
+pub(super) const SERVE_LONG: &str = "\
+Serves until SIGINT or SIGTERM. SIGINT stops all instances with their functions' grace; SIGTERM, which service
+managers send, leaves them to the next `skiff serve` of the same directories, unless --stop-instances is given.
+What is deployed stays deployed either way, and calls that come meanwhile wait. A second signal ends it without waiting for running requests.
+
+Each invocation, and each pull of an image, is billed as its platform does it: a record of it is in `meter` in the
+state directory before its caller has the whole answer (`skiff usage`). A disk that is full stops no function;
+calls go on and are counted as unbilled.
+
+The node's socket has the control API (GET /openapi.json tells what it is) and the invoke APIs of both vendors;
+each function has a socket of its own for plain HTTP. All are root's alone.
+
+What functions and their platforms write goes to files below the state directory, logs/NAMESPACE/NAME/, which
+`skiff logs` reads: at most --log-files of --log-size for each function. With --log-to stdout or journal it goes
+to the standard output instead. A disk, or a reader, that stands still costs lines, which are counted and told
+where they are missing; it holds up no call.
+
+Examples:
+  Serve, and deploy from another terminal:
+    skiff serve
+    skiff deploy function.toml
+    curl --unix-socket /run/skiff/functions/resize.sock http://resize/path
+
+Exit codes:
+  0  it was told to end, and everything is clean
+  2  bad usage
+  3  the host failed
+  129, 130, 143  ended by SIGHUP, SIGINT or SIGTERM before it served
+
+With --output json, on the standard output, for each socket:
+  {\"event\":\"serving\",\"address\":\"unix:/run/skiff/skiff.sock\"}
+With --log-to stdout, log lines are there too, as `skiff logs --output json` has them, with `namespace` and
+`function` in each.";
+
+pub(super) const DEPLOY: &str = "\
+Examples:
+  skiff deploy function.toml
+  skiff deploy s.yaml --service resize --max-instances 20 --provisioned 1
+
+`skiff deploy --help` tells of exit codes and output.";
+
+pub(super) const DEPLOY_LONG: &str = "\
+Makes a revision of the function: its image is pulled and one instance is started. Calls go to the former
+revision until that instance is ready, then to the new one; the former ends after its last call. A revision
+that cannot start is told and never takes calls. The file may have `${env(NAME)}` (s.yaml): the variables are
+those of this command.
+
+What is deployed is kept on disk, its environment variables among it, for root alone. Credentials are not:
+name where a role's come from (`role` in the file).
+
+Examples:
+  skiff deploy function.toml
+  skiff deploy s.yaml --service resize --max-instances 20 --provisioned 1
+
+Exit codes:
+  0  the new revision takes calls
+  2  bad usage: a file that is not valid, no node that listens
+  3  the pull, the start or the host failed; the former revision goes on
+
+With --output json, on the standard output, the function as `skiff get` tells it.";
+
+pub(super) const FUNCTIONS: &str = "\
+Examples:
+  skiff functions
+  skiff functions --output json | jq -r .name
+
+`skiff functions --help` tells of exit codes and output.";
+
+pub(super) const FUNCTIONS_LONG: &str = "\
+Examples:
+  skiff functions
+  skiff functions --output json | jq -r .name
+
+Exit codes:
+  0  it worked
+  2  bad usage, or no node that listens
+  3  the host failed
+
+With --output json, on the standard output, one line for each function, as `skiff get` tells it.";
+
+pub(super) const GET: &str = "\
+Examples:
+  skiff get resize
+  skiff get resize --namespace default
+
+`skiff get --help` tells of exit codes and output.";
+
+pub(super) const GET_LONG: &str = "\
+Examples:
+  skiff get resize
+  skiff get resize --namespace default
+
+Exit codes:
+  0  it is there
+  2  bad usage, no such function, or no node that listens
+  3  the host failed
+
+On the standard output, as JSON in any case (with --output json in one line):
+  {\"namespace\":…,\"name\":…,\"platform\":\"fc\",\"state\":\"Active\",\"revision\":3,\"image\":…,\"digest\":…,
+   \"scaling\":{\"max_instances\":10,\"provisioned\":0,\"idle_s\":300},
+   \"instances\":{\"warm\":1,\"starting\":0,\"leaving\":0,\"running\":0,\"free\":1,\"waiting\":0},
+   \"last_update\":{\"revision\":3,\"status\":\"Successful\",\"reason\":null}, …}";
+
+pub(super) const USAGE: &str = "\
+Examples:
+  skiff usage
+  skiff usage --since 30d --function resize
+
+`skiff usage --help` tells of exit codes and output.";
+
+pub(super) const USAGE_LONG: &str = "\
+Adds up the node's records of invocations and pulls, by function: milliseconds that are billed, and GB·s (memory
+in units of 1024 MB, times seconds). Time in which one instance works on several invocations is billed once. What
+was refused before the function saw it is not billed.
+
+Examples:
+  skiff usage
+  skiff usage --since 30d --function resize
+  skiff usage --output json | jq -s 'map(.gb_s) | add'
+
+Exit codes:
+  0  it worked
+  2  bad usage, no node that listens, or one that keeps no records
+  3  the host failed
+
+With --output json, on the standard output, no sums but the records, the oldest first, one in a line:
+  {\"sequence\":7,\"kind\":\"invocation\",\"platform\":\"fc\",\"namespace\":\"default\",\"function\":\"resize\",
+   \"revision\":1,\"instance\":ID,\"request_id\":ID,\"retries\":0,\"asynchronous\":false,\"start_unix_ms\":…,
+   \"end_unix_ms\":…,\"billed_ms\":43,\"memory_mib\":512,\"memory_peak_bytes\":…,\"cold\":false,
+   \"status\":\"success\",\"http_status\":200,\"gb_s\":0.0215}
+`kind` may be pull, gap (`missing` calls have no record) and damage too.";
+
+pub(super) const DELETE: &str = "\
+Examples:
+  skiff delete resize
+
+`skiff delete --help` tells of exit codes.";
+
+pub(super) const DELETE_LONG: &str = "\
+Takes no more calls for the function, and waits until its last ones have ended and its instances are gone.
+
+Examples:
+  skiff delete resize
+  skiff delete resize --namespace default
+
+Exit codes:
+  0  it is gone
+  2  bad usage, no such function, or no node that listens
+  3  the host failed";
 
 pub(super) const LOGS: &str = "\
 Examples:

@@ -68,19 +68,19 @@ pub(crate) enum Command {
     #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
     Run(Box<RunArgs>),
     /// Serve deployed functions, and what is deployed while it runs.
-    #[command(after_help = help::SERVE, after_long_help = help::SERVE_LONG)]
+    #[command(after_help = help_node::SERVE, after_long_help = help_node::SERVE_LONG)]
     Serve(Box<ServeArgs>),
     /// Deploy a function on the node of this host, or a new revision of it.
-    #[command(after_help = help::DEPLOY, after_long_help = help::DEPLOY_LONG)]
+    #[command(after_help = help_node::DEPLOY, after_long_help = help_node::DEPLOY_LONG)]
     Deploy(DeployArgs),
     /// List the functions that are deployed.
-    #[command(after_help = help::FUNCTIONS, after_long_help = help::FUNCTIONS_LONG)]
+    #[command(after_help = help_node::FUNCTIONS, after_long_help = help_node::FUNCTIONS_LONG)]
     Functions(NodeArgs),
     /// Tell all about a deployed function.
-    #[command(after_help = help::GET, after_long_help = help::GET_LONG)]
+    #[command(after_help = help_node::GET, after_long_help = help_node::GET_LONG)]
     Get(FunctionNameArgs),
     /// Take a deployed function away.
-    #[command(after_help = help::DELETE, after_long_help = help::DELETE_LONG)]
+    #[command(after_help = help_node::DELETE, after_long_help = help_node::DELETE_LONG)]
     Delete(FunctionNameArgs),
     /// Show what a deployed function and its platform wrote.
     #[command(after_help = help_node::LOGS, after_long_help = help_node::LOGS_LONG)]
@@ -95,7 +95,7 @@ pub(crate) enum Command {
     #[command(after_help = help_node::EVENTS, after_long_help = help_node::EVENTS_LONG)]
     Events(NodeArgs),
     /// Tell what deployed functions have used, as their platforms bill it.
-    #[command(after_help = help::USAGE, after_long_help = help::USAGE_LONG)]
+    #[command(after_help = help_node::USAGE, after_long_help = help_node::USAGE_LONG)]
     Usage(UsageArgs),
     /// Run a command in an instance that runs, as its own processes run.
     #[command(after_help = help::EXEC, after_long_help = help::EXEC_LONG)]

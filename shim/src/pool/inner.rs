@@ -1,0 +1,259 @@
+//! What goes on in a pool beside its callers: who is served, started, stopped and watched.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinSet;
+
+use super::launch::Launch;
+use super::observe::Watch;
+use super::slots::{Bounds, Slots};
+use super::{PoolOptions, Refusal};
+use crate::instance::State;
+use crate::{Error, FunctionConfig, Instance};
+
+/// How often it is looked for instances that have been idle too long.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Ends that a slow listener may lag behind before it misses some.
+const MAX_ENDS: usize = 64;
+
+/// The wait before a provisioned instance that did not come up is tried again, at first and at most.
+pub(super) const BACK_OFF: Duration = Duration::from_secs(1);
+const MAX_BACK_OFF: Duration = Duration::from_secs(60);
+
+pub(super) type Caller = oneshot::Sender<std::result::Result<Slot, Refusal>>;
+
+pub(super) struct Inner {
+    pub(super) config: Arc<FunctionConfig>,
+    pub(super) options: PoolOptions,
+    pub(super) launch: Arc<dyn Launch>,
+    pub(super) watch: Arc<dyn Watch>,
+    pub(super) slots: Mutex<Slots<Arc<Instance>, Caller>>,
+    /// Where its tasks run.
+    runtime: Handle,
+    /// Starts, and who looks after instances: ended with the pool.
+    pub(super) tasks: Mutex<JoinSet<()>>,
+    /// Waited for by [`Pool::close`].
+    pub(super) stops: Mutex<JoinSet<()>>,
+    /// When a provisioned instance may be started, and the wait after the next failure.
+    provision: Mutex<(Instant, Duration)>,
+    /// It takes no more calls; told under the lock of the slots.
+    pub(super) closed: AtomicBool,
+    /// Instances that ended by themselves.
+    pub(super) ended: broadcast::Sender<(Arc<str>, State)>,
+}
+
+/// The right to one invocation of an instance, until it is dropped.
+pub(crate) struct Slot {
+    instance: Arc<Instance>,
+    number: u64,
+    pool: Option<Weak<Inner>>,
+}
+
+impl Slot {
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take().and_then(|pool| pool.upgrade()) {
+            let last = pool.slots().release(self.number);
+            pool.stop(last);
+            pool.go_on();
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Spawns a task, from wherever, and forgets those that have ended.
+fn spawn(set: &Mutex<JoinSet<()>>, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+    let mut tasks = lock(set);
+    while tasks.try_join_next().is_some() {}
+    tasks.spawn_on(task, runtime);
+}
+
+impl Inner {
+    /// Begins with what there is already. Must be called in a tokio runtime.
+    pub(super) fn new(
+        launch: Arc<dyn Launch>,
+        config: &Arc<FunctionConfig>,
+        options: PoolOptions,
+        adopted: Vec<Instance>,
+        watch: Arc<dyn Watch>,
+    ) -> Arc<Self> {
+        let bounds = Bounds {
+            concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
+            instances: options.max_instances.max(1),
+            waiting: options.max_waiting,
+        };
+        let inner = Arc::new(Self {
+            config: Arc::clone(config),
+            options,
+            launch,
+            watch,
+            slots: Mutex::new(Slots::new(bounds)),
+            runtime: Handle::current(),
+            tasks: Mutex::default(),
+            stops: Mutex::default(),
+            provision: Mutex::new((Instant::now(), BACK_OFF)),
+            closed: AtomicBool::new(false),
+            ended: broadcast::Sender::new(MAX_ENDS),
+        });
+        for instance in adopted {
+            inner.add(Arc::new(instance), Slots::add);
+        }
+        inner.go_on();
+        spawn(&inner.tasks, &inner.runtime, look_after(Arc::downgrade(&inner)));
+        inner
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots<Arc<Instance>, Caller>> {
+        lock(&self.slots)
+    }
+
+    pub(super) fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>) -> Slot {
+        Slot { instance, number, pool: Some(Arc::downgrade(self)) }
+    }
+
+    /// How many instances are to be there without a call, now.
+    fn least(&self) -> usize {
+        let due = lock(&self.provision).0 <= Instant::now();
+        if due { self.options.provisioned.min(self.options.max_instances) } else { 0 }
+    }
+
+    /// Serves those that wait, and begins the starts that are needed.
+    pub(super) fn go_on(self: &Arc<Self>) {
+        let least = self.least();
+        let starts = {
+            let mut slots = self.slots();
+            if self.closed.load(Ordering::SeqCst) {
+                return;
+            }
+            self.serve(&mut slots);
+            slots.start(least)
+        };
+        for _ in 0..starts {
+            spawn(&self.tasks, &self.runtime, start_one(Arc::downgrade(self), Arc::clone(&self.launch)));
+        }
+    }
+
+    /// Hands free slots to those that wait. Who has gone meanwhile is passed over.
+    fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
+        loop {
+            slots.forget(Caller::is_closed);
+            let served = slots.serve(|instance| instance.is_usable());
+            let mut gone = Vec::new();
+            for (number, instance, caller) in served {
+                if let Err(Ok(mut slot)) = caller.send(Ok(self.slot(number, instance))) {
+                    // Not by its drop, which would wait for what is held here.
+                    slot.pool = None;
+                    gone.push(number);
+                }
+            }
+            if gone.is_empty() {
+                return;
+            }
+            for number in gone {
+                // It was taken out of the warm ones just now, so it is no last one of a retired instance.
+                let _ = slots.release(number);
+            }
+        }
+    }
+
+    fn started(self: &Arc<Self>, instance: Arc<Instance>) {
+        lock(&self.provision).1 = BACK_OFF;
+        self.watch.started(&instance.timeline());
+        self.add(instance, Slots::started);
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        instance: Arc<Instance>,
+        add: fn(&mut Slots<Arc<Instance>, Caller>, Arc<Instance>) -> u64,
+    ) {
+        let number = {
+            let mut slots = self.slots();
+            if self.closed.load(Ordering::SeqCst) {
+                // Dropped, and so killed.
+                return;
+            }
+            add(&mut slots, Arc::clone(&instance))
+        };
+        spawn(&self.tasks, &self.runtime, watch_over(Arc::downgrade(self), number, instance));
+    }
+
+    fn failed(&self, error: Error) {
+        {
+            let mut provision = lock(&self.provision);
+            let wait = provision.1;
+            *provision = (Instant::now() + wait, (wait * 2).min(MAX_BACK_OFF));
+        }
+        tracing::debug!(function = self.config.name, error = error.chain(), "an instance did not come up");
+        self.watch.failed(&error);
+        let told = self.slots().failed();
+        let error = Arc::new(error);
+        for caller in told {
+            // Who has gone need not know.
+            let _ = caller.send(Err(Refusal::Start(Arc::clone(&error))));
+        }
+    }
+
+    /// Stops an instance beside everything else.
+    fn stop(&self, instance: Option<Arc<Instance>>) {
+        let Some(instance) = instance else { return };
+        spawn(&self.stops, &self.runtime, async move {
+            if let Err(error) = instance.stop().await {
+                tracing::warn!(error = error.chain(), "an instance could not be stopped");
+            }
+        });
+    }
+}
+
+/// The pool may be gone before the start has ended, and ends it then.
+async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>) {
+    let result = launch.start().await;
+    let Some(pool) = pool.upgrade() else { return };
+    match result {
+        Ok(instance) => pool.started(Arc::new(instance)),
+        Err(error) => pool.failed(error),
+    }
+    pool.go_on();
+}
+
+/// Waits until an instance can get no more invocations, and has it leave.
+async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
+    let ended_by_itself = instance.used_up().await;
+    let Some(pool) = pool.upgrade() else { return };
+    let last = pool.slots().retire(number);
+    if let Some(state) = ended_by_itself {
+        // Nobody need listen.
+        let _ = pool.ended.send((instance.id().into(), state));
+    }
+    pool.launch.ended(instance.id());
+    drop(instance);
+    pool.stop(last);
+    pool.go_on();
+}
+
+/// Stops what has been idle too long, keeps what is provisioned, and serves those whose instance has become
+/// usable again.
+async fn look_after(pool: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(pool) = pool.upgrade() else { return };
+        if let Some(before) = pool.options.idle.and_then(|idle| Instant::now().checked_sub(idle)) {
+            let reaped = pool.slots().reap(before, pool.options.provisioned);
+            reaped.into_iter().for_each(|instance| pool.stop(Some(instance)));
+        }
+        pool.go_on();
+    }
+}
