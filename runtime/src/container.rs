@@ -413,6 +413,15 @@ impl Container {
         }
         self.group.stats()
     }
+
+    /// [`Stats::memory_peak_bytes`] alone, which costs a file or two and not all of them.
+    #[must_use]
+    pub fn memory_peak_bytes(&self) -> u64 {
+        if let Some(Ended::Exited(_, stats)) = *self.ended.borrow() {
+            return stats.memory_peak_bytes;
+        }
+        self.group.memory_peak_bytes()
+    }
 }
 
 /// Where names were forwarded by the former owner of a container, they are by this one from now on.

@@ -11,20 +11,44 @@ impl Group {
     /// What the group uses and used. A file that is missing (an older kernel, a group that is
     /// gone) counts as zero.
     pub(crate) fn stats(&self) -> Stats {
-        let (current, peak) = match self.hierarchy.version() {
-            Version::V1 => ("memory.usage_in_bytes", "memory.max_usage_in_bytes"),
-            Version::V2 => ("memory.current", "memory.peak"),
-        };
-        let memory_bytes = self.number("memory", current);
-        let memory_peak_bytes = self.number("memory", peak).max(memory_bytes);
+        let memory_bytes = self.memory_bytes();
         Stats {
             memory_bytes,
-            memory_peak_bytes,
+            memory_peak_bytes: self.peak_above(memory_bytes),
             cpu: self.cpu(),
             oom_kills: self.oom_kills(),
             processes: self.number("pids", "pids.current"),
             forks_refused: self.keyed("pids", "pids.events", "max"),
         }
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.number(
+            "memory",
+            match self.hierarchy.version() {
+                Version::V1 => "memory.usage_in_bytes",
+                Version::V2 => "memory.current",
+            },
+        )
+    }
+
+    /// The most that it had at once, or what it has now where the kernel does not tell.
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        match self.peak_above(0) {
+            0 => self.memory_bytes(),
+            peak => peak,
+        }
+    }
+
+    fn peak_above(&self, least: u64) -> u64 {
+        let peak = self.number(
+            "memory",
+            match self.hierarchy.version() {
+                Version::V1 => "memory.max_usage_in_bytes",
+                Version::V2 => "memory.peak",
+            },
+        );
+        peak.max(least)
     }
 
     fn cpu(&self) -> Duration {

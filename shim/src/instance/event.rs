@@ -1,6 +1,7 @@
 //! The platform's event call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST};
@@ -24,12 +25,12 @@ pub(super) async fn invoke(
     options: InvokeOptions,
 ) -> (EventOutcome, Receipt) {
     let platform = shared.config.platform;
-    let mark = shared.logs.mark();
     let arrival = Arrival {
         request_id: options.request_id,
         retries: options.retries,
         asynchronous: options.asynchronous,
         trigger: options.trigger,
+        log_tail: options.log_tail,
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;
@@ -41,25 +42,23 @@ pub(super) async fn invoke(
         ended = ending::asked(shared, options.ending.as_ref()) => Err(ended),
     };
     breakpoint::reach("daemon-answered");
-    let report = invocation.report();
-    let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
-    let wants_log = options.log_tail && shared.config.concurrency == 1;
-    if wants_log {
+    invocation.is_over();
+    if invocation.wants_log() {
         shared.logs.settle().await;
     }
     let mut outcome = match exchange {
         Ok((status, headers, answer)) => answered(&mut invocation, status, &headers, answer),
         Err(failure) => failed(&mut invocation, &failure),
     };
-    let log = wants_log.then(|| shared.logs.since(mark));
+    let (log, spent) = (invocation.log(), invocation.spent());
     let report = InvocationReport {
-        duration,
-        memory_peak_bytes,
+        duration: spent.duration,
+        memory_peak_bytes: spent.memory_peak_bytes,
         log_tail: log.as_deref(),
         ..InvocationReport::default()
     };
     platform.finish_event(&invocation.context(), &report, &mut outcome.headers);
-    outcome.memory_peak_bytes = memory_peak_bytes;
+    (outcome.duration, outcome.memory_peak_bytes) = (spent.duration, spent.memory_peak_bytes);
     outcome.log = log.map(Bytes::from);
     (outcome, invocation.receipt())
 }
@@ -121,6 +120,7 @@ async fn read(
     }
 }
 
+/// What it took is added when it has ended.
 fn answered(
     invocation: &mut Invocation,
     status: StatusCode,
@@ -129,7 +129,6 @@ fn answered(
 ) -> EventOutcome {
     let platform = invocation.shared.config.platform;
     let verdict = platform.event_verdict(&invocation.context(), status, headers);
-    let duration = invocation.elapsed();
     invocation.succeed(Some(&body), verdict.error.as_deref());
     EventOutcome {
         request_id: invocation.context().request_id.to_owned(),
@@ -137,27 +136,19 @@ fn answered(
         status: verdict.status,
         headers: verdict.headers,
         body,
-        duration,
+        duration: Duration::ZERO,
         memory_peak_bytes: 0,
         log: None,
     }
 }
 
 fn failed(invocation: &mut Invocation, failure: &InvocationFailure) -> EventOutcome {
-    let duration = invocation.elapsed();
     let answer = invocation.fail(failure);
-    EventOutcome {
-        request_id: invocation.context().request_id.to_owned(),
-        result: if failure.is_of_function() {
-            EventResult::FunctionError(answer.message)
-        } else {
-            EventResult::PlatformError(answer.message)
-        },
-        status: answer.status,
-        headers: answer.headers,
-        body: answer.body,
-        duration,
-        memory_peak_bytes: 0,
-        log: None,
+    let outcome = EventOutcome::refused(invocation.context().request_id.to_owned(), answer, Duration::ZERO);
+    match outcome.result {
+        EventResult::PlatformError(text) if failure.is_of_function() => {
+            EventOutcome { result: EventResult::FunctionError(text), ..outcome }
+        }
+        result => EventOutcome { result, ..outcome },
     }
 }

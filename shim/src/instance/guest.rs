@@ -28,6 +28,8 @@ pub(crate) trait Guest: fmt::Debug + Send + Sync + 'static {
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }
+    /// As [`Container::memory_peak_bytes`].
+    fn memory_peak_bytes(&self) -> u64;
     /// As [`Container::ready`].
     fn ready(&self) {}
     /// As [`Container::freeze`].
@@ -61,6 +63,10 @@ impl Guest for Container {
 
     fn stats(&self) -> Stats {
         Self::stats(self)
+    }
+
+    fn memory_peak_bytes(&self) -> u64 {
+        Self::memory_peak_bytes(self)
     }
 
     fn traffic(&self) -> Traffic {

@@ -29,6 +29,10 @@ pub(crate) struct Invocation {
     mark: Option<u64>,
     started: Instant,
     begun: SystemTime,
+    /// When its work was done; what is waited for then is not the function's.
+    over: Option<Instant>,
+    /// What it took, once it has ended.
+    spent: Spent,
     cold_start: Option<Timeline>,
     ended: bool,
     /// Of its record, once it has ended.
@@ -71,10 +75,16 @@ pub(crate) struct Arrival {
 }
 
 /// What an invocation took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
-    duration: std::time::Duration,
-    memory_peak_bytes: u64,
+    pub(crate) duration: std::time::Duration,
+    pub(crate) memory_peak_bytes: u64,
+}
+
+impl Spent {
+    fn of(report: &InvocationReport<'_>) -> Self {
+        Self { duration: report.duration, memory_peak_bytes: report.memory_peak_bytes }
+    }
 }
 
 impl Arrival {
@@ -109,6 +119,8 @@ impl Invocation {
             reported: None,
             started: Instant::now(),
             begun: SystemTime::now(),
+            over: None,
+            spent: Spent::default(),
             cold_start: shared.cold_start().copied(),
             ended: false,
             receipt: Receipt::none(),
@@ -120,7 +132,10 @@ impl Invocation {
             let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
             busy.begin(invocation.started);
         }
-        let lines = shared.config.platform.log_start(&invocation.context(), &invocation.report());
+        // Its memory is told at a cold start alone, and is read from a file.
+        let memory = if invocation.cold_start.is_some() { shared.memory_peak_bytes() } else { 0 };
+        let report = invocation.report_with(memory);
+        let lines = shared.config.platform.log_start(&invocation.context(), &report);
         if shared.config.concurrency == 1 {
             shared.logs.works_on(&invocation.request_id);
         }
@@ -168,45 +183,53 @@ impl Invocation {
         self.started + self.shared.config.timeout
     }
 
-    pub(crate) fn elapsed(&self) -> std::time::Duration {
-        self.started.elapsed()
+    /// Notes that its work is done.
+    pub(crate) fn is_over(&mut self) {
+        self.over.get_or_insert_with(Instant::now);
+    }
+
+    /// What it took, once it has ended.
+    pub(crate) fn spent(&self) -> Spent {
+        self.spent
+    }
+
+    /// The end of its log, for a caller who wants it.
+    pub(crate) fn log(&self) -> Option<Vec<u8>> {
+        self.mark.map(|mark| self.shared.logs.since(mark))
     }
 
     /// Ends it with an answer of the function. `answer` is an event's, `error` what the function
     /// reported.
-    pub(crate) fn succeed(&mut self, answer: Option<&[u8]>, error: Option<&str>) -> Spent {
+    pub(crate) fn succeed(&mut self, answer: Option<&[u8]>, error: Option<&str>) {
         let reported = self.reported.take();
         let error = error.or(reported.as_deref());
         let report = InvocationReport { answer, error, function_error: error.is_some(), ..self.report() };
-        let (duration, memory_peak_bytes) = (report.duration, report.memory_peak_bytes);
-        let receipt = self.log_end(&report, None);
-        (self.receipt, self.ended) = (receipt, true);
-        Spent { duration, memory_peak_bytes }
+        let (spent, receipt) = (Spent::of(&report), self.log_end(&report, None));
+        (self.spent, self.receipt, self.ended) = (spent, receipt, true);
     }
 
     /// Ends an HTTP request whose whole answer is there, and adds to its head what is known then.
     pub(crate) async fn succeed_over_http(&mut self, headers: &mut HeaderMap) {
+        self.is_over();
         if self.wants_log() {
             self.shared.logs.settle().await;
         }
-        let spent = self.succeed(None, None);
-        self.tell(spent, headers);
+        self.succeed(None, None);
+        self.tell(headers);
     }
 
     /// Ends an HTTP request with the platform's answer, of which nothing has gone out.
     pub(crate) fn fail_over_http(&mut self, failure: &InvocationFailure) -> PlatformAnswer {
-        let report = self.report();
-        let spent = Spent { duration: report.duration, memory_peak_bytes: report.memory_peak_bytes };
         let mut answer = self.fail(failure);
-        self.tell(spent, &mut answer.headers);
+        self.tell(&mut answer.headers);
         answer
     }
 
-    fn tell(&self, spent: Spent, headers: &mut HeaderMap) {
-        let log = self.mark.map(|mark| self.shared.logs.since(mark));
+    fn tell(&self, headers: &mut HeaderMap) {
+        let log = self.log();
         let report = InvocationReport {
-            duration: spent.duration,
-            memory_peak_bytes: spent.memory_peak_bytes,
+            duration: self.spent.duration,
+            memory_peak_bytes: self.spent.memory_peak_bytes,
             log_tail: log.as_deref(),
             ..InvocationReport::default()
         };
@@ -225,8 +248,8 @@ impl Invocation {
         let status = Some(self.status.unwrap_or(answer.status));
         let report =
             InvocationReport { error: Some(&answer.message), failure: Some(&answer), status, ..report };
-        let receipt = self.log_end(&report, Some(failure));
-        (self.receipt, self.ended) = (receipt, true);
+        let (spent, receipt) = (Spent::of(&report), self.log_end(&report, Some(failure)));
+        (self.spent, self.receipt, self.ended) = (spent, receipt, true);
         answer
     }
 
@@ -236,10 +259,14 @@ impl Invocation {
         std::mem::replace(&mut self.receipt, Receipt::none())
     }
 
-    pub(crate) fn report(&self) -> InvocationReport<'_> {
+    fn report(&self) -> InvocationReport<'_> {
+        self.report_with(self.shared.memory_peak_bytes())
+    }
+
+    fn report_with(&self, memory_peak_bytes: u64) -> InvocationReport<'_> {
         InvocationReport {
-            duration: self.started.elapsed(),
-            memory_peak_bytes: self.shared.memory_peak_bytes(),
+            duration: self.over.unwrap_or_else(Instant::now) - self.started,
+            memory_peak_bytes,
             cold_start: self.cold_start.as_ref(),
             method: Some(&self.arrival.method),
             status: self.status,

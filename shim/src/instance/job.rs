@@ -221,8 +221,7 @@ impl Job {
         let mut headers = HeaderMap::new();
         self.config.platform.finish_event(&self.context(), &self.report(), &mut headers);
         let duration = self.started.elapsed();
-        let (request_id, memory_peak_bytes) =
-            (self.request_id.clone(), self.container.stats().memory_peak_bytes);
+        let (request_id, memory_peak_bytes) = (self.request_id.clone(), self.container.memory_peak_bytes());
         EventOutcome { request_id, result, status, headers, body, duration, memory_peak_bytes, log: None }
     }
 
@@ -246,7 +245,7 @@ impl Job {
     fn report(&self) -> InvocationReport<'_> {
         InvocationReport {
             duration: self.started.elapsed(),
-            memory_peak_bytes: self.container.stats().memory_peak_bytes,
+            memory_peak_bytes: self.container.memory_peak_bytes(),
             cold_start: Some(&self.timeline),
             ..InvocationReport::default()
         }

@@ -54,7 +54,7 @@ impl Shared {
 
     /// Highest memory use so far in bytes.
     pub(super) fn memory_peak_bytes(&self) -> u64 {
-        self.guest.stats().memory_peak_bytes
+        self.guest.memory_peak_bytes()
     }
 
     /// Why a request got no answer: the container's end explains a broken connection.

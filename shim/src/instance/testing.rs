@@ -129,7 +129,11 @@ impl Guest for TestGuest {
     }
 
     fn stats(&self) -> Stats {
-        Stats { memory_peak_bytes: 10 * 1024 * 1024, ..Stats::default() }
+        Stats { memory_peak_bytes: self.memory_peak_bytes(), ..Stats::default() }
+    }
+
+    fn memory_peak_bytes(&self) -> u64 {
+        10 * 1024 * 1024
     }
 }
 
