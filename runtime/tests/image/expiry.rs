@@ -6,7 +6,7 @@ use std::process::Command;
 use skiff_runtime::ErrorKind;
 use skiff_runtime::image::{CredentialEndpoint, CredentialSources, PullOptions};
 
-use crate::liar::{Answer, Liar, answer, image, plain};
+use crate::liar::{Liar, answer, basic, behind_a_password, image, plain};
 use crate::support::*;
 
 /// "user:p0" and "user:p1" in Base64.
@@ -16,10 +16,6 @@ const SECOND: &str = "authorization: Basic dXNlcjpwMQ==\r\n";
 /// Seconds that the first password is good for, at most; and that its layer has to wait.
 const LIFE: u32 = 4;
 const WAIT: u32 = 5;
-
-fn basic() -> Answer {
-    answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"")
-}
 
 /// A registry that sends the layer's first request away for longer than the first password lives.
 struct Slow {
@@ -32,11 +28,7 @@ struct Slow {
 impl Slow {
     async fn start() -> Self {
         let place = Place::new();
-        let (layout, descriptor, layer, packed) = image(&place);
-        let liar = Liar::start().await;
-        let name = liar.serve_image(&layout, &descriptor);
-        let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
-        liar.say("/v2/x/manifests/1", &[basic(), good]);
+        let (liar, name, layer, packed) = behind_a_password(&place).await;
         let busy = answer("503 Service Unavailable", &format!("Retry-After: {WAIT}\r\n"), b"");
         liar.say(&format!("/v2/x/blobs/{layer}"), &[busy, answer("200 OK", "", &packed)]);
         Self { place, liar, name, layer }

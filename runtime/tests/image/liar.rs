@@ -381,3 +381,19 @@ async fn artifacts_and_urls() {
     assert_eq!(place.error(&name, &plain()).await.kind(), ErrorKind::ImageNotFound);
     assert!(other.requests("").is_empty());
 }
+
+/// Asks for a user and a password.
+pub(crate) fn basic() -> Answer {
+    answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"")
+}
+
+/// A registry with an image whose manifest it gives to who shows a password: with the image's name, its layer's
+/// digest and that layer.
+pub(crate) async fn behind_a_password(place: &Place) -> (Liar, String, String, Vec<u8>) {
+    let (layout, descriptor, layer, packed) = image(place);
+    let liar = Liar::start().await;
+    let name = liar.serve_image(&layout, &descriptor);
+    let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
+    liar.say("/v2/x/manifests/1", &[basic(), good]);
+    (liar, name, layer, packed)
+}

@@ -10,17 +10,13 @@ use skiff_runtime::image::{
     TemporaryCredentials, Times,
 };
 
-use crate::liar::{Answer, Liar, answer, image, part, plain, with_password};
+use crate::liar::{Answer, Liar, answer, basic, behind_a_password, image, part, plain, with_password};
 use crate::support::*;
 
 fn bearer(liar: &Liar) -> Answer {
     let header =
         format!("WWW-Authenticate: Bearer realm=\"http://{}/token\",service=\"s\"\r\n", liar.address);
     answer("401 Unauthorized", &header, b"")
-}
-
-fn basic() -> Answer {
-    answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"")
 }
 
 fn token(text: &str, seconds: u32) -> Answer {
@@ -110,12 +106,8 @@ async fn a_registry_that_refuses_every_token_comes_to_an_end() {
 #[tokio::test]
 async fn a_refused_temporary_password_is_asked_for_again() {
     let place = Place::new();
-    let (layout, descriptor, layer, packed) = image(&place);
-    let liar = Liar::start().await;
-    let name = liar.serve_image(&layout, &descriptor);
     // The registry takes the first password for the manifest and not for the layer any more.
-    let good = liar.answers.lock().unwrap()["/v2/x/manifests/1"][0].clone();
-    liar.say("/v2/x/manifests/1", &[basic(), good]);
+    let (liar, name, layer, packed) = behind_a_password(&place).await;
     liar.say(&format!("/v2/x/blobs/{layer}"), &[basic(), basic(), answer("200 OK", "", &packed)]);
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
