@@ -98,7 +98,7 @@ fn each_call_has_a_record_of_what_it_took() {
 /// What the node adds up is what its records come to.
 #[track_caller]
 fn assert_sums(sandbox: &Sandbox, node: &Node<'_>, records: &[Value]) {
-    let usage = usage(&node);
+    let usage = usage(node);
     let billed = |kind: &str| {
         let of_kind = records.iter().filter(|record| record["kind"] == kind);
         of_kind.fold((0, 0, 0.0), |(count, ms, gb_s), record| {
