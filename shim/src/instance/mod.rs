@@ -34,7 +34,7 @@ mod tests;
 mod timeline;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -54,6 +54,7 @@ use tokio::task::JoinHandle;
 use crate::function::Callback;
 use crate::meter::{Receipt, Tap};
 use crate::platform::{PlatformAnswer, Trigger};
+use crate::pool::room::Share;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -168,6 +169,8 @@ pub struct Instance {
     tasks: Vec<JoinHandle<()>>,
     /// Its container is a later process's.
     left: AtomicBool,
+    /// What it has of its node's room.
+    share: OnceLock<Share>,
 }
 
 impl Instance {
@@ -212,7 +215,7 @@ impl Instance {
 
     /// One that is ready, with who looks after it.
     fn of(shared: Arc<Shared>) -> Self {
-        Self { tasks: start::tend(&shared), left: AtomicBool::new(false), shared }
+        Self { tasks: start::tend(&shared), left: AtomicBool::new(false), share: OnceLock::new(), shared }
     }
 
     /// Looks after its container no longer, and lets it go on when this is dropped, for a later process. Its
@@ -220,6 +223,19 @@ impl Instance {
     pub(crate) fn leave(&self) {
         self.left.store(true, Ordering::SeqCst);
         self.tasks.iter().for_each(JoinHandle::abort);
+    }
+
+    /// Holds what it has of its node's room until it is dropped.
+    pub(crate) fn hold(&self, share: Share) {
+        // There is one for each.
+        let _ = self.share.set(share);
+    }
+
+    /// It will stop: nobody else need give way for the room that it has.
+    pub(crate) fn gives_way(&self) {
+        if let Some(share) = self.share.get() {
+            share.leaves();
+        }
     }
 
     /// Runs the function's command once to record what a start of it touches, as a preparation for

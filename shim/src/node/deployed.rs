@@ -14,7 +14,7 @@ use super::info::{FunctionInfo, FunctionState, InstanceInfo, LastUpdate, UpdateS
 use super::metrics::{Counted, Running};
 use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer, StartCause, StartFailure};
-use crate::pool::{Jobs, Member, Pool, PoolStatus};
+use crate::pool::{Jobs, Member, Pool, PoolOptions, PoolStatus};
 use crate::proxy::body::Body;
 use crate::proxy::{of_platform, over_http};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Result};
@@ -261,6 +261,7 @@ impl Deployed {
         let state = match (&inner.current, inner.update.as_ref().map(|update| update.status)) {
             (Some(_), _) => FunctionState::Active,
             (None, Some(UpdateStatus::Failed)) => FunctionState::Failed,
+            (None, _) if config.acceleration => FunctionState::Preparing,
             (None, _) => FunctionState::Pending,
         };
         let current = inner.current.as_deref();
@@ -288,7 +289,10 @@ impl Deployed {
         let reason = inner.update.as_ref().and_then(|update| update.reason.as_deref());
         match reason {
             Some(reason) => format!("function {} is in state Failed: {reason}", inner.config.name),
-            None => format!("function {} is in state Pending", inner.config.name),
+            None => {
+                let state = if inner.config.acceleration { "Preparing" } else { "Pending" };
+                format!("function {} is in state {state}", inner.config.name)
+            }
         }
     }
 }
@@ -311,7 +315,7 @@ impl Function for Call {
     }
 
     fn longest(&self) -> Duration {
-        self.config.start_deadline() + self.config.timeout + Scaling::default().pool().patience
+        self.config.start_deadline() + self.config.timeout + PoolOptions::default().patience
     }
 
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {

@@ -22,27 +22,44 @@ pub struct Scaling {
     pub provisioned: u32,
     /// Seconds that an instance may be without a call before it is stopped; at least 1.
     pub idle_s: u64,
+    /// Memory of all its instances together in MiB, at least that of one; `None` bounds their number only.
+    pub max_memory_mib: Option<u32>,
 }
 
 impl Default for Scaling {
     /// Ten instances, none of them provisioned, each for five idle minutes.
     fn default() -> Self {
-        Self { max_instances: 10, provisioned: 0, idle_s: 300 }
+        Self { max_instances: 10, provisioned: 0, idle_s: 300, max_memory_mib: None }
     }
 }
 
 impl Scaling {
-    pub(super) fn pool(self) -> PoolOptions {
+    /// Of a function whose instances have so much memory each.
+    pub(super) fn pool(self, memory_mib: u32) -> PoolOptions {
         PoolOptions {
-            max_instances: usize::try_from(self.max_instances).unwrap_or(usize::MAX),
+            max_instances: usize::try_from(self.instances(memory_mib)).unwrap_or(usize::MAX),
             provisioned: usize::try_from(self.provisioned).unwrap_or(usize::MAX),
             idle: Some(Duration::from_secs(self.idle_s)),
             ..PoolOptions::default()
         }
     }
 
-    fn faults(self) -> Vec<String> {
+    /// Instances at most.
+    fn instances(self, memory_mib: u32) -> u32 {
+        let by_memory = self.max_memory_mib.and_then(|most| most.checked_div(memory_mib)).unwrap_or(u32::MAX);
+        self.max_instances.min(by_memory)
+    }
+
+    fn faults(self, memory_mib: u32) -> Vec<String> {
         let mut faults = Vec::new();
+        if let Some(most) = self.max_memory_mib.filter(|most| *most < memory_mib) {
+            faults.push(format!("max_memory_mib {most} must be at least the memory of an instance ({memory_mib})"));
+        } else if self.provisioned > self.instances(memory_mib) && self.provisioned <= self.max_instances {
+            let (provisioned, instances) = (self.provisioned, self.instances(memory_mib));
+            faults.push(format!(
+                "provisioned {provisioned} must be at most what max_memory_mib lets it have ({instances})"
+            ));
+        }
         if !(1..=MAX_INSTANCES).contains(&self.max_instances) {
             faults.push(format!("max_instances {} must be 1 to {MAX_INSTANCES}", self.max_instances));
         }
@@ -102,7 +119,7 @@ impl Deployment {
         let lookup = |name: &str| self.variables.get(name).cloned();
         let options = FileOptions { service: self.service.as_deref(), lookup: Some(&lookup) };
         let file = FunctionFile::parse(&self.file, language, &self.name, options)?;
-        let faults = self.scaling.faults();
+        let faults = self.scaling.faults(file.config.memory_mib);
         if !faults.is_empty() {
             let message = format!("the scaling of {} is wrong: {}", file.config.name, faults.join("; "));
             return Err(Error::new(ErrorKind::InvalidFunction, message).with_faults(faults));

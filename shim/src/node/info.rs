@@ -13,6 +13,8 @@ use crate::pool::{Member, PoolStatus};
 pub enum FunctionState {
     /// Its first revision is being made, or being started after a restart of the node.
     Pending,
+    /// The same of a function with image acceleration: what its start reads is being recorded.
+    Preparing,
     /// It takes calls.
     Active,
     /// It was deployed and could not be started again.

@@ -22,6 +22,7 @@ use skiff_runtime::image::PullTimings;
 use super::Node;
 use super::info::{FunctionInfo, InstanceInfo};
 use crate::pool::observe::Watch;
+use crate::pool::room::Room;
 use crate::proxy::body::{Body, Keeping};
 use crate::{Error, Timeline};
 
@@ -191,6 +192,7 @@ impl Collector for NodeCollector {
         let Some(node) = self.0.upgrade() else { return Ok(()) };
         let seen = node.seen();
         of_node(&mut encoder, node.counted(), &seen)?;
+        of_room(&mut encoder, node.room())?;
         of_calls(&mut encoder, &seen)?;
         of_starts(&mut encoder, &seen)?;
         of_instances(&mut encoder, &seen)
@@ -215,7 +217,7 @@ fn of_node(encoder: &mut DescriptorEncoder<'_>, counted: &NodeCounted, seen: &[S
     start.encode_gauge(&since)?;
     let help = "Functions by state";
     let mut functions = encoder.encode_descriptor("skiff_functions", help, None, MetricType::Gauge)?;
-    for state in ["Pending", "Active", "Failed"] {
+    for state in ["Pending", "Preparing", "Active", "Failed"] {
         let count = seen.iter().filter(|seen| format!("{:?}", seen.info.state) == state).count();
         functions.encode_family(&[("state", state)])?.encode_gauge(&whole(count))?;
     }
@@ -233,6 +235,27 @@ fn of_node(encoder: &mut DescriptorEncoder<'_>, counted: &NodeCounted, seen: &[S
     let help = "Time that pulls took";
     let pulls = encoder.encode_descriptor("skiff_image_pull", help, SECONDS, MetricType::Histogram)?;
     counted.pull_seconds.encode(pulls)
+}
+
+fn of_room(encoder: &mut DescriptorEncoder<'_>, room: &Room) -> Encoded {
+    let (used, limits) = (room.used(), room.limits());
+    let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: i64| {
+        encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
+    };
+    let bytes = |mib: u64| i64::try_from(mib.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
+    let help = "Instances of all functions, those that start or stop among them";
+    gauge("skiff_node_instances", help, None, whole(used.instances))?;
+    let help = "What the memory sizes of all instances come to";
+    gauge("skiff_node_memory", help, BYTES, bytes(used.memory_mib))?;
+    if let Some(most) = limits.max_instances {
+        gauge("skiff_node_instances_limit", "What --max-instances says", None, whole(most))?;
+    }
+    if let Some(most) = limits.memory_mib {
+        gauge("skiff_node_memory_limit", "What --max-memory says", BYTES, bytes(most))?;
+    }
+    let help = "Idle instances that were stopped for others";
+    let gave_way = encoder.encode_descriptor("skiff_instances_gave_way", help, None, MetricType::Counter)?;
+    ConstCounter::new(room.gave_way()).encode(gave_way)
 }
 
 const SECONDS: Option<&Unit> = Some(&Unit::Seconds);

@@ -15,6 +15,7 @@ mod info;
 mod inherited;
 mod logs;
 mod metrics;
+mod pressure;
 mod revisions;
 mod shelf;
 mod sockets;
@@ -43,6 +44,8 @@ use self::shelf::Shelf;
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::meter::{Meter, MeterOptions};
+pub use crate::pool::room::NodeLimits;
+use crate::pool::room::Room;
 use crate::proxy::Listener;
 use crate::{
     Error, ErrorKind, EventOutcome, FunctionConfig, Instance, InvokeOptions, PullOptions, Result, Runtime,
@@ -68,6 +71,8 @@ pub struct NodeOptions {
     /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
     /// `None` keeps none.
     pub metering: Option<PathBuf>,
+    /// What all functions may have together.
+    pub limits: NodeLimits,
 }
 
 impl fmt::Debug for NodeOptions {
@@ -81,6 +86,7 @@ pub struct Node {
     runtime: Arc<Runtime>,
     pull: PullOptions,
     logs: Arc<Book>,
+    room: Arc<Room>,
     shelf: Arc<Shelf>,
     /// With a file for each instance that a later node may take over; `None` where there will be none.
     marks: Option<PathBuf>,
@@ -125,6 +131,7 @@ impl Node {
             runtime,
             pull: options.pull,
             logs,
+            room: Room::new(options.limits),
             shelf,
             marks,
             inherited,
@@ -149,6 +156,9 @@ impl Node {
             drop((runtime.adopted(), runtime.failed_starts()));
         });
         node.sweep_logs();
+        if let Some(reserve_mib) = options.limits.reserve_mib {
+            tokio::spawn(pressure::relieve(Arc::downgrade(&node.room), reserve_mib));
+        }
         Ok(node)
     }
 
@@ -231,6 +241,10 @@ impl Node {
 
     fn counted(&self) -> &NodeCounted {
         &self.counted
+    }
+
+    fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     fn seen(&self) -> Vec<Seen> {

@@ -164,6 +164,20 @@ impl Node {
         self.meter.as_ref().map(|meter| Tap::new(meter, revision))
     }
 
+    /// One whose instances could never be is told so at once.
+    fn check_room(&self, config: &FunctionConfig) -> Result<()> {
+        let (limits, memory_mib) = (self.room.limits(), config.memory_mib);
+        let Some(limit) = limits.memory_mib.filter(|_| !limits.allow(memory_mib.into())) else {
+            return Ok(());
+        };
+        let message = format!(
+            "an instance of function {} has {memory_mib} MiB, all functions of the node together {limit} MiB",
+            config.name
+        );
+        Err(Error::new(ErrorKind::InvalidFunction, message)
+            .advise("give the function less memory, or the node more (`skiff serve --max-memory`)"))
+    }
+
     /// What runs a revision, with the containers of it that a former node has left.
     async fn calls(
         &self,
@@ -174,10 +188,12 @@ impl Node {
         scaling: Scaling,
         containers: Vec<Container>,
     ) -> Result<Calls> {
-        let (runtime, options) = (&self.runtime, scaling.pool());
+        self.check_room(config)?;
+        let (runtime, options) = (&self.runtime, scaling.pool(config.memory_mib));
         let logs = self.logs.sink(&key(config), config, number);
         let watch: Arc<dyn Watch> = Arc::clone(deployed.counted()) as _;
-        let mut known = Known { tap: self.tap(number), watch: Some(watch), ..Known::default() };
+        let room = Some(Arc::clone(&self.room));
+        let mut known = Known { tap: self.tap(number), watch: Some(watch), room, ..Known::default() };
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
             let jobs = Jobs::open_known(runtime, image, config, logs, options, known)?;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::launch::Launch;
 use super::observe::Watch;
+use super::room::{Room, Share, Tenant};
 use super::slots::{Bounds, Slots};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
@@ -45,6 +46,15 @@ pub(super) struct Inner {
     pub(super) closed: AtomicBool,
     /// Instances that ended by themselves.
     pub(super) ended: broadcast::Sender<(Arc<str>, State)>,
+    tenancy: Option<Tenancy>,
+}
+
+/// What a pool has to do with its node's room.
+struct Tenancy {
+    room: Arc<Room>,
+    id: u64,
+    /// It stands in line, or has been told to.
+    in_line: AtomicBool,
 }
 
 /// The right to one invocation of an instance, until it is dropped.
@@ -89,6 +99,7 @@ impl Inner {
         options: PoolOptions,
         adopted: Vec<Instance>,
         watch: Arc<dyn Watch>,
+        room: Option<Arc<Room>>,
     ) -> Arc<Self> {
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
@@ -107,8 +118,16 @@ impl Inner {
             provision: Mutex::new((Instant::now(), BACK_OFF)),
             closed: AtomicBool::new(false),
             ended: broadcast::Sender::new(MAX_ENDS),
+            tenancy: room.map(|room| Tenancy { id: room.id(), room, in_line: AtomicBool::new(false) }),
         });
+        if let Some(tenancy) = &inner.tenancy {
+            let tenant: Weak<Self> = Arc::downgrade(&inner);
+            tenancy.room.enter(tenant);
+        }
         for instance in adopted {
+            if let Some(tenancy) = &inner.tenancy {
+                instance.hold(tenancy.room.take(inner.memory_mib()));
+            }
             inner.add(Arc::new(instance), Slots::add);
         }
         inner.go_on();
@@ -130,20 +149,57 @@ impl Inner {
         if due { self.options.provisioned.min(self.options.max_instances) } else { 0 }
     }
 
-    /// Serves those that wait, and begins the starts that are needed.
+    /// Serves those that wait, and begins the starts that are needed and that there is room for.
     pub(super) fn go_on(self: &Arc<Self>) {
         let least = self.least();
-        let starts = {
+        let shares = {
             let mut slots = self.slots();
             if self.closed.load(Ordering::SeqCst) {
                 return;
             }
             self.serve(&mut slots);
-            slots.start(least)
+            let wanted = slots.wanted(least);
+            let shares = self.claim(wanted);
+            slots.begin(shares.len());
+            shares
         };
-        for _ in 0..starts {
-            spawn(&self.tasks, &self.runtime, start_one(Arc::downgrade(self), Arc::clone(&self.launch)));
+        // What has become idle here may be what another waits for.
+        if let Some(tenancy) = self.tenancy.as_ref().filter(|tenancy| tenancy.room.is_wanted()) {
+            tenancy.room.make_way();
         }
+        for share in shares {
+            let start = start_one(Arc::downgrade(self), Arc::clone(&self.launch), share);
+            spawn(&self.tasks, &self.runtime, start);
+        }
+    }
+
+    /// What is to be had of the node's room for so many instances. For those that get none it stands in line.
+    fn claim(self: &Arc<Self>, wanted: usize) -> Vec<Option<Share>> {
+        let Some(tenancy) = &self.tenancy else {
+            return (0..wanted).map(|_| None).collect();
+        };
+        let tenant: Weak<Self> = Arc::downgrade(self);
+        let tenant: Weak<dyn Tenant> = tenant;
+        let one = |_| tenancy.room.claim(tenancy.id, self.memory_mib(), &tenant).map(Some);
+        let shares: Vec<_> = (0..wanted).map_while(one).collect();
+        if shares.len() < wanted {
+            tenancy.in_line.store(true, Ordering::SeqCst);
+        } else {
+            self.leave_line();
+        }
+        shares
+    }
+
+    /// Needs no more instances.
+    pub(super) fn leave_line(&self) {
+        if let Some(tenancy) = self.tenancy.as_ref().filter(|tenancy| tenancy.in_line.swap(false, Ordering::SeqCst)) {
+            tenancy.room.forget(tenancy.id);
+        }
+    }
+
+    /// How many more instances the node lets it have now.
+    pub(super) fn room(&self) -> usize {
+        self.tenancy.as_ref().map_or(usize::MAX, |tenancy| tenancy.room.left(self.memory_mib()))
     }
 
     /// Hands free slots to those that wait. Who has gone meanwhile is passed over.
@@ -210,6 +266,7 @@ impl Inner {
     /// Stops an instance beside everything else.
     fn stop(&self, instance: Option<Arc<Instance>>) {
         let Some(instance) = instance else { return };
+        instance.gives_way();
         spawn(&self.stops, &self.runtime, async move {
             if let Err(error) = instance.stop().await {
                 tracing::warn!(error = error.chain(), "an instance could not be stopped");
@@ -218,13 +275,47 @@ impl Inner {
     }
 }
 
+impl Tenant for Inner {
+    fn room_again(self: Arc<Self>) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move { self.go_on() });
+    }
+
+    fn idle(&self) -> Vec<Instant> {
+        self.slots().idle(self.options.provisioned)
+    }
+
+    fn memory_mib(&self) -> u64 {
+        self.config.memory_mib.into()
+    }
+
+    fn give_way(&self) -> bool {
+        let spared = self.slots().reap(Instant::now(), self.options.provisioned, 1).pop();
+        let had = spared.is_some();
+        self.stop(spared);
+        had
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.leave_line();
+    }
+}
+
 /// The pool may be gone before the start has ended, and ends it then.
-async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>) {
+async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>, share: Option<Share>) {
     let result = launch.start().await;
     let Some(pool) = pool.upgrade() else { return };
     match result {
-        Ok(instance) => pool.started(Arc::new(instance)),
-        Err(error) => pool.failed(error),
+        Ok(instance) => {
+            share.into_iter().for_each(|share| instance.hold(share));
+            pool.started(Arc::new(instance));
+        }
+        Err(error) => {
+            drop(share);
+            pool.failed(error);
+        }
     }
     pool.go_on();
 }
@@ -251,7 +342,7 @@ async fn look_after(pool: Weak<Inner>) {
         tokio::time::sleep(LOOK).await;
         let Some(pool) = pool.upgrade() else { return };
         if let Some(before) = pool.options.idle.and_then(|idle| Instant::now().checked_sub(idle)) {
-            let reaped = pool.slots().reap(before, pool.options.provisioned);
+            let reaped = pool.slots().reap(before, pool.options.provisioned, usize::MAX);
             reaped.into_iter().for_each(|instance| pool.stop(Some(instance)));
         }
         pool.go_on();

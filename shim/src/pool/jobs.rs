@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::function::refused_event;
 use super::observe::{Member, Unwatched, Watch};
+use super::room::{Room, Share};
 use super::{Known, PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
 use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
@@ -27,6 +28,7 @@ pub struct Jobs {
     work: Arc<Work>,
     options: PoolOptions,
     places: Arc<Semaphore>,
+    room: Option<Arc<Room>>,
     waiting: AtomicUsize,
     closed: watch::Sender<bool>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -77,6 +79,7 @@ impl Jobs {
             work: Arc::new(work),
             options,
             places: Arc::new(Semaphore::new(options.max_instances.max(1))),
+            room: known.room,
             waiting: AtomicUsize::new(0),
             closed: watch::Sender::new(false),
             tasks: tokio::sync::Mutex::default(),
@@ -134,7 +137,7 @@ impl Jobs {
     }
 
     /// A place for one more, with what is told of the wait for it.
-    async fn place(&self) -> std::result::Result<OwnedSemaphorePermit, Refusal> {
+    async fn place(&self) -> std::result::Result<Place, Refusal> {
         let begun = Instant::now();
         let (result, waited) = self.take().await;
         if waited {
@@ -146,19 +149,40 @@ impl Jobs {
         result
     }
 
-    async fn take(&self) -> (std::result::Result<OwnedSemaphorePermit, Refusal>, bool) {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+    async fn take(&self) -> (std::result::Result<Place, Refusal>, bool) {
+        if let Some(place) = self.at_once() {
             return (Ok(place), false);
         }
         let waits = Waits::among(&self.waiting);
         if waits.others >= self.options.max_waiting {
             return (Err(Refusal::Throttled), false);
         }
-        let place = Arc::clone(&self.places).acquire_owned();
+        let place = async {
+            let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
+            let share = match &self.room {
+                Some(room) => Some(room.wait(self.memory_mib()).await),
+                None => None,
+            };
+            Some(Place { _place: place, _share: share })
+        };
         match tokio::time::timeout(self.options.patience, place).await {
-            Ok(Ok(place)) => (Ok(place), true),
-            Ok(Err(_)) | Err(_) => (Err(Refusal::Throttled), true),
+            Ok(Some(place)) => (Ok(place), true),
+            Ok(None) | Err(_) => (Err(Refusal::Throttled), true),
         }
+    }
+
+    fn at_once(&self) -> Option<Place> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let share = match &self.room {
+            // Who comes takes nothing from who waits.
+            Some(room) => Some(room.try_take(self.memory_mib())?),
+            None => None,
+        };
+        Some(Place { _place: place, _share: share })
+    }
+
+    fn memory_mib(&self) -> u64 {
+        self.work.config.memory_mib.into()
     }
 
     async fn run(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
@@ -185,6 +209,12 @@ impl Jobs {
         drop(tasks);
         answered.await.unwrap_or(Err(Refusal::Throttled)).unwrap_or_else(refused)
     }
+}
+
+/// The right to one container, until it is dropped.
+struct Place {
+    _place: OwnedSemaphorePermit,
+    _share: Option<Share>,
 }
 
 /// Who waits, counted until it is dropped.

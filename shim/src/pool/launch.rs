@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::observe::Watch;
+use super::room::Room;
 use crate::instance::{LogSink, Ties};
 use crate::meter::Tap;
 use crate::{FunctionConfig, Image, Instance, Result, Runtime};
@@ -41,6 +42,8 @@ pub(crate) struct Known {
     pub(crate) adopted: Vec<Instance>,
     /// Who looks.
     pub(crate) watch: Option<Arc<dyn Watch>>,
+    /// What it shares with the node's other functions.
+    pub(crate) room: Option<Arc<Room>>,
 }
 
 /// By what a later process knows containers again.

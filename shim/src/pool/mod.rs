@@ -9,12 +9,16 @@
 //! A call takes a free slot of the instance that was used last. Where there is none it waits for the first
 //! that becomes free, and an instance is started if those that start already are not enough: N first calls
 //! of a function with concurrency C start N/C instances, rounded up. An instance never works on more than C.
+//! On a node, what all functions have together is bounded too ([`room`]).
 
 mod function;
 mod inner;
 mod jobs;
 mod launch;
 pub(crate) mod observe;
+pub(crate) mod room;
+#[cfg(test)]
+mod room_tests;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -33,6 +37,7 @@ use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
 use self::observe::{Unwatched, Watch};
+use self::room::Room;
 use self::slots::Taken;
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -118,10 +123,10 @@ impl Pool {
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let Known { identity, tap, adopted, watch } = known;
+        let Known { identity, tap, adopted, watch, room } = known;
         let watch = watch.unwrap_or_else(|| Arc::new(Unwatched));
         let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, tap };
-        Ok(Self::of(Arc::new(containers), &config, options, adopted, watch))
+        Ok(Self::of(Arc::new(containers), &config, options, adopted, watch, room))
     }
 
     pub(crate) fn of(
@@ -130,8 +135,9 @@ impl Pool {
         options: PoolOptions,
         adopted: Vec<Instance>,
         watch: Arc<dyn Watch>,
+        room: Option<Arc<Room>>,
     ) -> Self {
-        Self(Inner::new(launch, config, options, adopted, watch))
+        Self(Inner::new(launch, config, options, adopted, watch, room))
     }
 
     /// The function.
@@ -155,8 +161,11 @@ impl Pool {
             Ok(slot) => Ok(Arc::clone(slot.instance())),
             Err(Refusal::Start(error)) => Err(error),
             Err(Refusal::Throttled) => {
-                let error = Error::new(crate::ErrorKind::Busy, "all instances are busy");
-                Err(Arc::new(error.advise("let it have more instances, or call it less often")))
+                let message = "all instances are busy, or there is no room for another";
+                let error = Error::new(crate::ErrorKind::Busy, message);
+                Err(Arc::new(error.advise(
+                    "let the function or the node have more instances or memory, or call less often",
+                )))
             }
         }
     }
@@ -195,7 +204,7 @@ impl Pool {
             }
             // Who has gone keeps nobody out.
             slots.forget(Caller::is_closed);
-            match slots.take(|instance| instance.is_usable()) {
+            match slots.take(|instance| instance.is_usable(), || self.0.room()) {
                 Taken::Slot(number, instance) => return (Ok(self.0.slot(number, instance)), false),
                 Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
@@ -237,6 +246,7 @@ impl Pool {
     pub(crate) fn leave(&self) -> Vec<Arc<Instance>> {
         self.0.closed.store(true, Ordering::SeqCst);
         let (instances, _) = self.0.slots().clear();
+        self.0.leave_line();
         instances.iter().for_each(|instance| instance.leave());
         lock(&self.0.tasks).abort_all();
         instances
@@ -247,10 +257,12 @@ impl Pool {
     pub async fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
         let (instances, waiting) = self.0.slots().clear();
+        self.0.leave_line();
         drop(waiting);
         let mut tasks = std::mem::take(&mut *lock(&self.0.tasks));
         // A container that only starts is killed by its start's end.
         tasks.shutdown().await;
+        instances.iter().for_each(|instance| instance.gives_way());
         let stops: Vec<_> = instances.iter().map(|instance| instance.stop()).collect();
         for stopped in futures_util::future::join_all(stops).await {
             if let Err(error) = stopped {

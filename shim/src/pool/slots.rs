@@ -60,13 +60,13 @@ impl<I: Clone, W> Slots<I, W> {
     }
 
     /// Takes a free slot, or says whether there is a place to wait; the caller joins the queue by
-    /// [`Slots::wait`].
-    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool) -> Taken<I> {
+    /// [`Slots::wait`]. `room` tells how many more instances the node lets it have.
+    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool, room: impl Fn() -> usize) -> Taken<I> {
         if let Some((number, instance)) = self.take_free(usable) {
             return Taken::Slot(number, instance);
         }
         // Those that starts are for, or will be, are not in anybody's way.
-        let may_start = self.bounds.instances.saturating_sub(self.alive());
+        let may_start = self.bounds.instances.saturating_sub(self.alive()).min(room());
         let covered = (self.starting + may_start) * self.bounds.concurrency;
         match self.waiting.len() {
             waiting if waiting >= covered + self.bounds.waiting => Taken::Full,
@@ -104,15 +104,17 @@ impl<I: Clone, W> Slots<I, W> {
         served
     }
 
-    /// How many instances are to be started now for those that wait, and to have `least` of them; they
-    /// count as starting from now on.
-    pub(super) fn start(&mut self, least: usize) -> usize {
+    /// How many instances are to be started now for those that wait, and to have `least` of them.
+    pub(super) fn wanted(&self, least: usize) -> usize {
         let needed = self.waiting.len().div_ceil(self.bounds.concurrency);
         let kept = least.saturating_sub(self.warm.len());
         let wanted = needed.max(kept).saturating_sub(self.starting);
-        let starts = wanted.min(self.bounds.instances.saturating_sub(self.alive()));
+        wanted.min(self.bounds.instances.saturating_sub(self.alive()))
+    }
+
+    /// So many of those that are wanted count as starting from now on.
+    pub(super) fn begin(&mut self, starts: usize) {
         self.starting += starts;
-        starts
     }
 
     /// A start has succeeded.
@@ -167,12 +169,18 @@ impl<I: Clone, W> Slots<I, W> {
         None
     }
 
-    /// Takes out those that have been idle since before `before`, least recently used first, as long as
-    /// `least` are left.
-    pub(super) fn reap(&mut self, before: Instant, least: usize) -> Vec<I> {
+    /// Since when those work on nothing that can be spared while `least` are left, least recently used first.
+    pub(super) fn idle(&self, least: usize) -> Vec<Instant> {
+        let idle = self.warm.iter().filter(|warm| warm.used == 0).map(|warm| warm.idle_since);
+        idle.take(self.warm.len().saturating_sub(least)).collect()
+    }
+
+    /// Takes out those that have been idle since before `before`, `most` at most, least recently used first, as
+    /// long as `least` are left.
+    pub(super) fn reap(&mut self, before: Instant, least: usize, most: usize) -> Vec<I> {
         let mut reaped = Vec::new();
         let mut place = 0;
-        while place < self.warm.len() && self.warm.len() > least {
+        while place < self.warm.len() && self.warm.len() > least && reaped.len() < most {
             let warm = &self.warm[place];
             if warm.used == 0 && warm.idle_since <= before {
                 reaped.push(self.warm.remove(place).instance);
@@ -223,9 +231,20 @@ mod tests {
         true
     }
 
+    fn plenty() -> usize {
+        usize::MAX
+    }
+
+    /// Starts what is wanted.
+    fn start(slots: &mut Slots<u32, u32>, least: usize) -> usize {
+        let wanted = slots.wanted(least);
+        slots.begin(wanted);
+        wanted
+    }
+
     /// A caller that comes; what it gets.
     fn call(slots: &mut Slots<u32, u32>, caller: u32) -> Taken<u32> {
-        let taken = slots.take(all);
+        let taken = slots.take(all, plenty);
         if matches!(taken, Taken::Wait { .. }) {
             slots.wait(caller);
         }
@@ -239,7 +258,7 @@ mod tests {
             let mut started = 0;
             for caller in 0..calls {
                 assert_eq!(call(&mut slots, caller), Taken::Wait { covered: true });
-                started += slots.start(0);
+                started += start(&mut slots, 0);
             }
             assert_eq!(started, starts, "{calls} calls of a function with concurrency {concurrency}");
         }
@@ -248,26 +267,26 @@ mod tests {
     #[test]
     fn the_newest_used_comes_first_and_the_others_stay_idle() {
         let mut slots = slots(1, 3, 0);
-        assert_eq!(slots.start(3), 3);
+        assert_eq!(start(&mut slots, 3), 3);
         let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
-        assert_eq!(slots.take(all), Taken::Slot(numbers[2], 2));
-        assert_eq!(slots.take(all), Taken::Slot(numbers[1], 1));
+        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[2], 2));
+        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[1], 1));
         assert_eq!(slots.release(numbers[2]), None);
         assert_eq!(slots.release(numbers[1]), None);
         // The one that was taken last, whichever ended last.
-        assert_eq!(slots.take(all), Taken::Slot(numbers[1], 1));
+        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[1], 1));
         slots.release(numbers[1]);
-        assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1), [0, 2]);
+        assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1, 9), [0, 2]);
     }
 
     #[test]
     fn what_cannot_be_used_is_passed_over() {
         let mut slots = slots(1, 2, 5);
-        slots.start(2);
+        start(&mut slots, 2);
         let good = slots.started(1);
         slots.started(2);
-        assert_eq!(slots.take(|instance| *instance != 2), Taken::Slot(good, 1));
-        assert_eq!(slots.take(|instance| *instance != 2), Taken::Wait { covered: false });
+        assert_eq!(slots.take(|instance| *instance != 2, plenty), Taken::Slot(good, 1));
+        assert_eq!(slots.take(|instance| *instance != 2, plenty), Taken::Wait { covered: false });
     }
 
     #[test]
@@ -277,8 +296,8 @@ mod tests {
             assert_eq!(call(&mut slots, caller), Taken::Wait { covered: caller < 2 }, "{caller}");
         }
         assert_eq!(call(&mut slots, 5), Taken::Full);
-        assert_eq!(slots.start(0), 1);
-        assert_eq!(slots.start(0), 0, "no more than there may be");
+        assert_eq!(start(&mut slots, 0), 1);
+        assert_eq!(start(&mut slots, 0), 0, "no more than there may be");
         let number = slots.started(7);
         assert_eq!(slots.serve(all), [(number, 7, 0), (number, 7, 1)]);
         assert_eq!(call(&mut slots, 6), Taken::Full);
@@ -288,15 +307,43 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_room_for_an_instance_waits_as_for_a_busy_one() {
+        let mut slots = slots(2, 5, 1);
+        assert_eq!(slots.take(all, || 1), Taken::Wait { covered: true });
+        slots.wait(0);
+        slots.wait(1);
+        assert_eq!(slots.take(all, || 1), Taken::Wait { covered: false });
+        assert_eq!(slots.take(all, || 2), Taken::Wait { covered: true });
+        slots.wait(2);
+        assert_eq!(slots.take(all, || 1), Taken::Full);
+        assert_eq!(slots.wanted(0), 2, "as before");
+        slots.begin(1);
+        assert_eq!(slots.wanted(0), 1, "the other one still");
+    }
+
+    #[test]
+    fn the_oldest_idle_ones_can_be_spared_but_for_those_that_are_kept() {
+        let mut slots = slots(1, 5, 0);
+        start(&mut slots, 3);
+        let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
+        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[2], 2));
+        assert_eq!((slots.idle(0).len(), slots.idle(2).len(), slots.idle(3).len()), (2, 1, 0));
+        assert!(slots.idle(0).is_sorted());
+        assert_eq!(slots.reap(Instant::now(), 0, 1), [0]);
+        assert_eq!(slots.reap(Instant::now(), 0, 1), [1]);
+        assert_eq!(slots.reap(Instant::now(), 0, 1), [0; 0], "the last one works");
+    }
+
+    #[test]
     fn a_failed_start_is_told_those_that_it_was_for() {
         let mut slots = slots(2, 2, 10);
         for caller in 0..5 {
             call(&mut slots, caller);
         }
-        assert_eq!(slots.start(0), 2);
+        assert_eq!(start(&mut slots, 0), 2);
         assert_eq!(slots.failed(), [0, 1]);
         // The other start is for two, and another may come for the last.
-        assert_eq!(slots.start(0), 1);
+        assert_eq!(start(&mut slots, 0), 1);
         slots.started(1);
         slots.started(2);
         assert_eq!(slots.serve(all).len(), 3);
@@ -305,16 +352,16 @@ mod tests {
     #[test]
     fn one_that_is_broken_leaves_with_its_last_invocation() {
         let mut slots = slots(2, 1, 1);
-        slots.start(1);
+        start(&mut slots, 1);
         let number = slots.started(9);
-        assert_eq!((slots.take(all), slots.take(all)), (Taken::Slot(number, 9), Taken::Slot(number, 9)));
+        assert_eq!((slots.take(all, plenty), slots.take(all, plenty)), (Taken::Slot(number, 9), Taken::Slot(number, 9)));
         assert_eq!(slots.retire(number), None);
         assert_eq!(slots.all(), [(9, true)]);
         // It still has its memory.
-        assert_eq!((call(&mut slots, 1), slots.start(0)), (Taken::Wait { covered: false }, 0));
+        assert_eq!((call(&mut slots, 1), start(&mut slots, 0)), (Taken::Wait { covered: false }, 0));
         assert_eq!(slots.release(number), None);
         assert_eq!(slots.release(number), Some(9));
-        assert_eq!((slots.all(), slots.start(0)), (Vec::new(), 1));
+        assert_eq!((slots.all(), start(&mut slots, 0)), (Vec::new(), 1));
         assert_eq!(slots.retire(number), None, "twice");
     }
 
@@ -375,14 +422,14 @@ mod tests {
                         slots.release(number);
                     }
                     Step::Retire(which) if !running.is_empty() => drop(slots.retire(running[which % running.len()])),
-                    Step::Reap => drop(slots.reap(Instant::now(), least)),
+                    Step::Reap => drop(slots.reap(Instant::now(), least, 9)),
                     _ => {}
                 }
                 for (number, _, caller) in slots.serve(all) {
                     running.push(number);
                     heard.push(caller);
                 }
-                slots.start(least);
+                start(&mut slots, least);
                 let counts = slots.status();
                 prop_assert!(counts.warm + counts.starting + counts.leaving <= instances);
                 prop_assert_eq!(counts.running, running.len());

@@ -16,10 +16,10 @@ use crate::instance::testing::{self, TestGuest};
 use crate::platform::{StartCause, StartFailure, fc, scf};
 use crate::{ErrorKind, EventResult, InvokeOptions};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
 /// Starts instances after a while, unless told to fail.
-struct Server {
+pub(super) struct Server {
     listener: TcpListener,
     config: Arc<FunctionConfig>,
     takes: Duration,
@@ -58,7 +58,7 @@ impl Launch for Server {
 }
 
 impl Server {
-    async fn of(config: FunctionConfig) -> Arc<Self> {
+    pub(super) async fn of(config: FunctionConfig) -> Arc<Self> {
         Arc::new(Self {
             listener: TcpListener::bind("127.0.0.1:0").await.expect("bound"),
             config: Arc::new(config),
@@ -76,17 +76,21 @@ impl Server {
     }
 
     fn pool(self: &Arc<Self>, options: PoolOptions) -> Pool {
-        Pool::of(
-            Arc::clone(self) as Arc<dyn Launch>,
-            &self.config,
-            options,
-            Vec::new(),
-            Arc::new(observe::Unwatched),
-        )
+        self.pool_in(None, options)
     }
 
-    fn starts(&self) -> usize {
+    pub(super) fn pool_in(self: &Arc<Self>, room: Option<&Arc<Room>>, options: PoolOptions) -> Pool {
+        let (launch, watch) = (Arc::clone(self) as Arc<dyn Launch>, Arc::new(observe::Unwatched));
+        Pool::of(launch, &self.config, options, Vec::new(), watch, room.cloned())
+    }
+
+    pub(super) fn starts(&self) -> usize {
         self.starts.load(Ordering::SeqCst)
+    }
+
+    /// So many of the next starts fail.
+    pub(super) fn fail(&self, starts: usize) {
+        self.failures.store(starts, Ordering::SeqCst);
     }
 
     fn guest(&self, number: usize) -> TestGuest {
@@ -94,11 +98,11 @@ impl Server {
     }
 }
 
-fn at_most(max_instances: usize) -> PoolOptions {
+pub(super) fn at_most(max_instances: usize) -> PoolOptions {
     PoolOptions { max_instances, ..PoolOptions::default() }
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waiting = async {
         while !is_so() {
             sleep(Duration::from_millis(5)).await;
@@ -304,7 +308,7 @@ async fn who_looks_is_told_of_waits_refusals_and_starts() {
     let told = Arc::<Told>::default();
     let options = PoolOptions { max_waiting: 1, patience: Duration::from_millis(50), ..at_most(1) };
     let launch = Arc::clone(&server) as Arc<dyn Launch>;
-    let pool = Pool::of(launch, &server.config, options, Vec::new(), Arc::clone(&told) as _);
+    let pool = Pool::of(launch, &server.config, options, Vec::new(), Arc::clone(&told) as _, None);
     let seen = || {
         [&told.waited, &told.throttled, &told.started, &told.failed].map(|count| count.load(Ordering::SeqCst))
     };

@@ -19,6 +19,10 @@ calls go on and are counted as unbilled.
 The node's socket has the control API (GET /openapi.json tells what it is) and the invoke APIs of both vendors;
 each function has a socket of its own for plain HTTP. All are root's alone.
 
+Where --max-instances or --max-memory leave no room for another instance, idle ones of all functions stop, the
+least recently used first; what is provisioned stays. Where there are none, calls wait as for a busy instance,
+and get their platform's throttling error when they have waited for a minute.
+
 What functions and their platforms write goes to files below the state directory, logs/NAMESPACE/NAME/, which
 `skiff logs` reads: at most --log-files of --log-size for each function. With --log-to stdout or journal it goes
 to the standard output instead. A disk, or a reader, that stands still costs lines, which are counted and told
@@ -106,7 +110,8 @@ Exit codes:
 
 On the standard output, as JSON in any case (with --output json in one line):
   {\"namespace\":…,\"name\":…,\"platform\":\"fc\",\"state\":\"Active\",\"revision\":3,\"image\":…,\"digest\":…,
-   \"scaling\":{\"max_instances\":10,\"provisioned\":0,\"idle_s\":300},
+   \"scaling\":{\"max_instances\":10,\"provisioned\":0,\"idle_s\":300,
+    \"max_memory_mib\":null},
    \"instances\":{\"warm\":1,\"starting\":0,\"leaving\":0,\"running\":0,\"free\":1,\"waiting\":0},
    \"last_update\":{\"revision\":3,\"status\":\"Successful\",\"reason\":null}, …}";
 

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use skiff::node::{LogFiles, Scaling};
+use skiff::node::{LogFiles, NodeLimits, Scaling};
 
 use super::{ApiArgs, NetworkArgs, SourceArgs};
-use crate::cli::values::{Age, DiskSize, Listen, Since, Time};
+use crate::cli::values::{Age, DiskSize, Listen, Memory, Since, Time};
 
 /// Options of `skiff serve`.
 #[derive(Debug, Args)]
@@ -29,9 +29,38 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
+    pub(crate) limits: NodeLimitArgs,
+    #[command(flatten)]
     pub(crate) logs: NodeLogArgs,
     #[command(flatten)]
     pub(crate) api: NodeApiArgs,
+}
+
+/// What the functions of a node have together.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct NodeLimitArgs {
+    /// Instances of all functions at once [default: no limit].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_instances: Option<u32>,
+    /// What the memory sizes of all instances may come to [default: no limit].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Memory>,
+    /// Stop idle instances, least recently used first, while the host has less memory available
+    /// [default: none].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_reserve: Option<Memory>,
+}
+
+impl NodeLimitArgs {
+    pub(crate) fn limits(&self) -> NodeLimits {
+        let mib = |size: Memory| u64::from(size.mib);
+        NodeLimits {
+            max_instances: self.max_instances.map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+            memory_mib: self.max_memory.map(mib),
+            reserve_mib: self.memory_reserve.map(mib),
+        }
+    }
 }
 
 /// Where the functions of a node log to.
@@ -160,6 +189,9 @@ pub(crate) struct DeployArgs {
     /// Stop an instance that has had no invocation for so long.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub(crate) idle_timeout: Time,
+    /// What the memory sizes of its instances may come to [default: no limit].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Memory>,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
@@ -171,6 +203,7 @@ impl DeployArgs {
             provisioned: self.provisioned,
             // Less than a second is what one can be.
             idle_s: self.idle_timeout.0.as_secs().max(1),
+            max_memory_mib: self.max_memory.map(|size| size.mib),
         }
     }
 }

@@ -77,6 +77,7 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
         },
         sockets: Some(sockets),
         metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
+        limits: args.limits.limits(),
     })
 }
 
