@@ -15,8 +15,35 @@ fn the_example_invokes_a_function_and_leaves_nothing() {
 }
 
 #[test]
-fn the_example_is_short() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shim/examples/embed.rs");
-    let source = std::fs::read_to_string(path).expect("the example");
-    assert!(source.lines().count() < 60, "{} lines", source.lines().count());
+fn calls_are_placed_on_three_nodes_of_one_program() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let below = sandbox.path().join("nodes");
+    let arguments = [&images::oci("function"), below.to_str().expect("a path")];
+    let mut command = sandbox.command(&Sandbox::program("examples/scheduler"), &arguments);
+    command.env("SKIFF_KEEPER", Sandbox::program("skiff-keeper"));
+    let outcome = sandbox.finish(command).ok();
+    let told: Vec<String> = outcome.stdout().lines().map(str::to_owned).collect();
+    assert_eq!(
+        told,
+        [
+            "resize on b: the most room",
+            "resize on b: a warm slot",
+            "rotate on b: the image is there",
+            "rotate on b: a warm slot",
+            "a: 0 instances, 0 functions",
+            "b: 2 instances, 2 functions",
+            "c: 0 instances, 0 functions",
+        ]
+    );
+    baseline.assert_restored();
+}
+
+#[test]
+fn the_examples_are_short() {
+    for (name, most) in [("embed", 60), ("scheduler", 130)] {
+        let path = format!("{}/../shim/examples/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+        let source = std::fs::read_to_string(path).expect("the example");
+        assert!(source.lines().count() < most, "{name}: {} lines", source.lines().count());
+    }
 }

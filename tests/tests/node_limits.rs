@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff_tests::{Baseline, Node, Sandbox, images, wait_for};
+use skiff_tests::{Baseline, Node, Sandbox, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -15,7 +15,8 @@ fn warm(node: &Node<'_>, name: &str) -> Value {
 
 fn metric(node: &Node<'_>, name: &str) -> String {
     let text = node.ask("GET", "/metrics", "").text();
-    let line = text.lines().find(|line| line.starts_with(name) && line.as_bytes().get(name.len()) == Some(&b' '));
+    let line =
+        text.lines().find(|line| line.starts_with(name) && line.as_bytes().get(name.len()) == Some(&b' '));
     line.unwrap_or_else(|| panic!("no {name} in {text}"))[name.len() + 1..].to_owned()
 }
 
@@ -55,6 +56,9 @@ fn idle_instances_give_way_and_those_that_work_do_not() {
     });
     assert_eq!(metric(&node, "skiff_node_instances"), "2");
     assert_eq!(metric(&node, "skiff_instances_gave_way_total"), "3");
+    for name in ["one", "two", "three"] {
+        let _ = sandbox.run(&["delete", name]).ok();
+    }
     node.stop();
     baseline.assert_restored();
 }
@@ -63,10 +67,9 @@ fn idle_instances_give_way_and_those_that_work_do_not() {
 fn memory_is_bounded_by_what_functions_are_given() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &["--max-memory", "1GiB"]);
-    let _ = node.deploy("large", "function", "memory = \"2GiB\"\ncpu = 1", &[]).fails(
-        2,
-        &["function large has 2048 MiB", "together 1024 MiB", "--max-memory"],
-    );
+    let _ = node
+        .deploy("large", "function", "memory = \"2GiB\"\ncpus = 1", &[])
+        .fails(2, &["function large has 2048 MiB", "together 1024 MiB", "--max-memory"]);
     assert_eq!(node.ask("GET", "/v1/functions/large", "").status, 404);
     let _ = node.deploy("kept", "function", "memory = \"512MiB\"", &["--provisioned", "1"]).ok();
     let _ = node.deploy("small", "function", "memory = \"256MiB\"", &[]).ok();
@@ -77,9 +80,12 @@ fn memory_is_bounded_by_what_functions_are_given() {
     assert_eq!(metric(&node, "skiff_node_memory_limit_bytes"), of(1024));
     // A function's own bound.
     let told = ["--max-memory", "256MiB"];
-    let _ = node.deploy("other", "function", "memory = \"512MiB\"", &told).fails(2, &["max_memory_mib 256", "512"]);
+    let _ = node
+        .deploy("other", "function", "memory = \"512MiB\"", &told)
+        .fails(2, &["max_memory_mib 256", "512"]);
     let told = ["--max-memory", "512MiB", "--provisioned", "3"];
-    let _ = node.deploy("small", "function", "memory = \"256MiB\"", &told).fails(2, &["provisioned 3", "(2)"]);
+    let _ =
+        node.deploy("small", "function", "memory = \"256MiB\"", &told).fails(2, &["provisioned 3", "(2)"]);
     let _ = node.deploy("small", "function", "memory = \"256MiB\"", &["--max-memory", "300MiB"]).ok();
     let answers: Vec<u16> = thread::scope(|scope| {
         let calls: Vec<_> = (0..2).map(|_| scope.spawn(|| node.get("small", "/sleep/300").status)).collect();
@@ -107,13 +113,20 @@ fn jobs_are_instances_too() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &["--max-instances", "1"]);
     let _ = node.deploy("demo", "function", "", &[]).ok();
-    let job = "platform = \"scf\"\nmode = \"job\"\ncmd = [\"/bin/true\"]\nentrypoint = []";
-    let text = format!("name = \"work\"\nimage = \"{}\"\n{job}\n", images::oci("function"));
-    let file = sandbox.write("work.toml", text).display().to_string();
-    let _ = sandbox.run(&["deploy", &file]).ok();
+    let job = "platform = \"fc2\"\nnamespace = \"team\"\nmode = \"job\"\ncommand = [\"job\"]";
+    let _ = node.deploy("work", "function", job, &[]).ok();
     assert_eq!(warm(&node, "demo"), 1, "a job is taken as it is");
-    let answer = node.ask("POST", "/", "{}");
-    assert_ne!(answer.status, 200);
+    let call = || node.ask("POST", "/2021-04-06/services/team/functions/work/invocations", "{}");
+    assert_eq!((call().status, warm(&node, "demo")), (200, json!(0)));
+    assert_eq!(node.get("demo", "/status/201").status, 201);
+    // One that must wait has the place when it is free.
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| node.get("demo", "/sleep/1500").status);
+        assert!(wait_for(SOON, || (node.info("demo")["instances"]["running"] == 1).then_some(())).is_some());
+        assert_eq!(call().status, 200);
+        assert_eq!(slow.join().expect("answered"), 200);
+    });
+    assert_eq!(metric(&node, "skiff_node_instances"), "0");
     node.stop();
 }
 

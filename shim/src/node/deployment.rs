@@ -53,7 +53,9 @@ impl Scaling {
     fn faults(self, memory_mib: u32) -> Vec<String> {
         let mut faults = Vec::new();
         if let Some(most) = self.max_memory_mib.filter(|most| *most < memory_mib) {
-            faults.push(format!("max_memory_mib {most} must be at least the memory of an instance ({memory_mib})"));
+            faults.push(format!(
+                "max_memory_mib {most} must be at least the memory of an instance ({memory_mib})"
+            ));
         } else if self.provisioned > self.instances(memory_mib) && self.provisioned <= self.max_instances {
             let (provisioned, instances) = (self.provisioned, self.instances(memory_mib));
             faults.push(format!(

@@ -18,6 +18,7 @@ mod metrics;
 mod pressure;
 mod revisions;
 mod shelf;
+mod snapshot;
 mod sockets;
 mod usage;
 
@@ -41,6 +42,7 @@ use self::logs::Book;
 pub use self::logs::{LineForm, LogFiles, LogQuery, LogTarget, NodeLogs};
 use self::metrics::{NodeCollector, NodeCounted, Seen};
 use self::shelf::Shelf;
+pub use self::snapshot::{FunctionSlots, Snapshot};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
 use crate::meter::{Meter, MeterOptions};
@@ -73,6 +75,22 @@ pub struct NodeOptions {
     pub metering: Option<PathBuf>,
     /// What all functions may have together.
     pub limits: NodeLimits,
+}
+
+impl NodeOptions {
+    /// A node whose instances end with it, with its logs in the state directory; without sockets, records and
+    /// limits.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            runtime: RuntimeOptions::new(state_dir, run_dir),
+            pull: PullOptions::default(),
+            logs: NodeLogs::Files(LogFiles::default()),
+            sockets: None,
+            metering: None,
+            limits: NodeLimits::default(),
+        }
+    }
 }
 
 impl fmt::Debug for NodeOptions {

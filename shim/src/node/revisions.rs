@@ -313,7 +313,9 @@ fn owner(key: &Key) -> String {
 }
 
 /// Does what waits for the disk, and not in the way of calls.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
         let kind = ErrorKind::Runtime(skiff_runtime::ErrorKind::Internal);
         Err(Error::new(kind, "work on the disk did not end").because(error))

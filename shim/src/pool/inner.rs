@@ -192,7 +192,9 @@ impl Inner {
 
     /// Needs no more instances.
     pub(super) fn leave_line(&self) {
-        if let Some(tenancy) = self.tenancy.as_ref().filter(|tenancy| tenancy.in_line.swap(false, Ordering::SeqCst)) {
+        if let Some(tenancy) =
+            self.tenancy.as_ref().filter(|tenancy| tenancy.in_line.swap(false, Ordering::SeqCst))
+        {
             tenancy.room.forget(tenancy.id);
         }
     }

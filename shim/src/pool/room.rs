@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 const FIRST_AT_MOST: Duration = Duration::from_secs(5);
 
 /// What all functions of a node may have together; `None` sets no bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct NodeLimits {
     /// Instances at once, those that start and those that stop among them. Jobs are instances.
     pub max_instances: Option<usize>,
@@ -39,6 +39,11 @@ impl NodeLimits {
     #[must_use]
     pub fn allow(&self, memory_mib: u64) -> bool {
         self.memory_mib.is_none_or(|limit| memory_mib <= limit)
+    }
+
+    /// How many more instances of a size fit beside others.
+    pub(crate) fn room_for(&self, instances: usize, used_mib: u64, memory_mib: u64) -> usize {
+        self.left(Size { instances, memory_mib: used_mib }, memory_mib)
     }
 
     /// How many more of a size fit beside what there is.
@@ -151,6 +156,7 @@ pub(crate) struct Room {
     tenants: Mutex<Vec<Weak<dyn Tenant>>>,
     next: AtomicU64,
     gave_way: AtomicU64,
+    making_way: Mutex<()>,
     /// Somebody stands in line: for those who need not know more.
     wanted: AtomicBool,
 }
@@ -173,7 +179,8 @@ impl Room {
     pub(super) fn with(limits: NodeLimits, first_at_most: Duration) -> Arc<Self> {
         let (books, tenants) = (Mutex::default(), Mutex::default());
         let (next, gave_way) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { limits, first_at_most, books, tenants, next, gave_way, wanted: AtomicBool::new(false) })
+        let (making_way, wanted) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { limits, first_at_most, books, tenants, next, gave_way, making_way, wanted })
     }
 
     pub(crate) fn limits(&self) -> NodeLimits {
@@ -292,6 +299,8 @@ impl Room {
 
     /// Has idle instances stop, as many as the first in line needs; none where all of them would not do.
     pub(crate) fn make_way(&self) {
+        // Two at once would each send one away for the same need.
+        let _one_at_a_time = lock(&self.making_way);
         let needed = {
             let books = lock(&self.books);
             let Some(first) = books.line.front() else { return };
@@ -342,7 +351,10 @@ impl Room {
 
 impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Room").field("limits", &self.limits).field("used", &self.used()).finish_non_exhaustive()
+        f.debug_struct("Room")
+            .field("limits", &self.limits)
+            .field("used", &self.used())
+            .finish_non_exhaustive()
     }
 }
 

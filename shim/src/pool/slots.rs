@@ -354,7 +354,10 @@ mod tests {
         let mut slots = slots(2, 1, 1);
         start(&mut slots, 1);
         let number = slots.started(9);
-        assert_eq!((slots.take(all, plenty), slots.take(all, plenty)), (Taken::Slot(number, 9), Taken::Slot(number, 9)));
+        assert_eq!(
+            (slots.take(all, plenty), slots.take(all, plenty)),
+            (Taken::Slot(number, 9), Taken::Slot(number, 9))
+        );
         assert_eq!(slots.retire(number), None);
         assert_eq!(slots.all(), [(9, true)]);
         // It still has its memory.
