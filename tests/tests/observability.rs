@@ -293,3 +293,53 @@ fn trace_context_reaches_functions_unchanged() {
     }
     node.stop();
 }
+
+/// Names of a trace's steps.
+fn steps(trace: &Value) -> Vec<&str> {
+    trace["steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .map(|step| step["name"].as_str().expect("a name"))
+        .collect()
+}
+
+#[test]
+fn an_invocation_is_drawn_step_by_step() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &["--max-instances", "1"]);
+    let _ = node.deploy("other", "function", "", &[]).ok();
+    let _ = node.deploy("demo", "function", "", &[]).ok();
+    let id =
+        |answer: &skiff_tests::http::Response| answer.header("x-fc-request-id").expect("an id").to_owned();
+    // Its instance has to be started: the other function's is the only one that may be.
+    let _ = node.get("other", "/status/200");
+    let cold = id(&node.get("demo", "/sleep/50"));
+    let trace = sandbox.run(&["trace", &cold, "--output", "json"]).ok().json();
+    assert_eq!(
+        (&trace["cold"], &trace["status"], &trace["error"]),
+        (&json!(true), &json!(200), &Value::Null)
+    );
+    let all = ["wait", "rootfs", "network", "spawn", "listen", "initialize", "invoke"];
+    assert_eq!(steps(&trace), all, "{trace}");
+    let ms = |step: usize, key: &str| trace["steps"][step][key].as_f64().expect("a number");
+    assert!(ms(6, "ms") >= 50.0 && (ms(6, "start_ms") - ms(0, "ms")).abs() < 0.01, "{trace}");
+    // What the start took is within the wait for it, and nothing of it is counted twice.
+    let start: f64 = (1..6).map(|step| ms(step, "ms")).sum();
+    assert!((1..6).all(|step| ms(step, "start_ms") >= 0.0) && start <= ms(0, "ms") + 1.0, "{trace}");
+    let svg = sandbox.path().join("cold.svg");
+    let drawn = sandbox.run(&["trace", &cold, "--svg", svg.to_str().expect("UTF-8")]).ok().stdout();
+    assert!(drawn.starts_with("demo revision 1 on ") && drawn.contains(": 200, cold start\n"), "{drawn}");
+    assert_eq!(drawn.lines().count(), 2 + all.len(), "{drawn}");
+    let picture = std::fs::read_to_string(&svg).expect("the picture");
+    assert!(picture.contains(&cold) && picture.ends_with("</svg>\n"), "{picture}");
+    // The next is warm; an event has its code when it fails.
+    let warm = id(&node.get("demo", "/status/418"));
+    let trace = sandbox.run(&["trace", &warm, "--output", "json"]).ok().json();
+    assert_eq!((&trace["cold"], &trace["status"]), (&json!(false), &json!(418)));
+    assert_eq!(steps(&trace).last(), Some(&"invoke"));
+    let nowhere = "/no/such/directory/x.svg";
+    let _ = sandbox.run(&["trace", &warm, "--svg", nowhere]).fails(2, &[nowhere, "cannot be written"]);
+    let _ = sandbox.run(&["trace", "1-none"]).fails(2, &["nothing is known of request 1-none", "4096"]);
+    node.stop();
+}

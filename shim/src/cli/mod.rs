@@ -54,6 +54,7 @@ fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
         Command::Ps(args) => in_tokio(commands::ps::ps(&cli.global, args, console)),
         Command::Top(args) => in_tokio(commands::top::top(&cli.global, args, console)),
         Command::Events(args) => in_tokio(commands::events::events(&cli.global, args, console)),
+        Command::Trace(args) => in_tokio(commands::trace::trace(&cli.global, args, console)),
         Command::Usage(args) => in_tokio(commands::usage::usage(&cli.global, args, console)),
         Command::Exec(args) => in_tokio(commands::exec::exec(&cli.global, args)),
         Command::Pull(args) => in_tokio(commands::pull::pull(&cli.global, args, console)),

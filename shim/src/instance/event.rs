@@ -31,6 +31,7 @@ pub(super) async fn invoke(
         asynchronous: options.asynchronous,
         trigger: options.trigger,
         log_tail: options.log_tail,
+        waited: options.waited,
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Timeline;
 use super::activity::Active;
 use super::shared::Shared;
+use super::traces::Traced;
 use crate::Credentials;
 use crate::meter::{Measured, Receipt, Status};
 use crate::platform::{
@@ -72,12 +73,24 @@ pub(crate) struct Arrival {
     pub(crate) held: Option<Held>,
     /// What has called instead of a caller.
     pub(crate) trigger: Option<Trigger>,
+    /// How long it has waited for its instance.
+    pub(crate) waited: Duration,
+}
+
+/// In a request: how long it has waited for its instance.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waited(pub(crate) Duration);
+
+impl Waited {
+    pub(crate) fn of<B>(request: &http::Request<B>) -> Duration {
+        request.extensions().get::<Self>().map_or(Duration::ZERO, |waited| waited.0)
+    }
 }
 
 /// What an invocation took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
-    pub(crate) duration: std::time::Duration,
+    pub(crate) duration: Duration,
     pub(crate) memory_peak_bytes: u64,
 }
 
@@ -102,6 +115,7 @@ impl Arrival {
             log_tail: false,
             held: None,
             trigger: None,
+            waited: Duration::ZERO,
         }
     }
 }
@@ -281,7 +295,23 @@ impl Invocation {
         if let Some(record) = platform.request_record(&self.context(), report) {
             logs.request(&self.request_id, record);
         }
+        self.trace(report);
         self.bill(report, failure)
+    }
+
+    fn trace(&self, report: &InvocationReport<'_>) {
+        let Some(tracer) = &self.shared.tracer else { return };
+        tracer.note(&Traced {
+            config: &self.shared.config,
+            request_id: &self.request_id,
+            instance: &self.shared.id,
+            begun: self.begun,
+            waited: self.arrival.waited,
+            duration: report.duration,
+            start: self.cold_start.map(|timeline| (self.shared.since, timeline)),
+            status: report.status.map(|status| status.as_u16()),
+            error: report.failure.map(|answer| answer.code),
+        });
     }
 
     fn bill(&self, report: &InvocationReport<'_>, failure: Option<&InvocationFailure>) -> Receipt {

@@ -16,9 +16,10 @@ use super::failure::failed_start;
 use super::guest::KILLED;
 use super::logs::{LogSink, LogStream, Logs};
 use super::start::{Launch, command};
-use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Timeline};
+use super::traces::Traced;
+use super::{EventOutcome, EventResult, InvokeOptions, LAST_LINES, Ties, Timeline};
 use crate::function::Mode;
-use crate::meter::{Measured, Receipt, Status, Tap};
+use crate::meter::{Measured, Receipt, Status};
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, JobContract, StartCause,
 };
@@ -42,8 +43,9 @@ pub struct Job {
     code_checksum: String,
     started: Instant,
     begun: SystemTime,
-    /// Where it is noted.
-    tap: Option<Tap>,
+    /// Where it is noted, and how long it had waited before its start.
+    ties: Ties,
+    waited: Duration,
 }
 
 impl Job {
@@ -79,8 +81,8 @@ impl Job {
     }
 
     /// The same, noted at its end.
-    pub(crate) fn metered(mut self, tap: Option<Tap>) -> Self {
-        self.tap = tap;
+    pub(crate) fn noted(mut self, ties: Ties) -> Self {
+        self.ties = ties;
         self
     }
 
@@ -124,7 +126,8 @@ impl Job {
             code_checksum: config.platform.code_checksum(&image.digest),
             started: launch.started,
             begun,
-            tap: None,
+            ties: Ties::default(),
+            waited: options.waited,
         };
         job.logs.works_on(&job.request_id);
         let lines = job.config.platform.log_start(&job.context(), &job.report());
@@ -211,10 +214,27 @@ impl Job {
 
     /// Notes its end. Its time runs from the start of its container, as its time limit does.
     fn bill(&self, report: &InvocationReport<'_>, failure: Option<&InvocationFailure>) -> Receipt {
-        let Some(tap) = &self.tap else { return Receipt::none() };
+        self.trace(report);
+        let Some(tap) = &self.ties.tap else { return Receipt::none() };
         let billed_ms = self.config.platform.billing().billed_ms(report.duration);
         let measured = Measured { start: self.begun, billed_ms, status: Status::of(false, failure) };
         tap.invocation(&self.context(), report, &measured)
+    }
+
+    fn trace(&self, report: &InvocationReport<'_>) {
+        let Some(tracer) = &self.ties.tracer else { return };
+        tracer.note(&Traced {
+            config: &self.config,
+            request_id: &self.request_id,
+            instance: &self.id,
+            // Its start is the invocation's.
+            begun: self.begun,
+            waited: self.waited,
+            duration: report.duration,
+            start: Some((self.begun, self.timeline)),
+            status: report.failure.map(|answer| answer.status.as_u16()),
+            error: report.failure.map(|answer| answer.code),
+        });
     }
 
     fn outcome(&self, result: EventResult, status: StatusCode, body: Bytes) -> EventOutcome {

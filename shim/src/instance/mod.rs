@@ -32,6 +32,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod timeline;
+pub(crate) mod traces;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +51,8 @@ use shared::Shared;
 use skiff_runtime::{Container, Exit, Runtime, Stats, breakpoint};
 pub use timeline::Timeline;
 use tokio::task::JoinHandle;
+use traces::Tracer;
+pub use traces::{Trace, TraceStep};
 
 use crate::function::Callback;
 use crate::meter::{Receipt, Tap};
@@ -90,6 +93,8 @@ pub struct InvokeOptions {
     pub trigger: Option<Trigger>,
     /// What ends it besides its caller, who can drop it.
     pub ending: Option<Ending>,
+    /// How long it has waited for its instance, as traces tell it.
+    pub waited: Duration,
 }
 
 /// How an event call went.
@@ -157,6 +162,8 @@ pub(crate) struct Ties {
     pub(crate) label: Vec<u8>,
     /// Where its invocations are noted.
     pub(crate) tap: Option<Tap>,
+    /// And how long their steps took.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// How long a stop waits for the last lines to be passed on.
@@ -208,9 +215,9 @@ impl Instance {
         image: &Image,
         config: &Arc<FunctionConfig>,
         logs: Arc<dyn LogSink>,
-        tap: Option<Tap>,
+        ties: Ties,
     ) -> Result<Self> {
-        Box::pin(start::adopt(container, image, config, logs, tap)).await
+        Box::pin(start::adopt(container, image, config, logs, ties)).await
     }
 
     /// One that is ready, with who looks after it.

@@ -12,6 +12,7 @@ use super::guest::{Guest, KILLED};
 use super::logs::Logs;
 use super::role::Role;
 use super::start::tell;
+use super::traces::Tracer;
 use super::{State, Timeline};
 use crate::FunctionConfig;
 use crate::meter::{Busy, Tap};
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(super) since: SystemTime,
     /// Where its invocations are noted, and what it is billed while it works.
     pub(super) tap: Option<Tap>,
+    pub(super) tracer: Option<Tracer>,
     pub(super) busy: Mutex<Busy>,
 }
 

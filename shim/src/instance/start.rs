@@ -19,7 +19,6 @@ use super::role::{self, Role};
 use super::shared::{Shared, drive};
 use super::{Instance, State, Ties, Timeline, callbacks, health, metrics};
 use crate::function::Callback;
-use crate::meter::Tap;
 use crate::platform::{InstanceStep, StartCause};
 use crate::proxy::pool::Pool;
 use crate::{Credentials, Error, ErrorKind, FunctionConfig, Image, Result};
@@ -79,12 +78,12 @@ pub(super) async fn adopt(
     image: &Image,
     config: &Arc<FunctionConfig>,
     sink: Arc<dyn LogSink>,
-    tap: Option<Tap>,
+    ties: Ties,
 ) -> Result<Instance> {
     let mut launch = Launch::new(container.id().into(), config, command(config, image)).with_role().await?;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
     launch.since = SystemTime::now().checked_sub(container.age()).unwrap_or(launch.since);
-    launch.ties.tap = tap;
+    launch.ties = ties;
     let logs = launch.logs(sink);
     // It may be frozen.
     container.thaw()?;
@@ -225,6 +224,7 @@ impl Launch {
             role: Arc::clone(&self.role),
             since: self.since,
             tap: self.ties.tap.clone(),
+            tracer: self.ties.tracer.clone(),
             busy: Mutex::default(),
         })
     }

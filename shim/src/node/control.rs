@@ -7,6 +7,7 @@
 //! DELETE /v1/functions/NAME        delete it           (?namespace=…)
 //! GET    /v1/functions/NAME/logs   what it wrote       (?namespace=…&follow=true&since=UNIX_MS&request=ID)
 //! GET    /v1/instances             all instances
+//! GET    /v1/traces/REQUEST        what one of the last invocations took, step by step
 //! GET    /v1/events                what happens from now on, a JSON object in each line
 //! GET    /metrics                  what the node counts, for Prometheus
 //! GET    /v1/usage                 what is billed, by function (?function=…&namespace=…&since_unix_ms=…)
@@ -133,6 +134,10 @@ impl Control {
                 Method::GET => self.logs(&decoded(name), &query).await,
                 _ => Ok(not_allowed("GET")),
             },
+            ["v1", "traces", id] => match method {
+                Method::GET => self.trace(&decoded(id)),
+                _ => Ok(not_allowed("GET")),
+            },
             ["v1", "usage"] => match method {
                 Method::GET => Ok(answer(&usage::sums(&self.node, request.uri().query()).await?)),
                 _ => Ok(not_allowed("GET")),
@@ -168,6 +173,14 @@ impl Control {
     async fn instances(&self) -> Result<Response<Body>> {
         let node = Arc::clone(&self.node);
         Ok(answer(&json!({ "instances": beside(move || node.instances()).await? })))
+    }
+
+    fn trace(&self, request_id: &str) -> Result<Response<Body>> {
+        let trace = self.node.trace(request_id).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("nothing is known of request {request_id}"))
+                .advise("the last 4096 invocations since the node began are kept; logs tell of older ones")
+        })?;
+        Ok(answer(&trace))
     }
 
     async fn metrics(&self) -> Result<Response<Body>> {

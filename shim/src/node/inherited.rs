@@ -10,7 +10,7 @@ use skiff_runtime::Container;
 
 use super::Key;
 use crate::instance::LogSink;
-use crate::meter::Tap;
+use crate::instance::Ties;
 use crate::{Error, ErrorKind, FunctionConfig, Image, Instance, Result, Runtime};
 
 /// Whose a container is, as its label has it.
@@ -65,12 +65,12 @@ pub(super) async fn adopt(
     image: &Image,
     config: &Arc<FunctionConfig>,
     logs: &Arc<dyn LogSink>,
-    tap: Option<&Tap>,
+    ties: &Ties,
 ) -> Vec<Instance> {
     let adoptions = containers.into_iter().map(|container| {
         let id = container.id().to_owned();
         async move {
-            let adopted = Instance::adopt(container, image, config, Arc::clone(logs), tap.cloned()).await;
+            let adopted = Instance::adopt(container, image, config, Arc::clone(logs), ties.clone()).await;
             adopted
                 .map_err(|error| tracing::warn!(instance = id, error = error.chain(), "an instance is lost"))
                 .ok()

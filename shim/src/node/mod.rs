@@ -45,6 +45,8 @@ use self::shelf::Shelf;
 pub use self::snapshot::{FunctionSlots, Snapshot};
 use self::sockets::Sockets;
 use crate::api::{Function, Functions, Missing, Target};
+use crate::instance::Trace;
+use crate::instance::traces::Traces;
 use crate::meter::{Meter, MeterOptions};
 pub use crate::pool::room::NodeLimits;
 use crate::pool::room::Room;
@@ -117,6 +119,7 @@ pub struct Node {
     functions: Mutex<BTreeMap<Key, Arc<Deployed>>>,
     events: broadcast::Sender<NodeEvent>,
     counted: NodeCounted,
+    traces: Traces,
 }
 
 /// Namespace (fc 2.0: service) and name. fc 3.0 has one namespace.
@@ -160,6 +163,7 @@ impl Node {
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             counted: NodeCounted::default(),
+            traces: Traces::default(),
         });
         for record in node.shelf.records()? {
             let mark = Mark::new(&(record.namespace.clone(), record.name.clone()), record.revision);
@@ -241,6 +245,12 @@ impl Node {
     #[must_use]
     pub fn instances(&self) -> Vec<InstanceInfo> {
         self.all().iter().flat_map(|deployed| deployed.instances()).collect()
+    }
+
+    /// What one of the last 4,096 invocations took, step by step; of one that was tried again, its last try.
+    #[must_use]
+    pub fn trace(&self, request_id: &str) -> Option<Trace> {
+        self.traces.find(request_id)
     }
 
     /// What the node and its functions count, as the OpenMetrics text that Prometheus reads. Reads what instances

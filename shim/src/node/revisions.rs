@@ -193,7 +193,8 @@ impl Node {
         let logs = self.logs.sink(&key(config), config, number);
         let watch: Arc<dyn Watch> = Arc::clone(deployed.counted()) as _;
         let room = Some(Arc::clone(&self.room));
-        let mut known = Known { tap: self.tap(number), watch: Some(watch), room, ..Known::default() };
+        let (tap, tracer) = (self.tap(number), Some(self.traces.of(number)));
+        let mut known = Known { tap, tracer, watch: Some(watch), room, ..Known::default() };
         if config.mode == Mode::Job {
             containers.into_iter().for_each(|job| Jobs::go_on(job, config, Arc::clone(&logs)));
             let jobs = Jobs::open_known(runtime, image, config, logs, options, known)?;
@@ -201,7 +202,7 @@ impl Node {
         }
         let label = Mark::new(&key(config), number).label();
         known.identity = self.marks.clone().map(|marks| Identity { label, marks });
-        known.adopted = inherited::adopt(containers, &image, config, &logs, known.tap.as_ref()).await;
+        known.adopted = inherited::adopt(containers, &image, config, &logs, &known.ties()).await;
         Ok(Calls::Pool(Pool::open_known(runtime, image, config, logs, options, known)?))
     }
 

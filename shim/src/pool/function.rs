@@ -10,6 +10,7 @@ use http::{Request, Response};
 
 use super::{Pool, Refusal};
 use crate::api::Function;
+use crate::instance::invocation::Waited;
 use crate::platform::{InvocationKind, PlatformAnswer};
 use crate::proxy::body::Body;
 use crate::proxy::{Later, of_platform, over_http};
@@ -24,11 +25,12 @@ impl Function for Pool {
         self.longest_wait() + self.config().timeout
     }
 
-    fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
+    fn invoke(&self, event: Bytes, mut options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
         async move {
             let begun = Instant::now();
             match self.acquire().await {
                 Ok(slot) => {
+                    options.waited = begun.elapsed();
                     let (outcome, receipt) = slot.instance().invoke_metered(event, options).await;
                     // The instance works on, while the answer waits for its record.
                     drop(slot);
@@ -44,12 +46,14 @@ impl Function for Pool {
     fn forward(
         &self,
         client: Option<SocketAddr>,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> BoxFuture<'static, Response<Body>> {
         let pool = self.clone();
         async move {
+            let begun = Instant::now();
             match pool.acquire().await {
                 Ok(slot) => {
+                    request.extensions_mut().insert(Waited(begun.elapsed()));
                     let instance = Arc::clone(slot.instance());
                     instance.pass(client, request, Some(Box::new(slot))).await
                 }

@@ -18,8 +18,7 @@ use super::observe::{Member, Unwatched, Watch};
 use super::room::{Room, Share};
 use super::{Known, PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
-use crate::instance::{LAST_LINES, LogSink, LogStream, Logs};
-use crate::meter::Tap;
+use crate::instance::{LAST_LINES, LogSink, LogStream, Logs, Ties};
 use crate::proxy::body::{self, Body};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Job, Result, Runtime};
 
@@ -43,7 +42,7 @@ struct Work {
     watch: Arc<dyn Watch>,
     /// Those that run, since when.
     running: Mutex<Vec<(SystemTime, Weak<Job>)>>,
-    tap: Option<Tap>,
+    ties: Ties,
 }
 
 impl Jobs {
@@ -73,8 +72,9 @@ impl Jobs {
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config, running) = (Arc::clone(runtime), Arc::clone(config), Mutex::default());
-        let watch = known.watch.unwrap_or_else(|| Arc::new(Unwatched));
-        let work = Work { runtime, image, config, logs, watch, running, tap: known.tap };
+        let watch = known.watch.clone().unwrap_or_else(|| Arc::new(Unwatched));
+        let ties = known.ties();
+        let work = Work { runtime, image, config, logs, watch, running, ties };
         Ok(Self {
             work: Arc::new(work),
             options,
@@ -185,7 +185,7 @@ impl Jobs {
         self.work.config.memory_mib.into()
     }
 
-    async fn run(&self, event: Bytes, options: InvokeOptions) -> EventOutcome {
+    async fn run(&self, event: Bytes, mut options: InvokeOptions) -> EventOutcome {
         let begun = Instant::now();
         let request_id = options.request_id.clone();
         let refused = |refusal: Refusal| {
@@ -196,6 +196,7 @@ impl Jobs {
             Ok(place) => place,
             Err(refusal) => return refused(refusal),
         };
+        options.waited = begun.elapsed();
         let (answer, answered) = oneshot::channel();
         // Dropped with this call, which cancels the job.
         let (_caller, gone) = oneshot::channel::<()>();
@@ -270,7 +271,7 @@ impl Work {
         let logs = Arc::clone(&self.logs);
         let started = Job::start_with(&self.runtime, &self.image, &self.config, logs, event, options).await;
         let job = match started {
-            Ok(job) => Arc::new(job.metered(self.tap.clone())),
+            Ok(job) => Arc::new(job.noted(self.ties.clone())),
             Err(error) => {
                 self.watch.failed(&error);
                 return drop(answer.send(Err(Refusal::Start(Arc::new(error)))));

@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::observe::Watch;
 use super::room::Room;
+use crate::instance::traces::Tracer;
 use crate::instance::{LogSink, Ties};
 use crate::meter::Tap;
 use crate::{FunctionConfig, Image, Instance, Result, Runtime};
@@ -29,7 +30,7 @@ pub(super) struct Containers {
     pub(super) logs: Arc<dyn LogSink>,
     pub(super) identity: Option<Identity>,
     /// Where invocations are noted.
-    pub(super) tap: Option<Tap>,
+    pub(super) ties: Ties,
 }
 
 /// What a pool of a node has besides: nothing, unless told otherwise.
@@ -38,12 +39,22 @@ pub(crate) struct Known {
     pub(crate) identity: Option<Identity>,
     /// Where its invocations are noted.
     pub(crate) tap: Option<Tap>,
+    /// And how long their steps took.
+    pub(crate) tracer: Option<Tracer>,
     /// What a former process had started.
     pub(crate) adopted: Vec<Instance>,
     /// Who looks.
     pub(crate) watch: Option<Arc<dyn Watch>>,
     /// What it shares with the node's other functions.
     pub(crate) room: Option<Arc<Room>>,
+}
+
+impl Known {
+    /// What all its instances are tied to.
+    pub(crate) fn ties(&self) -> Ties {
+        let label = self.identity.as_ref().map(|identity| identity.label.clone()).unwrap_or_default();
+        Ties { label, tap: self.tap.clone(), tracer: self.tracer.clone() }
+    }
 }
 
 /// By what a later process knows containers again.
@@ -57,8 +68,7 @@ pub(crate) struct Identity {
 impl Launch for Containers {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
         async {
-            let label = self.identity.as_ref().map(|identity| identity.label.clone()).unwrap_or_default();
-            let ties = Ties { label, tap: self.tap.clone() };
+            let ties = self.ties.clone();
             let (image, config, logs) = (&self.image, &self.config, Arc::clone(&self.logs));
             let instance = Instance::start_known(&self.runtime, image, config, logs, ties).await?;
             if let Some(identity) = &self.identity {

@@ -123,9 +123,10 @@ impl Pool {
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let Known { identity, tap, adopted, watch, room } = known;
+        let ties = known.ties();
+        let Known { identity, adopted, watch, room, .. } = known;
         let watch = watch.unwrap_or_else(|| Arc::new(Unwatched));
-        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, tap };
+        let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, ties };
         Ok(Self::of(Arc::new(containers), &config, options, adopted, watch, room))
     }
 

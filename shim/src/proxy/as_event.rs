@@ -12,7 +12,7 @@ use super::body::{self, Body, BodyError, ClientBroke, TooLarge};
 use super::forward::{of_platform, over_a_limit};
 use super::headers;
 use crate::instance::event;
-use crate::instance::invocation::{Arrival, Held, Invocation};
+use crate::instance::invocation::{Arrival, Held, Invocation, Waited};
 use crate::instance::shared::Shared;
 use crate::platform::{HttpCall, HttpEvent, InvocationFailure, remove_prefixed};
 
@@ -25,7 +25,8 @@ pub(super) async fn forward(
     form: HttpEvent,
 ) -> Response<Body> {
     let platform = shared.config.platform;
-    let arrival = Arrival { client, held, ..Arrival::event(platform.event_path()) };
+    let waited = Waited::of(&request);
+    let arrival = Arrival { client, held, waited, ..Arrival::event(platform.event_path()) };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     // A body that comes slowly takes of the function's time, as one that is passed through does.
     let exchange = timeout_at(invocation.deadline(), exchange(&invocation, form, request)).await;

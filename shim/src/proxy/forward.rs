@@ -17,7 +17,7 @@ use super::body::{self, Body, Broken};
 use super::gather::{Gathered, gather};
 use super::{as_event, headers, http2, tunnel};
 use crate::FunctionConfig;
-use crate::instance::invocation::{Arrival, Held, Invocation};
+use crate::instance::invocation::{Arrival, Held, Invocation, Waited};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
 
@@ -69,6 +69,7 @@ pub(crate) async fn forward(
         log_tail: shared.config.platform.wants_log(request.headers()),
         held,
         trigger: None,
+        waited: Waited::of(&request),
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {

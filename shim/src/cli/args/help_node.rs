@@ -115,6 +115,33 @@ On the standard output, as JSON in any case (with --output json in one line):
    \"instances\":{\"warm\":1,\"starting\":0,\"leaving\":0,\"running\":0,\"free\":1,\"waiting\":0},
    \"last_update\":{\"revision\":3,\"status\":\"Successful\",\"reason\":null}, …}";
 
+pub(super) const TRACE: &str = "\
+Examples:
+  skiff trace 1-6748d2a1-0a2b3c4d5e6f
+  skiff trace 1-6748d2a1-0a2b3c4d5e6f --svg cold.svg
+
+`skiff trace --help` tells of exit codes and output.";
+
+pub(super) const TRACE_LONG: &str = "\
+Draws the steps of one of the last 4,096 invocations since the node began, as bars beside their times: how long it
+waited for an instance, what the start of that took (rootfs, network, spawn, listen, initialize; a start may have
+begun before the call), and the invocation itself.
+
+Examples:
+  skiff trace 1-6748d2a1-0a2b3c4d5e6f
+  skiff trace 1-6748d2a1-0a2b3c4d5e6f --svg cold.svg
+  skiff logs resize --output json | jq -r 'select(.request_id).request_id' | tail -n 1
+
+Exit codes:
+  0  it is drawn
+  2  bad usage, a request of which nothing is known, a file that cannot be written, or no node that listens
+  3  the host failed
+
+With --output json, on the standard output, in one line:
+  {\"request_id\":ID,\"namespace\":…,\"function\":…,\"revision\":3,\"instance\":ID,\"arrived_unix_ms\":…,
+   \"cold\":true,\"status\":200,\"error\":null,
+   \"steps\":[{\"name\":\"wait|rootfs|network|spawn|listen|initialize|invoke\",\"start_ms\":0.0,\"ms\":61.2}, …]}";
+
 pub(super) const USAGE: &str = "\
 Examples:
   skiff usage

@@ -24,7 +24,7 @@ use function::{platform_parser, replace};
 pub(crate) use images::{GcArgs, ImageCommand, ImagesArgs, ImportArgs, PullWhen, RmiArgs, VerifyArgs};
 pub(crate) use network::NetworkArgs;
 pub(crate) use node::{
-    DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs, UsageArgs,
+    DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs, TraceArgs, UsageArgs,
 };
 pub(crate) use pool::PoolArgs;
 pub(crate) use source::{SourceArgs, source};
@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Tell what happens to functions from now on.
     #[command(after_help = help_node::EVENTS, after_long_help = help_node::EVENTS_LONG)]
     Events(NodeArgs),
+    /// Draw what one invocation took, step by step.
+    #[command(after_help = help_node::TRACE, after_long_help = help_node::TRACE_LONG)]
+    Trace(TraceArgs),
     /// Tell what deployed functions have used, as their platforms bill it.
     #[command(after_help = help_node::USAGE, after_long_help = help_node::USAGE_LONG)]
     Usage(UsageArgs),

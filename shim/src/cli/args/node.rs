@@ -155,6 +155,18 @@ pub(crate) struct NodeArgs {
     pub(crate) socket: Option<PathBuf>,
 }
 
+/// Options of `skiff trace`.
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// The request's id, as the answer's headers and the log tell it.
+    pub(crate) request: String,
+    /// Draw it into this file too, as a picture (SVG).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
 /// Options of `skiff usage`.
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {

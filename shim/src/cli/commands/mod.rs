@@ -16,6 +16,7 @@ pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod top;
+pub(crate) mod trace;
 pub(crate) mod usage;
 pub(crate) mod verify;
 
