@@ -6,7 +6,29 @@
 //! ```
 //!
 //! Every deploy makes a revision, which never changes. Calls go to the current one. [`Node`] is what
-//! `skiff serve` serves, and what an embedder opens in its own program.
+//! `skiff serve` serves, and what an embedder opens in its own program:
+//!
+//! ```no_run
+//! use futures_util::StreamExt as _;
+//! use skiff::InvokeOptions;
+//! use skiff::node::{Deployment, Node, NodeLimits, NodeOptions};
+//!
+//! # async fn example() -> skiff::Result<()> {
+//! let mut options = NodeOptions::new("/var/lib/my-scheduler", "/run/my-scheduler");
+//! options.limits = NodeLimits { max_instances: Some(100), memory_mib: Some(16 * 1024), ..NodeLimits::default() };
+//! let node = Node::open(options).await?;
+//! let file = "name = \"resize\"\nimage = \"registry.example.com/team/resize:1.0\"\n";
+//! node.deploy(Deployment::new(file, "resize.toml")).await?;
+//! let outcome = node.invoke(None, "resize", "{}".into(), InvokeOptions::default()).await?;
+//! println!("{}", outcome.status);
+//! let mut changes = std::pin::pin!(node.watch());
+//! while let Some(now) = changes.next().await {
+//!     println!("{} free slots, room for {}", now.free_slots(None, "resize"), now.room_for(512));
+//! #   break;
+//! }
+//! node.shutdown().await
+//! # }
+//! ```
 
 pub mod control;
 mod deployed;
