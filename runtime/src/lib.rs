@@ -29,6 +29,7 @@ mod rootfs;
 mod rundir;
 mod runtime;
 mod sandbox;
+pub mod service;
 mod spec;
 mod sys;
 

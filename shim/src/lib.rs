@@ -42,6 +42,7 @@ pub use skiff_runtime::image::{
     Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials, VerifyOptions,
     VerifyReport, bound_allocator,
 };
+pub use skiff_runtime::service;
 pub use skiff_runtime::{
     CgroupParent, Cidr, Error as RuntimeError, ErrorKind as RuntimeErrorKind, Exit, Fault, Network,
     NetworkOptions, Recorded, Runtime, RuntimeOptions, StartTimings, Stats, Writable,

@@ -20,7 +20,7 @@ use rustix::process::Pid;
 pub(crate) use alarm::OomAlarm;
 pub(crate) use hierarchy::{Hierarchy, NEEDED, Version};
 pub use place::CgroupParent;
-pub(crate) use place::{delegated, is_marked, own_path, relative, settle};
+pub(crate) use place::{delegated, is_marked, join_leaf, own_path, relative, settle};
 
 use crate::{Error, Result};
 

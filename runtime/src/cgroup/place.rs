@@ -41,7 +41,8 @@ pub enum CgroupParent {
     #[default]
     Auto,
     /// Below this group: absolute, as in `/proc/self/cgroup`. It must exist; on version 2 it must
-    /// have the controllers memory, cpu and pids, and no processes. No process is moved.
+    /// have the controllers memory, cpu and pids, and no processes. No process of the caller is moved;
+    /// the keeper of a lasting run goes to its child `daemon`, where there is one (version 2).
     Below(PathBuf),
 }
 
@@ -156,6 +157,19 @@ fn check_controllers(dir: &Path) -> Result<()> {
     let message = format!("the cgroup {} has the controllers '{}' only", dir.display(), list.trim());
     Err(Error::new(ErrorKind::NoCgroup, message)
         .advise(format!("limits need {}; {DELEGATE}", NEEDED.join(", "))))
+}
+
+/// Puts this process beside the groups of a run, where there is a leaf for processes: the group may be another
+/// unit's, with which it ends then, and not with the one that it was started from.
+pub(crate) fn join_leaf(hierarchy: &Hierarchy) -> Result<()> {
+    let (Version::V2, Some(root)) = (hierarchy.version(), hierarchy.root_of("")) else { return Ok(()) };
+    let leaf = root.join(hierarchy.base()).join(LEAF);
+    if hierarchy.base().as_os_str().is_empty() || !leaf.is_dir() {
+        return Ok(());
+    }
+    // 0 is who writes.
+    fs::write(leaf.join("cgroup.procs"), "0")
+        .map_err(|e| Error::host(format!("cannot enter the cgroup {}", leaf.display()), e))
 }
 
 /// Moves all processes of a group to its leaf.

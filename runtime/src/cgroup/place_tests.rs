@@ -113,3 +113,15 @@ fn a_delegated_group_without_controllers_or_that_cannot_be_emptied_is_told() {
     assert!(error.to_string().contains("x.service/daemon"), "{error}");
     assert_eq!(fs::read_to_string(dir.join(LEAF).join("cgroup.procs")).expect("asked for"), "12");
 }
+
+#[test]
+fn a_keeper_goes_to_the_leaf_of_its_runs_group_if_there_is_one() {
+    let (_root, hierarchy, dir) = fake("a.service", "cpu memory pids\n", "");
+    let based = hierarchy.based_on(Path::new("a.service"));
+    join_leaf(&based).expect("there is none");
+    assert!(!dir.join(LEAF).exists());
+    fs::create_dir(dir.join(LEAF)).expect("mkdir");
+    join_leaf(&hierarchy).expect("at the top there is none either");
+    join_leaf(&based).expect("moved");
+    assert_eq!(fs::read_to_string(dir.join(LEAF).join("cgroup.procs")).expect("written"), "0");
+}

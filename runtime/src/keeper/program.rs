@@ -15,6 +15,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use super::peers::Peers;
 use super::protocol::{PROTOCOL, Role, ToKeeper, VERSION, receive};
 use super::server::{Server, timespec};
+use crate::cgroup::join_leaf;
 use crate::rundir::RunDir;
 use crate::sys::{ForkResult, close_all_except, exit_now, fork_single_threaded};
 use crate::{Error, ErrorKind, Result, breakpoint};
@@ -92,6 +93,7 @@ fn keep(socket: OwnedFd, nofile: Rlimit) -> Result<()> {
         if let ForkResult::Parent(_) = forked {
             exit_now(0);
         }
+        join_leaf(work.run.hierarchy())?;
     }
     let signals = settle()?;
     let mut peers = Peers::listen(work.run.path(), socket)?;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod fanotify;
+mod handover;
 mod loopdev;
 mod memory;
 mod mount;
@@ -12,6 +13,7 @@ mod quota;
 mod readable;
 
 pub(crate) use fanotify::{new_watch, watch_filesystem};
+pub(crate) use handover::{forget_variables, peer_groups, take_descriptors};
 pub(crate) use loopdev::{LoopConfig, loop_clear, loop_configure, loop_get_free};
 pub(crate) use memory::{bound_allocator, give_back};
 pub(crate) use mount::set_idmap;

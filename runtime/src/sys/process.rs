@@ -63,7 +63,7 @@ pub(crate) fn fork_into_group(group: BorrowedFd<'_>) -> io::Result<ForkResult> {
     }
 }
 
-fn thread_count() -> io::Result<usize> {
+pub(super) fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 

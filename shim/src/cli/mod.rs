@@ -45,7 +45,12 @@ pub(crate) fn main() -> ExitCode {
 fn dispatch(cli: &Cli, console: Console) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Run(args) => in_tokio(commands::run::run(&cli.global, args, console)),
-        Command::Serve(args) => in_tokio(commands::serve::serve(&cli.global, args, console)),
+        Command::Serve(args) => {
+            // Before there are threads.
+            let manager = skiff::service::ServiceManager::take().map_err(skiff::Error::from)?;
+            in_tokio(commands::serve::serve(&cli.global, args, console, manager))
+        }
+        Command::Stop => in_tokio(commands::stop::stop(&cli.global, console)),
         Command::Deploy(args) => in_tokio(commands::node::deploy(&cli.global, args, console)),
         Command::Functions(args) => in_tokio(commands::node::functions(&cli.global, args, console)),
         Command::Get(args) => in_tokio(commands::node::get(&cli.global, args, console)),

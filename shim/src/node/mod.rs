@@ -94,6 +94,8 @@ pub struct NodeOptions {
     /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
     /// pass HTTP requests on; `None` has none.
     pub sockets: Option<PathBuf>,
+    /// A group whose members may connect to those, beside root and this process's user.
+    pub socket_group: Option<u32>,
     /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
     /// `None` keeps none.
     pub metering: Option<PathBuf>,
@@ -167,7 +169,7 @@ impl Node {
         let runtime = Runtime::open(options.runtime).await?;
         let marks = if lasts { Some(inherited::marks(&runtime)?) } else { None };
         let (inherited, containers) = Inherited::of(&runtime)?;
-        let open = |dir| Sockets::open(dir, Arc::clone(&runtime), &inherited);
+        let open = |dir| Sockets::open(dir, options.socket_group, Arc::clone(&runtime), &inherited);
         let sockets = options.sockets.map(open).transpose()?;
         let mut containers = inherited::by_mark(containers, marks.as_deref());
         let node = Arc::new(Self {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +20,8 @@ use crate::{Error, ErrorKind, Result, Runtime};
 /// The sockets of a node's functions; all end when this is dropped.
 pub(super) struct Sockets {
     dir: PathBuf,
+    /// Whose members may connect, beside root.
+    group: Option<u32>,
     runtime: Arc<Runtime>,
     served: Mutex<BTreeMap<Key, Served>>,
 }
@@ -33,8 +36,13 @@ struct Served {
 
 impl Sockets {
     /// In this directory, which is made if it is missing.
-    pub(super) fn open(dir: PathBuf, runtime: Arc<Runtime>, inherited: &Inherited) -> Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+    pub(super) fn open(
+        dir: PathBuf,
+        group: Option<u32>,
+        runtime: Arc<Runtime>,
+        inherited: &Inherited,
+    ) -> Result<Self> {
+        make(&dir, group).map_err(|error| {
             Error::new(ErrorKind::Listen, format!("cannot make {}", dir.display())).because(error)
         })?;
         // What a killed node left; the node's lock says that there is no other.
@@ -45,7 +53,7 @@ impl Sockets {
         for socket in left.filter(dead) {
             let _ = fs::remove_file(socket);
         }
-        Ok(Self { dir, runtime, served: Mutex::default() })
+        Ok(Self { dir, group, runtime, served: Mutex::default() })
     }
 
     fn served(&self) -> MutexGuard<'_, BTreeMap<Key, Served>> {
@@ -74,7 +82,7 @@ impl Sockets {
         let path = self.path(key, namespaced);
         let name = path.to_string_lossy().into_owned();
         let taken = inherited.take(&name).and_then(|socket| Listener::inherited(&path, socket).ok());
-        let listener = taken.map_or_else(|| Listener::unix(&path), Ok)?;
+        let listener = taken.map_or_else(|| Listener::unix(&path), Ok)?.for_group(self.group)?;
         let stays = listener.stays();
         let (stop, mut told) = watch::channel(false);
         let (runtime, held) = (Arc::clone(&self.runtime), name.clone());
@@ -126,4 +134,14 @@ impl Sockets {
             let _ = served.task.await;
         }
     }
+}
+
+/// The directory; one that is there keeps its owner and mode, unless a group is to come to its sockets.
+fn make(dir: &Path, group: Option<u32>) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if group.is_some() {
+        chown(dir, None, group)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o750))?;
+    }
+    Ok(())
 }

@@ -24,6 +24,7 @@ mod http2_tests;
 #[cfg(test)]
 mod limits_tests;
 mod patience;
+mod peers;
 pub(crate) mod pool;
 mod server;
 mod socket;

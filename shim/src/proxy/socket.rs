@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, open, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FlockOperation, Gid, Mode, OFlags, chmodat, chownat, flock, open, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::peers::Peers;
 use crate::{Error, ErrorKind, Result};
 
 /// Connections that wait to be accepted.
@@ -36,13 +39,13 @@ pub struct Listener(Socket);
 
 #[derive(Debug)]
 enum Socket {
-    Unix(std::os::unix::net::UnixListener, SocketFile),
+    Unix(std::os::unix::net::UnixListener, SocketFile, Peers),
     Tcp(std::net::TcpListener, SocketAddr),
 }
 
 /// A listening socket that is being served.
 pub(super) enum Acceptor {
-    Unix(UnixListener),
+    Unix(UnixListener, Peers),
     Tcp(TcpListener),
 }
 
@@ -55,7 +58,12 @@ pub(super) enum Stream {
 impl Acceptor {
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Self::Unix(listener, peers) => loop {
+                let (stream, _) = listener.accept().await?;
+                if peers.admit(&stream) {
+                    return Ok(Stream::Unix(stream));
+                }
+            },
             Self::Tcp(listener) => {
                 listener.accept().await.map(|(stream, client)| Stream::Tcp(stream, client))
             }
@@ -72,7 +80,7 @@ impl Listener {
     pub fn unix(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (socket, file) = open_unix(path)?;
-        Ok(Self(Socket::Unix(socket.into(), file)))
+        Ok(Self(Socket::Unix(socket.into(), file, Peers::Unchecked)))
     }
 
     /// Takes over a socket that listens at this path already, as somebody else has made it
@@ -96,15 +104,46 @@ impl Listener {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
         let identity = (found.dev(), found.ino());
+        // Whoever made it may wait for connections.
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|e| failed(e.into()))?;
         let file = SocketFile { path: path.to_owned(), name, dir, stays: Arc::default(), identity };
-        Ok(Self(Socket::Unix(socket.into(), file)))
+        Ok(Self(Socket::Unix(socket.into(), file, Peers::Unchecked)))
+    }
+
+    /// Takes over a Unix socket that a service manager listens on. Its file is the manager's, and stays.
+    ///
+    /// # Errors
+    /// As [`Listener::inherited`]; `Listen` when it is no Unix socket with a file.
+    pub fn handed_over(socket: OwnedFd) -> Result<Self> {
+        let path = bound_path(&socket).ok_or_else(|| {
+            Error::new(ErrorKind::Listen, "the socket of the service manager is no Unix socket with a file")
+                .advise("give the socket unit ListenStream= with a path")
+        })?;
+        let listener = Self::inherited(path, socket)?;
+        listener.stays().store(true, Ordering::SeqCst);
+        Ok(listener)
+    }
+
+    /// Lets only root, this process's user and, if there is one, the members of a group connect to a Unix socket:
+    /// by its file's owner and mode, and by what the kernel says of each peer. Does nothing to a TCP address.
+    ///
+    /// # Errors
+    /// `Listen` when the group cannot be given the file.
+    pub fn for_group(mut self, group: Option<u32>) -> Result<Self> {
+        if let Socket::Unix(_, file, peers) = &mut self.0 {
+            *peers = Peers::Checked { group };
+            if let Some(group) = group {
+                file.give_to(group)?;
+            }
+        }
+        Ok(self)
     }
 
     /// The listening socket itself, for who keeps a copy of it.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         match &self.0 {
-            Socket::Unix(listener, _) => listener.as_fd(),
+            Socket::Unix(listener, ..) => listener.as_fd(),
             Socket::Tcp(listener, _) => listener.as_fd(),
         }
     }
@@ -114,7 +153,7 @@ impl Listener {
     #[must_use]
     pub fn stays(&self) -> Arc<AtomicBool> {
         match &self.0 {
-            Socket::Unix(_, file) => Arc::clone(&file.stays),
+            Socket::Unix(_, file, _) => Arc::clone(&file.stays),
             Socket::Tcp(..) => Arc::default(),
         }
     }
@@ -140,7 +179,7 @@ impl Listener {
     #[must_use]
     pub fn address(&self) -> String {
         match &self.0 {
-            Socket::Unix(_, file) => format!("unix:{}", file.path.display()),
+            Socket::Unix(_, file, _) => format!("unix:{}", file.path.display()),
             Socket::Tcp(_, address) => format!("http://{address}"),
         }
     }
@@ -149,8 +188,8 @@ impl Listener {
     pub(super) fn into_acceptor(self) -> Result<(Acceptor, Option<SocketFile>)> {
         let address = self.address();
         let made = match self.0 {
-            Socket::Unix(listener, file) => {
-                UnixListener::from_std(listener).map(|l| (Acceptor::Unix(l), Some(file)))
+            Socket::Unix(listener, file, peers) => {
+                UnixListener::from_std(listener).map(|l| (Acceptor::Unix(l, peers), Some(file)))
             }
             Socket::Tcp(listener, _) => TcpListener::from_std(listener).map(|l| (Acceptor::Tcp(l), None)),
         };
@@ -192,6 +231,19 @@ pub(super) struct SocketFile {
     identity: (u64, u64),
 }
 
+impl SocketFile {
+    /// First the group, then the mode: meanwhile nobody is let in who is not to be.
+    fn give_to(&self, group: u32) -> Result<()> {
+        let given =
+            chownat(&self.dir, &self.name, None, Some(Gid::from_raw(group)), AtFlags::SYMLINK_NOFOLLOW);
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
+        given.and_then(|()| chmodat(&self.dir, &self.name, mode, AtFlags::empty())).map_err(|error| {
+            let message = format!("cannot give {} to the group {group}", self.path.display());
+            Error::new(ErrorKind::Listen, message).because(io::Error::from(error))
+        })
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.stays.load(Ordering::SeqCst) {
@@ -231,6 +283,13 @@ fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let file = SocketFile { path: path.to_owned(), name, dir, stays: Arc::default(), identity };
     listen(&socket, BACKLOG).map_err(|error| failed("listen", error.into()))?;
     Ok((socket, file))
+}
+
+/// The file of a Unix socket that is bound to one.
+fn bound_path(socket: &OwnedFd) -> Option<PathBuf> {
+    let address = SocketAddrUnix::try_from(rustix::net::getsockname(socket).ok()?).ok()?;
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(address.path_bytes()?));
+    path.is_absolute().then_some(path)
 }
 
 /// A bound socket on which nobody can connect yet. Its mode is set before it has a name.

@@ -17,7 +17,9 @@ state directory before its caller has the whole answer (`skiff usage`). A disk t
 calls go on and are counted as unbilled.
 
 The node's socket has the control API (GET /openapi.json tells what it is) and the invoke APIs of both vendors;
-each function has a socket of its own for plain HTTP. All are root's alone.
+each function has a socket of its own for plain HTTP. All are root's alone, or also the members' of
+--socket-group. A socket that systemd hands over (sd_listen_fds(3)) takes the place of the node's; who waits for
+it (sd_notify(3)) is told when the node serves.
 
 Where --max-instances or --max-memory leave no room for another instance, idle ones of all functions stop, the
 least recently used first; what is provisioned stays. Where there are none, calls wait as for a busy instance,
@@ -44,6 +46,29 @@ With --output json, on the standard output, for each socket:
   {\"event\":\"serving\",\"address\":\"unix:/run/skiff/skiff.sock\"}
 With --log-to stdout, log lines are there too, as `skiff logs --output json` has them, with `namespace` and
 `function` in each.";
+
+pub(super) const STOP: &str = "\
+Examples:
+  skiff stop
+  systemctl stop skiff-instances   (where Skiff's package is installed: the node first, then all instances)
+
+`skiff stop --help` tells of exit codes and output.";
+
+pub(super) const STOP_LONG: &str = "\
+A node that gets SIGTERM, or is killed, leaves its instances to the next `skiff serve`. Where there will be none,
+this stops them with their functions' grace, and removes what is left of the run. What is deployed stays
+deployed. A node that serves is not stopped: end it first, or send it SIGINT, which does both.
+
+Examples:
+  skiff stop
+
+Exit codes:
+  0  nothing runs any more
+  2  bad usage
+  3  a node serves, or the host failed
+
+With --output json, on the standard output:
+  {\"event\":\"stopped\",\"instances\":2}";
 
 pub(super) const DEPLOY: &str = "\
 Examples:

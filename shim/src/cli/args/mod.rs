@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Serve deployed functions, and what is deployed while it runs.
     #[command(after_help = help_node::SERVE, after_long_help = help_node::SERVE_LONG)]
     Serve(Box<ServeArgs>),
+    /// Stop the instances that a node has left running.
+    #[command(after_help = help_node::STOP, after_long_help = help_node::STOP_LONG)]
+    Stop,
     /// Deploy a function on the node of this host, or a new revision of it.
     #[command(after_help = help_node::DEPLOY, after_long_help = help_node::DEPLOY_LONG)]
     Deploy(DeployArgs),

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use skiff::node::{LogFiles, NodeLimits, Scaling};
 
 use super::{ApiArgs, NetworkArgs, SourceArgs};
-use crate::cli::values::{Age, DiskSize, Listen, Memory, Since, Time};
+use crate::cli::values::{Age, DiskSize, Group, Listen, Memory, Since, Time};
 
 /// Options of `skiff serve`.
 #[derive(Debug, Args)]
@@ -18,6 +18,13 @@ pub(crate) struct ServeArgs {
     /// [default: functions in the run directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) sockets: Option<PathBuf>,
+    /// Let the members of this group use all these sockets too: a name, or a number.
+    #[arg(long, value_name = "GROUP", env = "SKIFF_SOCKET_GROUP", hide_env_values = true)]
+    pub(crate) socket_group: Option<Group>,
+    /// Put the instances' cgroups below this one, as /proc/PID/cgroup names it
+    /// [default: the service's own where systemd delegates it, else /skiff].
+    #[arg(long, value_name = "CGROUP", env = "SKIFF_CGROUP_PARENT", hide_env_values = true)]
+    pub(crate) cgroup_parent: Option<PathBuf>,
     /// Stop all instances at SIGTERM too, instead of leaving them to the next `skiff serve`.
     #[arg(long)]
     pub(crate) stop_instances: bool,

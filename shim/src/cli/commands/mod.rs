@@ -15,6 +15,7 @@ pub(crate) mod pull;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod stop;
 pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod usage;

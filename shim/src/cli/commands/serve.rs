@@ -1,7 +1,7 @@
 //! `skiff serve`: the node of this host, until a signal.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,7 @@ use serde_json::json;
 use skiff::api::{self, Api};
 use skiff::node::{LineForm, Node, NodeLogs, NodeOptions, control};
 use skiff::proxy::Listener;
+use skiff::service::ServiceManager;
 use skiff::{CgroupParent, RuntimeOptions};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,23 +26,35 @@ use crate::cli::interrupt::{Interrupts, Signal};
 pub(crate) const SOCKET_NAME: &str = "skiff.sock";
 
 /// Name of its lasting run.
-const RUN: &str = "node";
+pub(super) const RUN: &str = "node";
 
 /// Name of the directory of the functions' sockets.
-const SOCKETS_NAME: &str = "functions";
+pub(super) const SOCKETS_NAME: &str = "functions";
 
 /// Name of the directory of the records of what is billed, in the state directory.
-const METERING_NAME: &str = "meter";
+pub(super) const METERING_NAME: &str = "meter";
 
-/// Serves until the end.
-pub(crate) async fn serve(global: &Global, args: &ServeArgs, console: Console) -> Result<ExitCode, Failure> {
+/// Serves until the end. What started this process, where it is a service, is `manager`.
+pub(crate) async fn serve(
+    global: &Global,
+    args: &ServeArgs,
+    console: Console,
+    mut manager: ServiceManager,
+) -> Result<ExitCode, Failure> {
     require_root()?;
     let api_options = args.api.as_api().options()?;
     let options = options(global, args)?;
+    let handed = manager.socket().map_err(skiff::Error::from)?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
     let node = Box::pin(interrupts.or(Node::open(options))).await??;
-    let served = Box::pin(until_a_signal(global, args, console, &interrupts, &node, api_options)).await;
+    let socket = listen(global, args, &node, handed).await;
+    let until = Until { args, console, interrupts: &interrupts, node: &node, manager: &manager };
+    let served = match socket {
+        Ok(socket) => Box::pin(until.a_signal(socket, api_options)).await,
+        Err(error) => Err(error),
+    };
+    manager.stopping();
     let leaves = matches!(served, Ok(Signal::Terminate)) && !args.stop_instances;
     let end = async { if leaves { node.detach().await } else { node.shutdown().await } };
     let cleaned = tokio::select! {
@@ -67,7 +80,7 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: Some(RUN.to_owned()),
             network: args.network.options(),
-            cgroup: CgroupParent::Auto,
+            cgroup: args.cgroup_parent.clone().map_or(CgroupParent::Auto, CgroupParent::Below),
         },
         pull: args.source.pull_options(variable)?,
         logs: match args.logs.log_to {
@@ -76,76 +89,94 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
             LogTo::Journal => NodeLogs::Stream(Arc::new(Mutex::new(std::io::stdout())), LineForm::Journal),
         },
         sockets: Some(sockets),
+        socket_group: args.socket_group.map(|group| group.0),
         metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
         limits: args.limits.limits(),
     })
 }
 
-async fn until_a_signal(
+struct Until<'a> {
+    args: &'a ServeArgs,
+    console: Console,
+    interrupts: &'a Interrupts,
+    node: &'a Arc<Node>,
+    manager: &'a ServiceManager,
+}
+
+impl Until<'_> {
+    async fn a_signal(&self, socket: Listener, options: api::ApiOptions) -> Result<Signal, Failure> {
+        let Self { args, console, interrupts, node, manager } = self;
+        let stays = socket.stays();
+        let tcp = match args.api.api_listen {
+            Some(listen) => Some(Listener::tcp(listen.0).await?),
+            None => None,
+        };
+        let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
+        let api = Api::new(Arc::clone(node) as Arc<dyn api::Functions>, options);
+        let (stop, stopped) = watch::channel(false);
+        let over = || {
+            let mut stopped = stopped.clone();
+            async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            }
+        };
+        let mut servers = JoinSet::new();
+        servers.spawn(control::serve(socket, Arc::clone(node), Arc::clone(&api), over()));
+        if let Some(tcp) = tcp {
+            servers.spawn(api::serve(tcp, Arc::clone(&api), over()));
+        }
+        for address in told {
+            let event = || with_event("serving", json!({ "address": address }));
+            console.result(|| format!("serving on {address}"), event)?;
+        }
+        let _ = std::io::stdout().flush();
+        manager.ready();
+        let end = tokio::select! {
+            signal = interrupts.first() => Ok(signal),
+            Some(ended) = servers.join_next() => match ended {
+                Ok(Err(error)) => Err(Failure::from(error)),
+                // It ends when it is told to.
+                _ => Ok(interrupts.first().await),
+            },
+        };
+        if matches!(end, Ok(Signal::Terminate)) && !args.stop_instances {
+            stays.store(true, Ordering::SeqCst);
+        }
+        stop.send_replace(true);
+        let ended = async {
+            while servers.join_next().await.is_some() {}
+            api.close().await;
+        };
+        tokio::select! {
+            () = ended => {}
+            _ = interrupts.second() => {}
+        }
+        end
+    }
+}
+
+/// The node's socket: that of the service manager, the one that a former node has left, or a new one; kept for the
+/// next node where nobody else keeps it.
+async fn listen(
     global: &Global,
     args: &ServeArgs,
-    console: Console,
-    interrupts: &Interrupts,
-    node: &Arc<Node>,
-    options: api::ApiOptions,
-) -> Result<Signal, Failure> {
-    let socket = match &args.socket {
+    node: &Node,
+    handed: Option<OwnedFd>,
+) -> Result<Listener, Failure> {
+    let group = args.socket_group.map(|group| group.0);
+    let path = match &args.socket {
         Some(path) => absolute(path)?,
         None => absolute(&global.run_dir)?.join(SOCKET_NAME),
     };
-    let socket = listen(node, &socket).await?;
-    let stays = socket.stays();
-    let tcp = match args.api.api_listen {
-        Some(listen) => Some(Listener::tcp(listen.0).await?),
-        None => None,
-    };
-    let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
-    let api = Api::new(Arc::clone(node) as Arc<dyn api::Functions>, options);
-    let (stop, stopped) = watch::channel(false);
-    let over = || {
-        let mut stopped = stopped.clone();
-        async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }
-    };
-    let mut servers = JoinSet::new();
-    servers.spawn(control::serve(socket, Arc::clone(node), Arc::clone(&api), over()));
-    if let Some(tcp) = tcp {
-        servers.spawn(api::serve(tcp, Arc::clone(&api), over()));
-    }
-    for address in told {
-        let event = || with_event("serving", json!({ "address": address }));
-        console.result(|| format!("serving on {address}"), event)?;
-    }
-    let _ = std::io::stdout().flush();
-    let end = tokio::select! {
-        signal = interrupts.first() => Ok(signal),
-        Some(ended) = servers.join_next() => match ended {
-            Ok(Err(error)) => Err(Failure::from(error)),
-            // It ends when it is told to.
-            _ => Ok(interrupts.first().await),
-        },
-    };
-    if matches!(end, Ok(Signal::Terminate)) && !args.stop_instances {
-        stays.store(true, Ordering::SeqCst);
-    }
-    stop.send_replace(true);
-    let ended = async {
-        while servers.join_next().await.is_some() {}
-        api.close().await;
-    };
-    tokio::select! {
-        () = ended => {}
-        _ = interrupts.second() => {}
-    }
-    end
-}
-
-/// The node's socket: the one that a former node has left, or a new one; kept for the next node.
-async fn listen(node: &Node, path: &Path) -> Result<Listener, Failure> {
     let name = path.to_string_lossy();
-    let left = node.inherited_socket(&name).and_then(|socket| Listener::inherited(path, socket).ok());
-    let listener = left.map_or_else(|| Listener::unix(path), Ok)?;
+    let left = node.inherited_socket(&name);
+    if let Some(socket) = handed {
+        // A keeper that is gone has none.
+        let _ = node.runtime().release_socket(&name).await;
+        return Ok(Listener::handed_over(socket)?.for_group(group)?);
+    }
+    let left = left.and_then(|socket| Listener::inherited(&path, socket).ok());
+    let listener = left.map_or_else(|| Listener::unix(&path), Ok)?.for_group(group)?;
     node.keep_socket(&name, &listener).await?;
     Ok(listener)
 }
