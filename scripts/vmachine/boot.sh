@@ -113,7 +113,7 @@ qemu_arguments() {
         qemu+=(-device "virtserialport,chardev=$name,name=skiff.$name")
     done
     disk root "$vm/root/root.img" snapshot=on
-    disk payload "$vm/payload.img" snapshot=on
+    disk payload "${vm_payload:-$vm/payload.img}" snapshot=on
     disk job "$vm_run/job.img" readonly=on
     disk ext4 "$vm_run/ext4.img" cache=unsafe
     disk xfs "$vm_run/xfs.img" cache=unsafe

@@ -78,3 +78,24 @@ put_program() {
 rustc_host() { rustc -vV | sed -n "s/^host: //p"; }
 
 find_nextest() { command -v cargo-nextest || die "no cargo-nextest: run scripts/setup"; }
+
+# A disk with the Debian package and an image for it, in the place of all that; sets vm_payload.
+make_package_payload() {
+    local tree=$vm/package package image
+    package=$(scripts/package)
+    step "the machine's disk with the package"
+    rm -rf "$tree"
+    mkdir -p "$tree/checkout/scripts" "$tree/checkout/target" "$tree/target/package"
+    cp -a packaging "$tree/checkout/"
+    cp -a scripts/vmachine "$tree/checkout/scripts/"
+    cp "$package" "$tree/target/package/skiff.deb"
+    image=$tree/target/package/image
+    umoci --log=error init --layout "$image"
+    umoci --log=error new --image "$image:function"
+    umoci --log=error insert --image "$image:function" "$(build_function)" /function
+    umoci --log=error config --image "$image:function" --config.entrypoint /function
+    vm_payload=$vm/package.img
+    rm -f "$vm/payload.new"
+    mkfs.ext4 -q -L skiff-payload -E lazy_itable_init=1 -d "$tree" "$vm/payload.new" 1G 2>/dev/null
+    mv "$vm/payload.new" "$vm_payload"
+}

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -29,10 +29,21 @@ impl<'a> Node<'a> {
     #[must_use]
     pub fn start(sandbox: &'a Sandbox, options: &[&str]) -> Self {
         let mut command = sandbox.skiff(&[&["serve"], options].concat());
+        command.stdin(Stdio::null());
+        Self::start_by(sandbox, command)
+    }
+
+    /// Starts one by this command, which serves on [`Node::socket`]; returns when somebody listens there.
+    ///
+    /// # Panics
+    /// When nobody does.
+    #[track_caller]
+    #[must_use]
+    pub fn start_by(sandbox: &'a Sandbox, mut command: Command) -> Self {
         let file = |name: &str| {
             File::options().create(true).append(true).open(sandbox.path().join(name)).expect("a file")
         };
-        command.stdin(Stdio::null()).stdout(file("node.out")).stderr(file("node.log"));
+        command.stdout(file("node.out")).stderr(file("node.log"));
         let mut node = Self { sandbox, child: command.spawn().expect("skiff") };
         let up = wait_for(SOON, || {
             assert_eq!(node.child.try_wait().expect("wait"), None, "{}", node.log());
