@@ -141,8 +141,8 @@ fn a_group_may_use_the_sockets_and_strangers_are_refused() {
     let first = ["--regid", GROUP, "--clear-groups"];
     let another = ["--regid", "65534", "--groups", GROUP];
     let none = ["--regid", "65534", "--clear-groups"];
-    for (groups, socket) in [(&first, &node.socket()), (&another, &node.socket())] {
-        let answer = ask_as(groups.as_slice(), socket);
+    for groups in [first.as_slice(), another.as_slice()] {
+        let answer = ask_as(groups, &node.socket());
         let text = String::from_utf8_lossy(&answer.stdout).into_owned();
         assert!(answer.status.success() && text.contains("demo"), "{groups:?}: {answer:?}");
     }
@@ -188,4 +188,22 @@ fn what_a_node_has_left_is_stopped() {
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
     baseline.assert_restored();
+}
+
+#[test]
+fn an_address_that_is_taken_costs_no_instance() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let _ = node.deploy("demo", "function", "", &[]).ok();
+    let id = |node: &Node<'_>| {
+        node.get("demo", "/status/200").header("x-fc-instance-id").expect("an id").to_owned()
+    };
+    let first = id(&node);
+    node.end(Signal::TERM);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = taken.local_addr().expect("an address").to_string();
+    let _ = sandbox.run(&["serve", "--api-listen", &address]).fails(3, &["is in use"]);
+    let node = Node::start(&sandbox, &[]);
+    assert_eq!(id(&node), first, "another instance: {}", node.log());
+    node.stop();
 }

@@ -292,6 +292,7 @@ mod tests {
         for name in [
             "run",
             "serve",
+            "stop",
             "deploy",
             "functions",
             "get",

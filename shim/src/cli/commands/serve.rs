@@ -1,7 +1,6 @@
 //! `skiff serve`: the node of this host, until a signal.
 
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -44,14 +43,19 @@ pub(crate) async fn serve(
     require_root()?;
     let api_options = args.api.as_api().options()?;
     let options = options(global, args)?;
-    let handed = manager.socket().map_err(skiff::Error::from)?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
+    // Before instances of a former node are there, which a failure from then on would end.
+    let handed = manager.socket().map_err(skiff::Error::from)?.map(Listener::handed_over).transpose()?;
+    let tcp = match args.api.api_listen {
+        Some(listen) => Some(Listener::tcp(listen.0).await?),
+        None => None,
+    };
     let node = Box::pin(interrupts.or(Node::open(options))).await??;
     let socket = listen(global, args, &node, handed).await;
     let until = Until { args, console, interrupts: &interrupts, node: &node, manager: &manager };
     let served = match socket {
-        Ok(socket) => Box::pin(until.a_signal(socket, api_options)).await,
+        Ok(socket) => Box::pin(until.a_signal(socket, tcp, api_options)).await,
         Err(error) => Err(error),
     };
     manager.stopping();
@@ -104,13 +108,14 @@ struct Until<'a> {
 }
 
 impl Until<'_> {
-    async fn a_signal(&self, socket: Listener, options: api::ApiOptions) -> Result<Signal, Failure> {
+    async fn a_signal(
+        &self,
+        socket: Listener,
+        tcp: Option<Listener>,
+        options: api::ApiOptions,
+    ) -> Result<Signal, Failure> {
         let Self { args, console, interrupts, node, manager } = self;
         let stays = socket.stays();
-        let tcp = match args.api.api_listen {
-            Some(listen) => Some(Listener::tcp(listen.0).await?),
-            None => None,
-        };
         let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
         let api = Api::new(Arc::clone(node) as Arc<dyn api::Functions>, options);
         let (stop, stopped) = watch::channel(false);
@@ -161,7 +166,7 @@ async fn listen(
     global: &Global,
     args: &ServeArgs,
     node: &Node,
-    handed: Option<OwnedFd>,
+    handed: Option<Listener>,
 ) -> Result<Listener, Failure> {
     let group = args.socket_group.map(|group| group.0);
     let path = match &args.socket {
@@ -170,10 +175,10 @@ async fn listen(
     };
     let name = path.to_string_lossy();
     let left = node.inherited_socket(&name);
-    if let Some(socket) = handed {
+    if let Some(listener) = handed {
         // A keeper that is gone has none.
         let _ = node.runtime().release_socket(&name).await;
-        return Ok(Listener::handed_over(socket)?.for_group(group)?);
+        return Ok(listener.for_group(group)?);
     }
     let left = left.and_then(|socket| Listener::inherited(&path, socket).ok());
     let listener = left.map_or_else(|| Listener::unix(&path), Ok)?.for_group(group)?;

@@ -1,9 +1,10 @@
 //! `skiff stop`: ends what a node has left running.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
-use skiff::node::{LogFiles, Node, NodeLogs, NodeOptions};
+use skiff::node::{FunctionState, LogFiles, Node, NodeLogs, NodeOptions};
 use skiff::proxy::Listener;
 use skiff::{CgroupParent, NetworkOptions, PullOptions, RuntimeOptions};
 
@@ -13,6 +14,10 @@ use crate::cli::args::Global;
 use crate::cli::console::{Console, with_event};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
+
+/// How long taking instances over may need, and how often it is looked. Those that it takes longer for are killed.
+const TAKEN_OVER: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes the instances over, as the next node would, and stops them.
 pub(crate) async fn stop(global: &Global, console: Console) -> Result<ExitCode, Failure> {
@@ -33,6 +38,7 @@ pub(crate) async fn stop(global: &Global, console: Console) -> Result<ExitCode, 
 async fn take_over_and_stop(global: &Global) -> Result<usize, Failure> {
     let interrupts = Interrupts::install()?;
     let node = Box::pin(interrupts.or(Node::open(options(global)?))).await??;
+    let _ = interrupts.or(tokio::time::timeout(TAKEN_OVER, taken_over(&node))).await;
     let count = node.instances().len();
     let socket = absolute(&global.run_dir)?.join(SOCKET_NAME);
     // Its file goes with it.
@@ -43,6 +49,13 @@ async fn take_over_and_stop(global: &Global) -> Result<usize, Failure> {
         _ = interrupts.first() => node.runtime().shutdown().await.map_err(skiff::Error::from)?,
     }
     Ok(count)
+}
+
+/// Waits until the functions of the instances are there again.
+async fn taken_over(node: &Node) {
+    while node.functions().iter().any(|function| function.state == FunctionState::Pending) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn options(global: &Global) -> Result<NodeOptions, Failure> {
