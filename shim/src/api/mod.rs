@@ -10,6 +10,7 @@
 
 pub mod auth;
 mod fc;
+mod options;
 mod post;
 mod queue;
 mod scf;
@@ -18,21 +19,22 @@ mod work;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::BoxStream;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 
 pub use auth::AccessKeys;
+pub use options::{AsyncOptions, Destination, MAX_RETRIES};
 use queue::Queue;
-pub use queue::{AsyncOptions, Destination};
 
 use crate::proxy::body::{self, Body};
 use crate::proxy::{Handler, Listener, serve_with};
-use crate::{EventOutcome, FunctionConfig, Instance, InvokeOptions, Result};
+use crate::{Error, ErrorKind, EventOutcome, FunctionConfig, Instance, InvokeOptions, Result};
 
 /// The longest that a request may take: the longest time limit of a function, and a start.
 const LONGEST: Duration = Duration::from_secs(86_400 + 300);
@@ -70,12 +72,38 @@ pub trait Functions: Send + Sync + 'static {
     /// # Errors
     /// Which part of the name is unknown.
     fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing>;
+
+    /// What is kept of a function's log, the oldest lines first: those since a time, or of one request alone.
+    ///
+    /// # Errors
+    /// `NotFound` where no logs are kept.
+    fn log(
+        &self,
+        _target: &Target,
+        _since: Option<SystemTime>,
+        _request_id: Option<String>,
+    ) -> BoxFuture<'_, Result<LogLines>> {
+        let none = Error::new(ErrorKind::NotFound, "no logs are kept here");
+        async {
+            Err(none.advise("read them where `skiff run` writes them, or let a node keep them (skiff serve)"))
+        }
+        .boxed()
+    }
 }
+
+/// Lines of a log, in parts of whole lines: each is a JSON object with `time`, `stream`, `line` and, where it is
+/// known, `request_id`.
+pub type LogLines = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// One function, however many instances it has.
 pub trait Function: Send + Sync + 'static {
     /// What it is.
     fn config(&self) -> &FunctionConfig;
+
+    /// Itself as it is configured by now, where that may have changed since it was found.
+    fn by_now(&self) -> Option<Arc<dyn Function>> {
+        None
+    }
 
     /// How long an invocation may take, the wait for an instance included.
     fn longest(&self) -> Duration {
@@ -159,8 +187,31 @@ pub fn matches(config: &FunctionConfig, target: &Target) -> std::result::Result<
 pub struct ApiOptions {
     /// Keys of the callers; signatures are checked when there are any.
     pub keys: AccessKeys,
-    /// How asynchronous events are treated.
+    /// How asynchronous events are treated whose functions say nothing else ([`FunctionConfig::asynchronous`]).
     pub asynchronous: AsyncOptions,
+}
+
+/// What was taken for later, of all ways by which functions are called that share it.
+#[derive(Clone)]
+pub struct AsyncCalls(Arc<Queue>);
+
+impl AsyncCalls {
+    /// None yet.
+    #[must_use]
+    pub fn new(options: AsyncOptions) -> Self {
+        Self(Arc::new(Queue::new(options)))
+    }
+
+    /// Lets those that run end within a grace of 10 s; those that wait are lost, and told. No more are taken.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+impl std::fmt::Debug for AsyncCalls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AsyncCalls").finish_non_exhaustive()
+    }
 }
 
 /// The invoke APIs of some functions, on one listener or several.
@@ -174,7 +225,19 @@ impl Api {
     /// Those of these functions.
     #[must_use]
     pub fn new(functions: Arc<dyn Functions>, options: ApiOptions) -> Arc<Self> {
-        Arc::new(Self { functions, keys: options.keys, queue: Arc::new(Queue::new(options.asynchronous)) })
+        Self::sharing(functions, options.keys, &AsyncCalls::new(options.asynchronous))
+    }
+
+    /// The same with asynchronous calls that others take too.
+    #[must_use]
+    pub fn sharing(functions: Arc<dyn Functions>, keys: AccessKeys, calls: &AsyncCalls) -> Arc<Self> {
+        Arc::new(Self { functions, keys, queue: Arc::clone(&calls.0) })
+    }
+
+    /// Those that it takes for later.
+    #[must_use]
+    pub fn async_calls(&self) -> AsyncCalls {
+        AsyncCalls(Arc::clone(&self.queue))
     }
 
     /// Lets asynchronous events that run end within a grace of 10 s; those that wait are lost, and told.
@@ -199,21 +262,21 @@ pub async fn serve(listener: Listener, api: Arc<Api>, shutdown: impl Future<Outp
 }
 
 /// Serves a function's HTTP requests on `listener` as [`crate::proxy::serve`] does, and takes those for later
-/// whose callers ask for it (fc: `X-Fc-Invocation-Type: Async`). Must be called in a tokio runtime.
+/// whose callers ask for it (fc: `X-Fc-Invocation-Type: Async`), to `calls`. Must be called in a tokio runtime.
 ///
 /// # Errors
 /// As [`serve`].
 pub async fn serve_requests(
     listener: Listener,
-    api: Arc<Api>,
+    calls: AsyncCalls,
     function: Arc<dyn Function>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    serve_with(listener, Arc::new(Requests { api, function }), shutdown).await
+    serve_with(listener, Arc::new(Requests { calls, function }), shutdown).await
 }
 
 struct Requests {
-    api: Arc<Api>,
+    calls: AsyncCalls,
     function: Arc<dyn Function>,
 }
 
@@ -227,7 +290,8 @@ impl Handler for Requests {
         client: Option<SocketAddr>,
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
-        async move { fc::pass(&self.api, Arc::clone(&self.function), client, request).await }.boxed()
+        let function = self.function.by_now().unwrap_or_else(|| Arc::clone(&self.function));
+        async move { fc::pass(&self.calls.0, function, client, request).await }.boxed()
     }
 }
 

@@ -3,7 +3,6 @@
 //! They are in memory: those that wait when the API ends are lost, and that is told.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,9 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::Function;
+use super::options::{AsyncOptions, deliver};
 use super::states::{States, Tracked};
 use super::work::Work;
-use super::{Function, post};
 use crate::platform::{InvocationContext, InvocationFailure, InvocationKind, InvocationReport};
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
@@ -34,29 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an event ended that somebody ended.
 const TERMINATED: &str = "Terminated";
-
-/// Where what has become of an event goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// A line of JSON is added to this file.
-    File(PathBuf),
-    /// It is posted to this address (`http://`), within 10 s, three times at most.
-    Http(http::Uri),
-}
-
-/// How asynchronous events are treated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AsyncOptions {
-    /// How often one that failed is tried again, 0 to 8; as its platform does when `None` (fc 3, scf 2).
-    pub retries: Option<u32>,
-    /// How old one may become before it is given up; as its platform does when `None` (fc a day, scf six
-    /// hours).
-    pub max_age: Option<Duration>,
-    /// Where one that succeeded is told of.
-    pub on_success: Option<Destination>,
-    /// Where one that failed for good is told of.
-    pub on_failure: Option<Destination>,
-}
 
 /// One event on its way.
 pub(super) struct Event {
@@ -240,6 +217,11 @@ impl Queue {
         tokio::time::timeout(time, self.end.acquire()).await.is_err()
     }
 
+    /// The function's own go first.
+    fn options_of(&self, event: &Event) -> AsyncOptions {
+        event.function.config().asynchronous.or(&self.options)
+    }
+
     fn places(&self, function: &dyn Function) -> Arc<Semaphore> {
         let config = function.config();
         let count = usize::try_from(config.concurrency).unwrap_or(1).max(1);
@@ -267,8 +249,9 @@ impl Queue {
 
     /// What became of it, why it ended so, and how often it was tried; `None` when the API ended first.
     async fn work_on(&self, event: &Event) -> Option<(EventOutcome, &'static str, u32)> {
-        let retries = self.options.retries.unwrap_or(event.policy.retries);
-        let max_age = self.options.max_age.unwrap_or(event.policy.max_age);
+        let asked = self.options_of(event);
+        let retries = asked.retries.unwrap_or(event.policy.retries);
+        let max_age = asked.max_age.unwrap_or(event.policy.max_age);
         let places = self.places(&*event.function);
         let (mut tries, mut errors) = (0, 0);
         if !event.while_it_waits(self.rest(event.delay)).await.unwrap_or(true) {
@@ -310,10 +293,8 @@ impl Queue {
 
     async fn tell(&self, event: &Event, outcome: &EventOutcome, condition: &str, tries: u32) {
         let success = condition == "Success";
-        let Some(destination) = (if success { &self.options.on_success } else { &self.options.on_failure })
-        else {
-            return;
-        };
+        let asked = self.options_of(event);
+        let Some(destination) = (if success { &asked.on_success } else { &asked.on_failure }) else { return };
         let record = record(event, outcome, condition, tries);
         if let Err(error) = deliver(destination, &record).await {
             tracing::warn!(request = event.request_id, error, "a destination did not take a record");
@@ -372,25 +353,6 @@ fn record(event: &Event, outcome: &EventOutcome, condition: &str, tries: u32) ->
         },
         "responsePayload": value(&outcome.body),
     })
-}
-
-async fn deliver(destination: &Destination, record: &Value) -> Result<(), String> {
-    match destination {
-        Destination::File(path) => {
-            let (path, line) = (path.clone(), format!("{record}\n"));
-            let written = tokio::task::spawn_blocking(move || append(&path, &line)).await;
-            written.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
-        }
-        Destination::Http(address) => post::record(address, record).await,
-    }
-}
-
-/// In one write, so that lines of several writers do not mix.
-fn append(path: &std::path::Path, line: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-    file.write_all(line.as_bytes())
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::api::Destination;
 use crate::api::states::{State, Status};
 use crate::api::{fc as fc_api, scf as scf_api};
 use crate::instance::Ending;

@@ -19,6 +19,7 @@ pub use secret::{Credentials, Secret};
 use skiff_runtime::{Network, Writable};
 
 use crate::Result;
+use crate::api::AsyncOptions;
 use crate::platform::{HttpEvent, Platform, Warning};
 
 /// Size of the writable layer and of `/tmp` unless told otherwise: both platforms' 512 MB.
@@ -95,6 +96,8 @@ pub struct FunctionConfig {
     pub concurrency: u32,
     /// Whether an instance is frozen while no invocation runs in it, as the clouds do.
     pub freeze: bool,
+    /// What becomes of its asynchronous calls; where it says nothing, whoever takes them has a say.
+    pub asynchronous: AsyncOptions,
     /// How often what an instance uses is told ([`LogStream::Metrics`](crate::LogStream)); never when `None`.
     pub metrics_period: Option<Duration>,
     /// Region name, as the function sees it.
@@ -151,6 +154,7 @@ impl FunctionConfig {
             http_event: None,
             concurrency: 1,
             freeze: true,
+            asynchronous: AsyncOptions::default(),
             metrics_period: None,
             region: defaults.region.to_owned(),
             account_id: defaults.account_id.to_owned(),
@@ -229,6 +233,7 @@ impl fmt::Debug for FunctionConfig {
             .field("http_event", &self.http_event)
             .field("concurrency", &self.concurrency)
             .field("freeze", &self.freeze)
+            .field("asynchronous", &self.asynchronous)
             .field("region", &self.region)
             .field("account_id", &self.account_id)
             .field("app_id", &self.app_id)

@@ -16,7 +16,7 @@ use crate::api::Function;
 use crate::platform::{InvocationKind, PlatformAnswer, StartCause, StartFailure};
 use crate::pool::{Jobs, Member, Pool, PoolOptions, PoolStatus};
 use crate::proxy::body::Body;
-use crate::proxy::{of_platform, over_http};
+use crate::proxy::{Later, of_platform, over_http};
 use crate::{EventOutcome, FunctionConfig, Image, InvokeOptions, Result};
 
 /// How often it is looked whether a former revision works on something still.
@@ -314,8 +314,13 @@ impl Function for Call {
         &self.config
     }
 
+    fn by_now(&self) -> Option<Arc<dyn Function>> {
+        Some(Arc::new(Self::of(&self.deployed)))
+    }
+
     fn longest(&self) -> Duration {
-        self.config.start_deadline() + self.config.timeout + PoolOptions::default().patience
+        let config = self.deployed.config();
+        config.start_deadline() + config.timeout + PoolOptions::default().patience
     }
 
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
@@ -339,10 +344,11 @@ impl Function for Call {
         let deployed = Arc::clone(&self.deployed);
         async move {
             let running = Running::begin(deployed.counted());
+            let told = request.extensions().get::<Later>().map(|later| later.request_id.clone());
             let response = match deployed.current().await {
                 Some(revision) => revision.calls.function().forward(client, request).await,
                 None => of_platform(over_http(&deployed.config(), |kind| {
-                    answer_not_active(&deployed, None, kind).1
+                    answer_not_active(&deployed, told, kind).1
                 })),
             };
             running.until_the_end_of(response)

@@ -33,10 +33,12 @@
 pub mod control;
 mod deployed;
 mod deployment;
+mod functions;
 mod info;
 mod inherited;
 mod logs;
 mod metrics;
+mod options;
 mod pressure;
 mod revisions;
 mod shelf;
@@ -63,10 +65,11 @@ use self::inherited::{Inherited, Mark};
 use self::logs::Book;
 pub use self::logs::{LineForm, LogFiles, LogQuery, LogTarget, NodeLogs};
 use self::metrics::{NodeCollector, NodeCounted, Seen};
+pub use self::options::NodeOptions;
 use self::shelf::Shelf;
 pub use self::snapshot::{FunctionSlots, Snapshot};
 use self::sockets::Sockets;
-use crate::api::{Function, Functions, Missing, Target};
+use crate::api::{AccessKeys, Api, AsyncCalls, Function, Functions};
 use crate::instance::Trace;
 use crate::instance::traces::Traces;
 use crate::meter::{Meter, MeterOptions};
@@ -75,55 +78,10 @@ use crate::pool::room::Room;
 use crate::proxy::Listener;
 use crate::{
     Error, ErrorKind, EventOutcome, FunctionConfig, Instance, InvokeOptions, PullOptions, Result, Runtime,
-    RuntimeOptions,
 };
 
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS: usize = 1024;
-
-/// How a node works.
-#[derive(Clone)]
-pub struct NodeOptions {
-    /// Where it keeps its things. The instances of a lasting run ([`RuntimeOptions::lasting`]) outlive this
-    /// process, and the next node of that name takes them over; those of another end with it.
-    pub runtime: RuntimeOptions,
-    /// How images are pulled.
-    pub pull: PullOptions,
-    /// Where log lines go.
-    pub logs: NodeLogs,
-    /// A directory with a socket for each function, `NAME.sock` (fc) or `NAMESPACE.NAME.sock` (fc2, scf), to
-    /// pass HTTP requests on; `None` has none.
-    pub sockets: Option<PathBuf>,
-    /// A group whose members may connect to those, beside root and this process's user.
-    pub socket_group: Option<u32>,
-    /// A directory with a record of each invocation and pull, for billing; see [`meter`](crate::meter).
-    /// `None` keeps none.
-    pub metering: Option<PathBuf>,
-    /// What all functions may have together.
-    pub limits: NodeLimits,
-}
-
-impl NodeOptions {
-    /// A node whose instances end with it, with its logs in the state directory; without sockets, records and
-    /// limits.
-    #[must_use]
-    pub fn new(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            runtime: RuntimeOptions::new(state_dir, run_dir),
-            pull: PullOptions::default(),
-            logs: NodeLogs::Files(LogFiles::default()),
-            sockets: None,
-            metering: None,
-            limits: NodeLimits::default(),
-        }
-    }
-}
-
-impl fmt::Debug for NodeOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeOptions").field("runtime", &self.runtime).finish_non_exhaustive()
-    }
-}
 
 /// One host's functions.
 pub struct Node {
@@ -137,6 +95,8 @@ pub struct Node {
     /// Of former nodes.
     inherited: Inherited,
     sockets: Option<Sockets>,
+    /// Of the invoke APIs and of the functions' own sockets.
+    async_calls: AsyncCalls,
     meter: Option<Meter>,
     sums: Semaphore,
     streams: Arc<Semaphore>,
@@ -169,7 +129,8 @@ impl Node {
         let runtime = Runtime::open(options.runtime).await?;
         let marks = if lasts { Some(inherited::marks(&runtime)?) } else { None };
         let (inherited, containers) = Inherited::of(&runtime)?;
-        let open = |dir| Sockets::open(dir, options.socket_group, Arc::clone(&runtime), &inherited);
+        let (group, async_calls) = (options.socket_group, AsyncCalls::new(options.asynchronous));
+        let open = |dir| Sockets::open(dir, group, Arc::clone(&runtime), async_calls.clone(), &inherited);
         let sockets = options.sockets.map(open).transpose()?;
         let mut containers = inherited::by_mark(containers, marks.as_deref());
         let node = Arc::new(Self {
@@ -181,6 +142,7 @@ impl Node {
             marks,
             inherited,
             sockets,
+            async_calls,
             meter,
             sums: Semaphore::new(usage::SUMS),
             streams: Arc::new(Semaphore::new(usage::STREAMS)),
@@ -247,6 +209,13 @@ impl Node {
     fn sweep_logs(&self) {
         let deployed: BTreeSet<Key> = self.table().keys().cloned().collect();
         self.logs.sweep(&deployed);
+    }
+
+    /// The vendors' invoke APIs of its functions; signatures are checked when there are keys. What they take for
+    /// later ends with the node, so nobody need close them.
+    #[must_use]
+    pub fn api(self: &Arc<Self>, keys: AccessKeys) -> Arc<Api> {
+        Api::sharing(Arc::clone(self) as Arc<dyn Functions>, keys, &self.async_calls)
     }
 
     /// Invokes a function with an event.
@@ -332,6 +301,7 @@ impl Node {
         if let Some(sockets) = &self.sockets {
             sockets.close().await;
         }
+        self.async_calls.close().await;
         let all = std::mem::take(&mut *self.table());
         let ends = all.values().filter_map(|deployed| deployed.take());
         futures_util::future::join_all(ends.map(|revision| async move { revision.calls.close().await }))
@@ -358,6 +328,7 @@ impl Node {
         if let Some(sockets) = &self.sockets {
             sockets.leave().await;
         }
+        self.async_calls.close().await;
         let all = std::mem::take(&mut *self.table());
         let revisions: Vec<Arc<Revision>> = all.values().filter_map(|deployed| deployed.take()).collect();
         // First: to the instances the end of the keeper's connection would be their own. And held until then,
@@ -427,30 +398,6 @@ fn not_found(namespace: Option<&str>, name: &str) -> Error {
     let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
     Error::new(ErrorKind::NotFound, format!("there is no function {name}{place}"))
         .advise("`skiff functions` lists those that are deployed")
-}
-
-/// The invoke APIs find functions here.
-impl Functions for Node {
-    fn find(&self, target: &Target) -> std::result::Result<Arc<dyn Function>, Missing> {
-        let table = self.table();
-        let named: Vec<&Arc<Deployed>> = table
-            .iter()
-            .filter(|(key, _)| target.namespace.as_ref().is_none_or(|namespace| key.0 == *namespace))
-            .map(|(_, deployed)| deployed)
-            .collect();
-        if named.is_empty() && target.namespace.is_some() {
-            return Err(Missing::Namespace);
-        }
-        let mut missing = Missing::Function;
-        for deployed in named {
-            match crate::api::matches(&deployed.config(), target) {
-                Ok(()) => return Ok(Arc::new(Call::of(deployed))),
-                Err(Missing::Qualifier) => missing = Missing::Qualifier,
-                Err(_) => {}
-            }
-        }
-        Err(missing)
-    }
 }
 
 impl fmt::Debug for Node {

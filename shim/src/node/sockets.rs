@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 
 use super::Key;
 use super::inherited::Inherited;
-use crate::api::Function;
-use crate::proxy::{self, Listener};
+use crate::api::{self, AsyncCalls, Function};
+use crate::proxy::Listener;
 use crate::{Error, ErrorKind, Result, Runtime};
 
 /// The sockets of a node's functions; all end when this is dropped.
@@ -23,6 +23,8 @@ pub(super) struct Sockets {
     /// Whose members may connect, beside root.
     group: Option<u32>,
     runtime: Arc<Runtime>,
+    /// Where requests go that are for later.
+    async_calls: AsyncCalls,
     served: Mutex<BTreeMap<Key, Served>>,
 }
 
@@ -40,6 +42,7 @@ impl Sockets {
         dir: PathBuf,
         group: Option<u32>,
         runtime: Arc<Runtime>,
+        async_calls: AsyncCalls,
         inherited: &Inherited,
     ) -> Result<Self> {
         make(&dir, group).map_err(|error| {
@@ -53,7 +56,7 @@ impl Sockets {
         for socket in left.filter(dead) {
             let _ = fs::remove_file(socket);
         }
-        Ok(Self { dir, group, runtime, served: Mutex::default() })
+        Ok(Self { dir, group, runtime, async_calls, served: Mutex::default() })
     }
 
     fn served(&self) -> MutexGuard<'_, BTreeMap<Key, Served>> {
@@ -85,7 +88,7 @@ impl Sockets {
         let listener = taken.map_or_else(|| Listener::unix(&path), Ok)?.for_group(self.group)?;
         let stays = listener.stays();
         let (stop, mut told) = watch::channel(false);
-        let (runtime, held) = (Arc::clone(&self.runtime), name.clone());
+        let (runtime, calls, held) = (Arc::clone(&self.runtime), self.async_calls.clone(), name.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = runtime.hold_socket(&held, listener.descriptor()).await {
                 tracing::warn!(error = error.chain(), "a socket is not kept for a restart");
@@ -93,7 +96,7 @@ impl Sockets {
             let over = async move {
                 let _ = told.wait_for(|stop| *stop).await;
             };
-            if let Err(error) = proxy::serve(listener, function, over).await {
+            if let Err(error) = api::serve_requests(listener, calls, function, over).await {
                 tracing::error!(error = error.chain(), "the socket of a function has failed");
             }
         });

@@ -9,16 +9,16 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use super::{Fault, INVOCATION_TYPE, POLICY, Wishes, accepted};
-use crate::api::queue::Event;
+use crate::api::queue::{Event, Queue};
 use crate::api::work::{HttpRequest, Work};
-use crate::api::{Api, Function, Unread, pass_over, read, response};
+use crate::api::{Function, Unread, pass_over, read, response};
 use crate::platform::{FcApi, InvocationFailure, fc_error};
 use crate::proxy::body::{self, Body};
 use crate::proxy::{headers, over_a_limit};
 
 /// Passes a request on, or takes it for later.
 pub(in crate::api) async fn pass(
-    api: &Arc<Api>,
+    queue: &Arc<Queue>,
     function: Arc<dyn Function>,
     client: Option<SocketAddr>,
     request: Request<Incoming>,
@@ -35,7 +35,7 @@ pub(in crate::api) async fn pass(
         return function.forward(client, body::arriving(request)).await;
     }
     let id = platform.new_request_id();
-    match take(api, function, client, request, &id).await {
+    match take(queue, function, client, request, &id).await {
         Ok(response) => response,
         Err(fault) => {
             let answer = fc_error(shape, fault.status, fault.code, fault.message, &id);
@@ -45,7 +45,7 @@ pub(in crate::api) async fn pass(
 }
 
 async fn take(
-    api: &Arc<Api>,
+    queue: &Arc<Queue>,
     function: Arc<dyn Function>,
     client: Option<SocketAddr>,
     request: Request<Incoming>,
@@ -73,7 +73,7 @@ async fn take(
     let kept = kept(&parts, whole);
     let work = Work::Request(Box::new(HttpRequest { request: kept, client }));
     let event = Event::of(function, &POLICY, work, id.to_owned(), wishes.delay);
-    accepted(api, event, &asked, id)
+    accepted(queue, event, &asked, id)
 }
 
 /// The request without what only the connection has a use for.

@@ -18,7 +18,7 @@ use route::{Action, Call, Version};
 use super::auth::{self, Denied};
 pub(super) use later::pass;
 
-use super::queue::{Event, Policy};
+use super::queue::{Event, Policy, Queue};
 use super::{Api, Function, Missing, Unread, pass_over, read, response};
 use crate::InvokeOptions;
 use crate::platform::{FcApi, fc_error};
@@ -100,7 +100,7 @@ async fn answer_to(
             // It was for the API.
             request.headers_mut().remove(http::header::AUTHORIZATION);
         }
-        return Ok(pass(api, function, client, request).await);
+        return Ok(pass(&api.queue, function, client, request).await);
     }
     let wishes = Wishes::of(&parts.headers)?;
     let limits = function.config().platform.limits();
@@ -153,12 +153,17 @@ fn accept(
     id: &str,
 ) -> Result<Response<Body>, Fault> {
     let event = Event::new(function, &POLICY, event, id.to_owned(), wishes.delay);
-    accepted(api, event, headers, id)
+    accepted(&api.queue, event, headers, id)
 }
 
 /// Puts it into the queue, and tells its caller so.
-fn accepted(api: &Arc<Api>, event: Event, headers: &HeaderMap, id: &str) -> Result<Response<Body>, Fault> {
-    api.queue.push(event).map_err(|full| {
+fn accepted(
+    queue: &Arc<Queue>,
+    event: Event,
+    headers: &HeaderMap,
+    id: &str,
+) -> Result<Response<Body>, Fault> {
+    queue.push(event).map_err(|full| {
         let status = StatusCode::TOO_MANY_REQUESTS;
         Fault::new(status, "ResourceExhausted", format!("{full} asynchronous events wait already"))
     })?;

@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use skiff::api::{AccessKeys, ApiOptions, AsyncOptions};
+use skiff::api::{AccessKeys, ApiOptions, AsyncOptions, Destination, MAX_RETRIES};
 
 use crate::cli::failure::Failure;
-use crate::cli::values::{DestinationArg, Listen, Time};
+use crate::cli::values::{Listen, Time};
 
 /// Bytes of a file of access keys at most.
 const MAX_KEYS_BYTES: u64 = 1 << 20;
@@ -28,31 +28,43 @@ pub(crate) struct ApiArgs {
     /// space and its secret. Without it, any signature will do.
     #[arg(long, value_name = "FILE", conflicts_with = "event")]
     pub(crate) api_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) asynchronous: AsyncArgs,
+}
+
+/// What becomes of asynchronous events.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Invoke API")]
+pub(crate) struct AsyncArgs {
     /// How often an asynchronous event that failed is tried again, 0 to 8 [default: fc 3, scf 2].
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=8), conflicts_with = "event")]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_RETRIES)))]
     pub(crate) async_retries: Option<u32>,
     /// How old one may become before it is given up [default: fc 24h, scf 6h].
-    #[arg(long, value_name = "TIME", conflicts_with = "event")]
+    #[arg(long, value_name = "TIME")]
     pub(crate) async_max_age: Option<Time>,
     /// Where one that succeeded is told of: a file, to which a line of JSON is added, or http://….
-    #[arg(long, value_name = "DEST", conflicts_with = "event")]
-    pub(crate) async_on_success: Option<DestinationArg>,
+    #[arg(long, value_name = "DEST")]
+    pub(crate) async_on_success: Option<Destination>,
     /// Where one that failed for good is told of.
-    #[arg(long, value_name = "DEST", conflicts_with = "event")]
-    pub(crate) async_on_failure: Option<DestinationArg>,
+    #[arg(long, value_name = "DEST")]
+    pub(crate) async_on_failure: Option<Destination>,
+}
+
+impl AsyncArgs {
+    pub(crate) fn options(&self) -> AsyncOptions {
+        AsyncOptions {
+            retries: self.async_retries,
+            max_age: self.async_max_age.map(|time| time.0),
+            on_success: self.async_on_success.clone(),
+            on_failure: self.async_on_failure.clone(),
+        }
+    }
 }
 
 impl ApiArgs {
     pub(crate) fn options(&self) -> Result<ApiOptions, Failure> {
-        let destination = |arg: &Option<DestinationArg>| arg.as_ref().map(|arg| arg.0.clone());
-        let asynchronous = AsyncOptions {
-            retries: self.async_retries,
-            max_age: self.async_max_age.map(|time| time.0),
-            on_success: destination(&self.async_on_success),
-            on_failure: destination(&self.async_on_failure),
-        };
         let keys = self.api_keys.as_deref().map(keys).transpose()?.unwrap_or_default();
-        Ok(ApiOptions { keys, asynchronous })
+        Ok(ApiOptions { keys, asynchronous: self.asynchronous.options() })
     }
 }
 

@@ -15,7 +15,7 @@ mod source;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-pub(crate) use api::ApiArgs;
+pub(crate) use api::{ApiArgs, AsyncArgs};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 pub(crate) use exec::ExecArgs;
@@ -202,7 +202,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR", help_heading = "Invocation")]
     pub(crate) listen: Option<Listen>,
     /// Answer this one event and exit: a text, - for the standard input, or @FILE.
-    #[arg(long, value_name = "EVENT", help_heading = "Invocation", conflicts_with_all = ["socket", "listen"])]
+    #[arg(long, value_name = "EVENT", help_heading = "Invocation")]
+    #[arg(conflicts_with_all = ["socket", "listen", "AsyncArgs"])]
     #[arg(allow_hyphen_values = true)]
     pub(crate) event: Option<EventSource>,
     /// Make the event that of a timer which goes off now, with the text of --event as its message:

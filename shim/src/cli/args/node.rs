@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use skiff::node::{LogFiles, NodeLimits, Scaling};
 
-use super::{ApiArgs, NetworkArgs, SourceArgs};
+use super::{ApiArgs, AsyncArgs, NetworkArgs, SourceArgs};
 use crate::cli::values::{Age, DiskSize, Group, Listen, Memory, Since, Time};
 
 /// Options of `skiff serve`.
@@ -146,11 +146,18 @@ pub(crate) struct NodeApiArgs {
     /// space and its secret. Without it, any signature will do.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) asynchronous: AsyncArgs,
 }
 
 impl NodeApiArgs {
     pub(crate) fn as_api(&self) -> ApiArgs {
-        ApiArgs { api_keys: self.api_keys.clone(), api_listen: self.api_listen, ..ApiArgs::default() }
+        ApiArgs {
+            api_socket: None,
+            api_listen: self.api_listen,
+            api_keys: self.api_keys.clone(),
+            asynchronous: self.asynchronous.clone(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use skiff::api::{self, Api};
+use skiff::api::{self, AccessKeys, AsyncOptions};
 use skiff::node::{LineForm, Node, NodeLogs, NodeOptions, control};
 use skiff::proxy::Listener;
 use skiff::service::ServiceManager;
@@ -42,7 +42,7 @@ pub(crate) async fn serve(
 ) -> Result<ExitCode, Failure> {
     require_root()?;
     let api_options = args.api.as_api().options()?;
-    let options = options(global, args)?;
+    let options = options(global, args, api_options.asynchronous)?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
     // Before instances of a former node are there, which a failure from then on would end.
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
     let socket = listen(global, args, &node, handed).await;
     let until = Until { args, console, interrupts: &interrupts, node: &node, manager: &manager };
     let served = match socket {
-        Ok(socket) => Box::pin(until.a_signal(socket, tcp, api_options)).await,
+        Ok(socket) => Box::pin(until.a_signal(socket, tcp, api_options.keys)).await,
         Err(error) => Err(error),
     };
     manager.stopping();
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
     Ok(ExitCode::SUCCESS)
 }
 
-fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
+fn options(global: &Global, args: &ServeArgs, asynchronous: AsyncOptions) -> Result<NodeOptions, Failure> {
     let run_dir = absolute(&global.run_dir)?;
     let sockets = match &args.sockets {
         Some(dir) => absolute(dir)?,
@@ -96,6 +96,7 @@ fn options(global: &Global, args: &ServeArgs) -> Result<NodeOptions, Failure> {
         socket_group: args.socket_group.map(|group| group.0),
         metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
         limits: args.limits.limits(),
+        asynchronous,
     })
 }
 
@@ -112,12 +113,12 @@ impl Until<'_> {
         &self,
         socket: Listener,
         tcp: Option<Listener>,
-        options: api::ApiOptions,
+        keys: AccessKeys,
     ) -> Result<Signal, Failure> {
         let Self { args, console, interrupts, node, manager } = self;
         let stays = socket.stays();
         let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
-        let api = Api::new(Arc::clone(node) as Arc<dyn api::Functions>, options);
+        let api = node.api(keys);
         let (stop, stopped) = watch::channel(false);
         let over = || {
             let mut stopped = stopped.clone();
@@ -148,10 +149,7 @@ impl Until<'_> {
             stays.store(true, Ordering::SeqCst);
         }
         stop.send_replace(true);
-        let ended = async {
-            while servers.join_next().await.is_some() {}
-            api.close().await;
-        };
+        let ended = async { while servers.join_next().await.is_some() {} };
         tokio::select! {
             () = ended => {}
             _ = interrupts.second() => {}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use skiff::node::{FunctionState, LogFiles, Node, NodeLogs, NodeOptions};
 use skiff::proxy::Listener;
-use skiff::{CgroupParent, NetworkOptions, PullOptions, RuntimeOptions};
+use skiff::{CgroupParent, NetworkOptions, RuntimeOptions};
 
 use super::serve::{METERING_NAME, RUN, SOCKET_NAME, SOCKETS_NAME};
 use super::{absolute, require_root};
@@ -53,16 +53,17 @@ async fn take_over_and_stop(global: &Global) -> Result<usize, Failure> {
 
 /// Waits until the functions of the instances are there again.
 async fn taken_over(node: &Node) {
-    while node.functions().iter().any(|function| function.state == FunctionState::Pending) {
+    let awaited = |state| matches!(state, FunctionState::Pending | FunctionState::Preparing);
+    while node.functions().iter().any(|function| awaited(function.state)) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
 fn options(global: &Global) -> Result<NodeOptions, Failure> {
     let (run_dir, state_dir) = (absolute(&global.run_dir)?, absolute(&global.state_dir)?);
+    let defaults = NodeOptions::new(&state_dir, &run_dir);
     Ok(NodeOptions {
         sockets: Some(run_dir.join(SOCKETS_NAME)),
-        socket_group: None,
         metering: Some(state_dir.join(METERING_NAME)),
         runtime: RuntimeOptions {
             state_dir,
@@ -72,8 +73,8 @@ fn options(global: &Global) -> Result<NodeOptions, Failure> {
             network: NetworkOptions::default(),
             cgroup: CgroupParent::Auto,
         },
-        pull: PullOptions::default(),
         // Last lines only: what the node has kept is not for this command to cut.
         logs: NodeLogs::Files(LogFiles { bytes: u64::MAX, files: usize::MAX }),
+        ..defaults
     })
 }

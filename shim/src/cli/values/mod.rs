@@ -2,7 +2,6 @@
 
 mod age;
 mod command;
-mod destination;
 pub(crate) mod env;
 mod event;
 mod group;
@@ -12,7 +11,6 @@ mod trigger;
 
 pub(crate) use age::Age;
 pub(crate) use command::Words;
-pub(crate) use destination::DestinationArg;
 pub(crate) use event::EventSource;
 pub(crate) use group::Group;
 pub(crate) use listen::Listen;

@@ -6,6 +6,7 @@ use skiff_runtime::{Network, Writable};
 use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
+use crate::api::{AsyncOptions, MAX_RETRIES};
 use crate::function::{HealthCheck, Mode, RoleSource};
 use crate::platform::{self, HttpEvent};
 use crate::units::{Cpus, DiskSize, Memory};
@@ -128,6 +129,17 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
     set(&mut config.stop_grace, fields.time("stop_timeout", "stop grace"));
 }
 
+/// What becomes of events and requests that are for later.
+fn asynchronous(later: &Fields<'_>) -> AsyncOptions {
+    let retries = later.number("retries", "", 0..=MAX_RETRIES.into());
+    AsyncOptions {
+        retries: retries.and_then(|count| u32::try_from(count).ok()),
+        max_age: later.time("max_age", ""),
+        on_success: later.parsed("on_success", ""),
+        on_failure: later.parsed("on_failure", ""),
+    }
+}
+
 fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     let mode = |name: &str| match name {
         "web-server" => Some(Mode::WebServer),
@@ -146,6 +158,10 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     set(&mut config.concurrency, concurrency.and_then(|count| u32::try_from(count).ok()));
     set(&mut config.freeze, fields.boolean("freeze"));
     config.metrics_period = fields.time("metrics_period", "metrics period");
+    if let Some(later) = fields.table("asynchronous") {
+        config.asynchronous = asynchronous(&later);
+        later.finish();
+    }
     if let Some(callbacks) = fields.table("callbacks") {
         config.callbacks.initializer = callbacks.time("initializer", "initializer");
         config.callbacks.pre_freeze = callbacks.time("pre_freeze", "pre-freeze");

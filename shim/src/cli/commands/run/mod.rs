@@ -124,6 +124,7 @@ impl Plan {
             (_, event) => event,
         };
         let api = args.api.options()?;
+        config.asynchronous = api.asynchronous.or(&config.asynchronous);
         Ok(Self { source, options, config: Arc::new(config), event, api, warnings })
     }
 

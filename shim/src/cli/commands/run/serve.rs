@@ -144,7 +144,7 @@ fn spawn(
         }
     };
     for listener in listeners.requests {
-        servers.spawn(api::serve_requests(listener, Arc::clone(api), Arc::clone(function), until()));
+        servers.spawn(api::serve_requests(listener, api.async_calls(), Arc::clone(function), until()));
     }
     for listener in listeners.api {
         servers.spawn(api::serve(listener, Arc::clone(api), until()));

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use skiff_runtime::{Network, Writable};
 
 use super::*;
+use crate::api::Destination;
 use crate::function::Mode;
 use crate::platform::HttpEvent;
 
@@ -80,6 +81,12 @@ period = "5s"
 timeout = "2s"
 failures = 4
 successes = 2
+
+[asynchronous]
+retries = 5
+max_age = "10m"
+on_success = "http://127.0.0.1:8080/done"
+on_failure = "/var/log/failed.jsonl"
 "#;
 
 #[track_caller]
@@ -108,6 +115,10 @@ fn check_own(file: &FunctionFile) {
     let mut env: Vec<_> = config.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     env.sort();
     assert_eq!(env, ["LEVEL=3", "MODE=test"]);
+    let later = &config.asynchronous;
+    assert_eq!((later.retries, later.max_age), (Some(5), Some(seconds(600))));
+    assert!(matches!(&later.on_success, Some(Destination::Http(uri)) if uri.path() == "/done"));
+    assert_eq!(later.on_failure, Some(Destination::File("/var/log/failed.jsonl".into())));
     let callbacks = &config.callbacks;
     assert_eq!((callbacks.initializer, callbacks.pre_stop), (Some(seconds(20)), Some(seconds(5))));
     let check = config.health_check.as_ref().expect("a check");
@@ -221,6 +232,18 @@ fn rules_that_hang_together_are_told_where_they_are_broken() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("line 2, column 8: mode job: has neither callbacks"), "{told:?}");
     assert!(told[1].starts_with("line 4, column 12: pre-stop: platform scf has no"), "{told:?}");
+}
+
+#[test]
+fn what_becomes_of_asynchronous_calls_is_within_bounds() {
+    let wrong = "[asynchronous]\nretries = 9\nmax_age = \"soon\"\non_success = \"https://host/\"\nto = \"x\"";
+    let told = faults(wrong, Language::Toml);
+    assert_eq!(told.len(), 4, "{told:#?}");
+    for (fault, part) in
+        told.iter().zip(["retries: 9 must be 0 to 8", "max_age", "only files and http://", "to"])
+    {
+        assert!(fault.contains(part), "{fault}");
+    }
 }
 
 #[test]
