@@ -128,6 +128,7 @@ function scf() {
         unknown: await ask('GetAsyncEventStatus', { InvokeRequestId: 'no-such' }),
         list: await ask('ListAsyncEvents', { FunctionName: name, Order: 'ASC' }),
         aborted: await ask('ListAsyncEvents', { FunctionName: name, Status: ['ABORTED'] }),
+        logs: await ask('GetFunctionLogs', { FunctionName: name }),
       };
     },
   };

@@ -167,6 +167,7 @@ class Scf:
             "unknown": self.ask("GetAsyncEventStatus", InvokeRequestId="no-such"),
             "list": self.ask("ListAsyncEvents", FunctionName=FUNCTION, Order="ASC"),
             "aborted": self.ask("ListAsyncEvents", FunctionName=FUNCTION, Status=["ABORTED"]),
+            "logs": self.ask("GetFunctionLogs", FunctionName=FUNCTION),
         }
         return status | {"doomed": doomed}
 

@@ -241,6 +241,8 @@ fn check_scf_states(called: &Called) {
     assert_eq!(state("terminated").0, "ABORTED", "{status}");
     assert_eq!(status["again"]["error"], "FailedOperation.AsyncEventStatus", "{status}");
     assert_eq!(status["unknown"]["error"], "ResourceNotFound.AsyncEvent", "{status}");
+    // `skiff run` keeps no logs.
+    assert_eq!(status["logs"]["error"], "UnsupportedOperation", "{status}");
     let listed = |case: &str| {
         let events = status[case]["EventList"].as_array().cloned().unwrap_or_default();
         events.iter().map(|event| event["InvokeRequestId"].clone()).collect::<Vec<_>>()

@@ -1,28 +1,20 @@
 //! Asking what has become of requests, and ending asynchronous ones: `GetRequestStatus`,
 //! `GetAsyncEventStatus`, `ListAsyncEvents` and `TerminateAsyncEvent`.
 //!
-//! Times are those of Tencent's consoles, UTC+8; the documentation names no zone. Texts of errors are not
-//! documented and are ours.
+//! Texts of errors are not documented and are ours.
 
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::time::{MICROSECONDS, SECONDS, local, moment};
 use super::{Fault, Names, find, lossy, parameters, required};
 use crate::api::states::{NotEnded, State, Status};
 use crate::api::{Api, Target};
-use crate::platform::rfc3339;
-
-/// How far from UTC the times are.
-const ZONE: Duration = Duration::from_secs(8 * 3600);
 
 /// How far back `GetRequestStatus` looks unless it is told.
 const LOOK_BACK: Duration = Duration::from_secs(15 * 60);
-
-/// Bytes of a time in whole seconds, and with its microseconds.
-const SECONDS: usize = 19;
-const MICROSECONDS: usize = 26;
 
 /// Of a list, unless told and at most.
 const LIMIT: usize = 20;
@@ -243,23 +235,6 @@ fn interval<'a>(given: Option<&'a Interval>, name: &str) -> Result<Option<(&'a s
     given.map(|given| Ok((moment(&given.start, name)?, moment(&given.end, name)?))).transpose()
 }
 
-/// A time as it is written, `2017-05-16 20:00:00`. Such texts are in the order of their times.
-fn moment<'a>(text: &'a str, name: &str) -> Result<&'a str, Fault> {
-    let form = b"0000-00-00 00:00:00";
-    let fits = |(byte, form): (u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == *form };
-    if text.len() == form.len() && text.bytes().zip(form).all(fits) {
-        return Ok(text);
-    }
-    let shown = text.escape_default();
-    Err(Fault::new("InvalidParameterValue", format!("{name} '{shown}' is no time like 2017-05-16 20:00:00")))
-}
-
-/// `2017-05-16 20:00:00.123456`, or as much of it.
-fn local(time: SystemTime, bytes: usize) -> String {
-    let text = rfc3339(time + ZONE).replace('T', " ");
-    text.get(..bytes).unwrap_or(&text).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
@@ -267,15 +242,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_the_consoles() {
+    fn an_interval_has_its_beginning_and_not_its_end() {
         let time = UNIX_EPOCH + Duration::new(1_494_936_000, 123_456_789);
-        assert_eq!(local(time, SECONDS), "2017-05-16 20:00:00");
-        assert_eq!(local(time, MICROSECONDS), "2017-05-16 20:00:00.123456");
-        assert_eq!(moment("2017-05-16 20:00:00", "x"), Ok("2017-05-16 20:00:00"));
-        for wrong in ["", "2017-05-16", "2017-05-16T20:00:00", "2017-05-16 20:00:00.1", "yyyy-05-16 20:00:00"]
-        {
-            moment(wrong, "x").expect_err(wrong);
-        }
         let interval = Some(("2017-05-16 20:00:00", "2017-05-16 20:00:01"));
         assert!(within(interval, Some(time)) && !within(interval, Some(time + Duration::from_secs(1))));
         assert!(!within(interval, None) && within(None, None));

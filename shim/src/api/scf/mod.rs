@@ -1,7 +1,10 @@
-//! Tencent's API: `Invoke` and `InvokeFunction` of 2018-04-16, and what becomes of requests ([`events`]). Every
-//! answer has the status 200; what went wrong stands in it.
+//! Tencent's API: `Invoke` and `InvokeFunction` of 2018-04-16, what becomes of requests ([`events`]), and their
+//! logs ([`logs`]). Every answer has the status 200; what went wrong stands in it.
 
+mod attempts;
 mod events;
+mod logs;
+mod time;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,15 +63,17 @@ enum Action {
     GetAsyncEventStatus,
     ListAsyncEvents,
     TerminateAsyncEvent,
+    GetFunctionLogs,
 }
 
-const ACTIONS: [(&str, Action); 6] = [
+const ACTIONS: [(&str, Action); 7] = [
     ("Invoke", Action::Invoke),
     ("InvokeFunction", Action::InvokeFunction),
     ("GetRequestStatus", Action::GetRequestStatus),
     ("GetAsyncEventStatus", Action::GetAsyncEventStatus),
     ("ListAsyncEvents", Action::ListAsyncEvents),
     ("TerminateAsyncEvent", Action::TerminateAsyncEvent),
+    ("GetFunctionLogs", Action::GetFunctionLogs),
 ];
 
 /// Which function is meant.
@@ -146,6 +151,7 @@ async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -
         Action::GetAsyncEventStatus => events::event_status(api, &body),
         Action::ListAsyncEvents => events::list(api, &body),
         Action::TerminateAsyncEvent => events::terminate(api, &body),
+        Action::GetFunctionLogs => logs::read(api, &body).await,
     }
 }
 
