@@ -24,6 +24,13 @@ def remove_groups():
                 os.rmdir(directory)
 
 
+def forget(stack, *directories):
+    """What engines make in places that cannot be configured goes, if it was not there before."""
+    for directory in directories:
+        if not Path(directory).exists():
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+
+
 def unmount_below(directory):
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{directory}/")), reverse=True):
@@ -41,7 +48,7 @@ class Bare:
         stack.callback(lambda: [self.remove(name) for name in list(self.running)])
 
     def start(self, name, port):
-        command = ["chroot", str(self.root), "/bin/sh", "-c", "cd /srv && exec python3 server.py"]
+        command = [shutil.which("chroot"), str(self.root), "/bin/sh", "-c", "cd /srv && exec python3 server.py"]
         environment = {"PATH": "/usr/bin:/bin", PORT: str(port), "PYTHONUNBUFFERED": "1"}
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.running[name] = subprocess.Popen(command, env=environment, **quiet)
@@ -56,7 +63,8 @@ class Engine:
 
     def start(self, name, port):
         command = list(map(str, [*self.command, *self.run_words(name, port), self.image, *self.after(name)]))
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # Why it fails is told where this program's own errors are.
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         return subprocess.Popen(command, start_new_session=True, **quiet)
 
     def after(self, name):
@@ -73,14 +81,12 @@ class Engine:
 class Containerd(Engine):
     name = "containerd (ctr run)"
     image = f"docker.io/{IMAGE}"
-    # Where its shims have their sockets, whatever is configured.
-    SHARED = Path("/run/containerd")
 
     def __init__(self, stack, work, archive, layout):
         directory = work / "c"
         directory.mkdir()
-        was_there = self.SHARED.exists()
-        stack.callback(lambda: was_there or shutil.rmtree(self.SHARED, ignore_errors=True))
+        # The sockets of its shims.
+        forget(stack, "/run/containerd")
         stack.callback(self.clean, directory)
         config = directory / "config.toml"
         config.write_text(
@@ -97,7 +103,9 @@ class Containerd(Engine):
 
     def run_words(self, name, port):
         self.names.add(name)
-        return ["run", "-d", "--net-host", "--cgroup", f"/{GROUP}/{name}", "--env", f"{PORT}={port}"]
+        return ["run", "-d", "--net-host", "--cgroup", f"/{GROUP}/{name}", "--env", f"{PORT}={port}",
+                # The image says nothing of it, and ctr adds none.
+                "--env", "PATH=/usr/bin:/bin"]
 
     def after(self, name):
         return [name]
@@ -115,6 +123,7 @@ class Podman(Engine):
     def __init__(self, stack, work, archive, layout):
         directory = work / "p"
         directory.mkdir()
+        forget(stack, "/run/libpod", "/run/crun", "/run/runc", "/var/lib/cni")
         stack.callback(self.clean, directory)
         # crun of Debian 12 refuses cgroups in hybrid mode.
         self.command = ["podman", "--root", directory / "root", "--runroot", directory / "run", "--runtime", "runc",
@@ -123,7 +132,9 @@ class Podman(Engine):
         run(*self.command, "load", "-q", "-i", archive)
 
     def run_words(self, name, port):
-        return ["run", "-d", "--network", "host", "--cgroup-parent", f"/{GROUP}-p", "--name", name, "-e", f"{PORT}={port}"]
+        # It would ask for more than a root without CAP_SYS_RESOURCE may have.
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--cgroup-parent", f"/{GROUP}-p"]
+        return ["run", "-d", "--network", "host", *limits, "--name", name, "-e", f"{PORT}={port}"]
 
     def remove(self, name):
         self.quietly("rm", "-f", "-t", "0", name)
@@ -136,6 +147,7 @@ class Docker(Engine):
     def __init__(self, stack, work, archive, layout):
         directory = work / "d"
         directory.mkdir()
+        forget(stack, "/run/docker")
         stack.callback(self.clean, directory)
         self.command = ["docker", "--config", directory / "config", "-H", f"unix://{directory}/sock"]
         daemon(

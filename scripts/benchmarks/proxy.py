@@ -145,7 +145,13 @@ def nginx(stack, work, server, pid):
     enter = ["nsenter", f"--net=/proc/{pid}/ns/net"]
     process = daemon(stack, directory / "log", *enter, NGINX, "-c", directory / "nginx.conf", "-p", directory)
     answers = [*enter, "curl", "-sf", "-o", "/dev/null", f"http://127.0.0.1:{port}/"]
-    wait_until("nginx", lambda: process.poll() is None and subprocess.run(answers).returncode == 0)
+
+    def serves():
+        if process.poll() is not None:
+            sys.exit(f"nginx ended: {(directory / 'log').read_text()}{(directory / 'error.log').read_text()}")
+        return subprocess.run(answers).returncode == 0
+
+    wait_until("nginx", serves)
     return port
 
 
@@ -259,7 +265,8 @@ def main():
         work = work_directory(stack)
         (work / "wrk.lua").write_text(SCRIPT)
         of_server = image(work)
-        process, port, pid = skiff_run(stack, work, of_server)
+        # Frozen, it would not answer those who call it directly.
+        process, port, pid = skiff_run(stack, work, of_server, "--no-freeze")
         server = f"{address_of(pid)}:9000"
         ways = [
             Way("direct", f"http://{server}/hello", pid),
