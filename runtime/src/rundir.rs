@@ -22,8 +22,9 @@ use rustix::io::Errno;
 
 use crate::awake::Awake;
 use crate::cgroup::{Group, Hierarchy, relative};
+use crate::keeper::SOCKET;
 use crate::network::egress;
-use crate::rootfs::quota::remove_area;
+use crate::rootfs::quota::{clear_area, remove_area};
 use crate::{Error, ErrorKind, Result};
 
 const LOCK: &str = "lock";
@@ -240,6 +241,20 @@ impl RunDir {
             _ => {}
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// Removes what a dead keeper has left, for the next one: processes, groups, directories with quotas, its
+    /// socket. The run goes on.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let group = self.group();
+        group.kill(PATIENCE).and(group.remove(PATIENCE))?;
+        clear_area(&self.writable_link())?;
+        match fs::remove_file(self.dir.join(SOCKET)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::host(format!("cannot remove {SOCKET} in {}", self.dir.display()), e))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn remove_sockets(&self) {

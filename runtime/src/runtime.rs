@@ -14,7 +14,7 @@ use crate::cgroup::{CgroupParent, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
 use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
-use crate::keeper::{Keeper, Order};
+use crate::keeper::{Order, Succession};
 use crate::network::{Dialer, Forwarder, Namespaces, Resolver};
 use crate::rootfs::quota::Area;
 use crate::rootfs::{Cap, Choice, Disks};
@@ -76,7 +76,7 @@ pub struct Runtime {
     _area: Option<Area>,
     dialer: Dialer,
     namespaces: Arc<Namespaces>,
-    keeper: Keeper,
+    keepers: Arc<Succession>,
     run: RunDir,
     dir: PathBuf,
     state_dir: PathBuf,
@@ -84,8 +84,6 @@ pub struct Runtime {
     profile: Option<String>,
     read_ahead: ReadAhead,
     recordings: Recordings,
-    /// Held by the keeper too.
-    _lock: OwnedFd,
 }
 
 impl Runtime {
@@ -115,14 +113,13 @@ impl Runtime {
             _area: area,
             dialer,
             namespaces: Arc::new(namespaces),
-            keeper,
+            keepers: Succession::new(keeper, run.clone(), lock, options.keeper),
             run,
             dir,
             state_dir,
             profile,
             read_ahead: ReadAhead::default(),
             recordings: Recordings::default(),
-            _lock: lock,
         }))
     }
 
@@ -147,21 +144,21 @@ impl Runtime {
     /// # Errors
     /// `Host` when an output cannot be watched.
     pub fn adopted(&self) -> Result<Vec<Container>> {
-        let found = self.keeper.adopted().into_iter();
+        let found = self.keepers.now().adopted().into_iter();
         found.map(|found| Container::adopted(found, &self.run, self.dialer.clone())).collect()
     }
 
     /// The starts that former owners had under way and that failed. Each is given once.
     #[must_use]
     pub fn failed_starts(&self) -> Vec<FailedStart> {
-        let failures = self.keeper.failures().into_iter();
+        let failures = self.keepers.now().failures().into_iter();
         failures.map(|f| FailedStart { id: f.id, label: f.label.0, error: f.error }).collect()
     }
 
     /// Waits until every start that a former owner had under way is among [`Runtime::adopted`] or
     /// [`Runtime::failed_starts`]; at most as long as their deadlines.
     pub async fn starts_settled(&self) {
-        self.keeper.settled().await;
+        self.keepers.now().settled().await;
     }
 
     /// Has the keeper of a lasting run keep a copy of a listening socket: whoever connects while the run has
@@ -171,7 +168,7 @@ impl Runtime {
     /// # Errors
     /// `InvalidArgument` for a name that is empty or longer than 512 bytes; `KeeperLost`; `Host`.
     pub async fn hold_socket(&self, name: &str, socket: BorrowedFd<'_>) -> Result<()> {
-        if !self.keeper.is_lasting() {
+        if !self.keepers.now().is_lasting() {
             return Ok(());
         }
         if !(1..=MAX_SOCKET_NAME).contains(&name.len()) {
@@ -179,7 +176,7 @@ impl Runtime {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let copy = socket.try_clone_to_owned().map_err(|e| Error::host("cannot copy a socket", e))?;
-        self.keeper.hold(name.to_owned(), copy).await
+        self.keepers.hold(name.to_owned(), copy).await
     }
 
     /// Has the keeper let a socket go.
@@ -187,20 +184,20 @@ impl Runtime {
     /// # Errors
     /// `KeeperLost`.
     pub async fn release_socket(&self, name: &str) -> Result<()> {
-        if self.keeper.is_lasting() { self.keeper.release(name.to_owned()).await } else { Ok(()) }
+        if self.keepers.now().is_lasting() { self.keepers.release(name.to_owned()).await } else { Ok(()) }
     }
 
     /// The sockets that former owners had kept, by their names. Each is given once; the keeper has it still.
     #[must_use]
     pub fn held_sockets(&self) -> Vec<(String, OwnedFd)> {
-        self.keeper.sockets()
+        self.keepers.now().sockets()
     }
 
     /// Leaves a lasting run to its next owner: keeper and containers go on, and dropping a
     /// [`Container`] does not kill it any more. Nothing can be started then. Of a run that is not a
     /// lasting one nothing is changed.
     pub async fn detach(&self) {
-        self.keeper.detach().await;
+        self.keepers.detach().await;
     }
 
     /// Has a socket that its owner makes outside of [`Runtime::dir`] removed also after a crash.
@@ -259,7 +256,8 @@ impl Runtime {
             oom: spec.oom,
             label: Label(spec.label.clone()),
         };
-        let started = self.keeper.start(order, &fds).await?;
+        let keeper = self.keepers.living().await?;
+        let started = keeper.start(order, &fds).await?;
         breakpoint::reach("daemon-started");
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
@@ -284,7 +282,7 @@ impl Runtime {
             started,
             label: spec.label,
             ran: Duration::ZERO,
-            lasting: self.keeper.is_lasting(),
+            lasting: keeper.is_lasting(),
         })
     }
 
@@ -321,7 +319,7 @@ impl Runtime {
     pub async fn shutdown(&self) -> Result<()> {
         breakpoint::reach("daemon-shuts-down");
         self.namespaces.close();
-        self.keeper.shutdown().await;
+        self.keepers.shutdown().await;
         self.recordings.finish().await;
         breakpoint::reach("daemon-kept-nothing");
         let (run, disks) = (self.run.clone(), Arc::clone(&self.disks));

@@ -1,11 +1,13 @@
 //! `skiff serve`: functions that are deployed, called, replaced, deleted, and there again after a restart.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use skiff_tests::http::{Connection, Response};
+use skiff_tests::process::Process;
 use skiff_tests::{Baseline, Node, Outcome, Sandbox, deploy_as, images, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -190,6 +192,66 @@ fn who_calls_while_there_is_no_node_waits_for_the_next() {
     }
     node.expect("a node").stop();
     assert!(Connection::unix(&api).is_err(), "the socket is left");
+}
+
+/// The keeper of the node: who has the lock of its run, beside the node.
+#[track_caller]
+fn keeper(sandbox: &Sandbox) -> Process {
+    let run = std::fs::read_link(sandbox.run_dir().join("node")).expect("a run");
+    let lock = sandbox.run_dir().join(run).join("lock");
+    let holds = |process: &Process| {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+        let mut open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        process.name == "skiff-keeper" && open.any(|path| path == lock)
+    };
+    let found = wait_for(SOON, || Process::all().into_iter().filter(holds).min_by_key(|one| one.started));
+    found.expect("a keeper")
+}
+
+/// The ids of all instances.
+#[track_caller]
+fn instances(node: &Node<'_>) -> BTreeSet<String> {
+    let all = node.ask("GET", "/v1/instances", "").ok().json()["instances"].clone();
+    let all = all.as_array().expect("a list").iter();
+    all.filter_map(|one| Some(one["id"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+fn a_keeper_that_has_died_is_replaced() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::start(&sandbox, &[]);
+    let _ = deploy(&sandbox, "function", "", &["--provisioned", "2"]).ok();
+    // One that is frozen, one that works.
+    let two = || (node.info("demo")["instances"]["warm"] == 2).then_some(());
+    assert!(wait_for(SOON, two).is_some(), "{}", node.info("demo"));
+    let first = keeper(&sandbox);
+    thread::scope(|scope| {
+        let under_way = scope.spawn(|| node.get("demo", "/sleep/30000"));
+        let runs = || (node.info("demo")["instances"]["running"] == 1).then_some(());
+        assert!(wait_for(SOON, runs).is_some(), "{}", node.info("demo"));
+        first.signal(Signal::KILL);
+        let told = under_way.join().expect("answered");
+        assert!(told.status == 502 && told.text().contains("Process exited unexpectedly"), "{}", told.text());
+    });
+    let works = || (node.get("demo", "/status/200").status == 200).then_some(());
+    assert!(wait_for(SOON, works).is_some(), "{}", node.log());
+    assert!(wait_for(SOON, two).is_some(), "{}", node.info("demo"));
+    assert!(node.log().contains("another has taken its place"), "{}", node.log());
+    let second = keeper(&sandbox);
+    assert_ne!(second.pid, first.pid);
+    // It keeps what the first one did: instances, and sockets for who calls while there is no node.
+    let before = instances(&node);
+    node.end(Signal::KILL);
+    let mut waits =
+        Connection::unix(&sandbox.run_dir().join("functions/demo.sock")).expect("somebody listens");
+    waits.send_head("GET", "/status/201", &[]);
+    let node = Node::start(&sandbox, &[]);
+    assert_eq!(waits.read_head().status, 201);
+    assert_eq!(instances(&node), before);
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    node.stop();
+    baseline.assert_restored();
 }
 
 #[test]

@@ -150,6 +150,19 @@ impl Keeper {
         self.lasting
     }
 
+    /// Whether it has died. Its containers have been killed by then, and who waits for them has been told.
+    pub(crate) fn is_lost(&self) -> bool {
+        lock(&self.table).lost
+    }
+
+    /// Ready when it has died, or this is dropped.
+    pub(crate) fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut gone = self.gone.clone();
+        async move {
+            let _ = gone.wait_for(|gone| *gone).await;
+        }
+    }
+
     /// What former owners started, as far as it was not taken yet.
     pub(crate) fn adopted(&self) -> Vec<AdoptedContainer> {
         std::mem::take(&mut lock(&self.table).adopted)

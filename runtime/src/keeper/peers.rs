@@ -22,7 +22,7 @@ use super::protocol::{FromKeeper, PROTOCOL, Role, VERSION, send};
 use crate::{Error, Result};
 
 /// The socket's name in the directory of its run.
-pub(super) const SOCKET: &str = "keeper.sock";
+pub(crate) const SOCKET: &str = "keeper.sock";
 /// Connections at once, beside the owner's. Each costs a descriptor and what waits for it.
 const MAX_PEERS: usize = 64;
 /// Connections that wait to be accepted; others see that the keeper is busy.

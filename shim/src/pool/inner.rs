@@ -14,7 +14,7 @@ use super::room::{Room, Share, Tenant};
 use super::slots::{Bounds, Slots};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
-use crate::{Error, FunctionConfig, Instance};
+use crate::{Error, ErrorKind, FunctionConfig, Instance};
 
 /// How often it is looked for instances that have been idle too long.
 const LOOK: Duration = Duration::from_secs(1);
@@ -270,7 +270,11 @@ impl Inner {
         let Some(instance) = instance else { return };
         instance.gives_way();
         spawn(&self.stops, &self.runtime, async move {
-            if let Err(error) = instance.stop().await {
+            let lost = ErrorKind::Runtime(skiff_runtime::ErrorKind::KeeperLost);
+            // One whose keeper has died has ended, and all others with it.
+            if let Err(error) = instance.stop().await
+                && error.kind() != lost
+            {
                 tracing::warn!(error = error.chain(), "an instance could not be stopped");
             }
         });

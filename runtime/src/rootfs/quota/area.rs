@@ -94,6 +94,14 @@ pub(crate) fn remove_area(link: &Path) -> Result<()> {
     }
 }
 
+/// Removes all that is in the area that `link` leads to, if there is one.
+pub(crate) fn clear_area(link: &Path) -> Result<()> {
+    match fs::read_link(link) {
+        Ok(area) => clear_dir(&area),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Removes what dead runs left below the state directory.
 pub(crate) fn sweep(state_dir: &Path) -> Result<()> {
     let parent = state_dir.join(PARENT);
@@ -132,7 +140,15 @@ fn locked(dir: &Path, how: FlockOperation) -> io::Result<OwnedFd> {
 }
 
 fn remove_dir(path: &Path) -> Result<()> {
-    let failed = |e: io::Error| Error::host(format!("cannot remove {}", path.display()), e);
+    clear_dir(path)?;
+    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::host(format!("cannot remove {}", path.display()), e)),
+    }
+}
+
+fn clear_dir(path: &Path) -> Result<()> {
+    let failed = |e: io::Error| Error::host(format!("cannot remove what is in {}", path.display()), e);
     let dir = match open_dir(CWD, path.as_os_str()) {
         Ok(dir) => dir,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -142,9 +158,5 @@ fn remove_dir(path: &Path) -> Result<()> {
     for container in names(dir.as_fd()).map_err(failed)? {
         first = first.and(remove_container(dir.as_fd(), &container));
     }
-    first.map_err(failed)?;
-    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(e) => Err(failed(e.into())),
-    }
+    first.map_err(failed)
 }

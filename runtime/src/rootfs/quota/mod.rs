@@ -23,7 +23,7 @@ use rustix::fs::{Mode, OFlags};
 use super::Cap;
 use crate::{Error, ErrorKind, Result};
 
-pub(crate) use area::{Area, remove_area, sweep};
+pub(crate) use area::{Area, clear_area, remove_area, sweep};
 pub(crate) use probe::probe;
 use project::Quotas;
 
