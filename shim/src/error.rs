@@ -222,6 +222,13 @@ impl Error {
         self.0.start.as_ref().map(|start| start.platform.start_failure(&start.failure, kind))
     }
 
+    /// The same for another invocation that waited for that start.
+    pub(crate) fn answer_to(&self, request_id: &str, kind: InvocationKind) -> Option<PlatformAnswer> {
+        let start = self.0.start.as_ref()?;
+        let failure = StartFailure { request_id: request_id.to_owned(), ..start.failure.clone() };
+        Some(start.platform.start_failure(&failure, kind))
+    }
+
     /// The message and all its causes on one line, for logs and single-line outputs.
     #[must_use]
     pub fn chain(&self) -> String {

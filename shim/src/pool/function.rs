@@ -77,7 +77,7 @@ fn refuse(
 ) -> PlatformAnswer {
     let throttled = || config.platform.throttled(config, request_id, kind);
     match refusal {
-        Refusal::Start(error) => error.answer(kind).unwrap_or_else(throttled),
+        Refusal::Start(error) => error.answer_to(request_id, kind).unwrap_or_else(throttled),
         Refusal::Throttled => throttled(),
     }
 }
@@ -102,8 +102,9 @@ pub(super) fn refused_event(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::HttpEvent;
     use crate::platform::scf;
+    use crate::platform::{StartCause, StartFailure};
+    use crate::{Error, ErrorKind, HttpEvent};
 
     #[test]
     fn who_gets_no_instance_is_told_in_the_form_of_its_way() {
@@ -119,5 +120,26 @@ mod tests {
             assert_eq!(told(form), (432, 432.into(), none.clone()), "{form:?}");
         }
         assert_eq!(told(Some(HttpEvent::Gateway)), (200, 432.into(), (-1).into()));
+    }
+
+    #[test]
+    fn all_who_waited_for_a_start_that_failed_have_their_own_request() {
+        for platform in [scf(), crate::platform::fc()] {
+            let config = FunctionConfig::new("resize", platform);
+            let failure = StartFailure::of(&config, "of-the-start".to_owned(), StartCause::TimedOut);
+            let error = Error::new(ErrorKind::StartFailed, "late").with_start(platform, failure);
+            let refusal = Refusal::Start(Arc::new(error));
+            let header = format!("x-{}-request-id", platform.name());
+            for own in ["one", "another"] {
+                assert_eq!(refuse_http(&config, &refusal, own).headers[&header], own);
+                let outcome = refused_event(&config, &refusal, Some(own.to_owned()), Duration::ZERO);
+                let text = String::from_utf8_lossy(&outcome.body).into_owned();
+                assert_eq!(
+                    (outcome.request_id.as_str(), &outcome.headers[&header]),
+                    (own, &own.parse().expect("a value"))
+                );
+                assert!(text.contains(own) && !text.contains("of-the-start"), "{text}");
+            }
+        }
     }
 }
