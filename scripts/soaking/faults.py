@@ -11,7 +11,7 @@ from wire import Cut, Malformed, Refused
 
 CONTAINER, KEEPER, DAEMON, OUTAGE = "container", "keeper", "daemon", "registry"
 # How often each is killed, in a hundred kills.
-VICTIMS = {CONTAINER: 75, KEEPER: 8, DAEMON: 17}
+VICTIMS = {CONTAINER: 68, KEEPER: 14, DAEMON: 18}
 # How long a caller may be told of a kill after it, in seconds; a host under load sees it late.
 SEEN_S = 3
 OUTAGE_S = (1, 6)

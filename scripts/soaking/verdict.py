@@ -14,7 +14,7 @@ OF_DEPLOYS = {
     KEEPER: ("keeper_lost", "start_failed"),
     CONTAINER: ("start_failed",),
 }
-LEFT_BEHIND_PATIENCE_S = 60
+LEFT_BEHIND_PATIENCE_S = 120
 # A call that ends its instance.
 HARM = "harm"
 
