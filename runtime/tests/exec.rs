@@ -3,63 +3,16 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use skiff_runtime::exec::{Signal, Target, TerminalSize};
-use skiff_runtime::{Container, ContainerSpec, ErrorKind, Exec, ExecSpec, Exit};
+use skiff_runtime::{ErrorKind, Exec, ExecSpec};
 
 mod bench;
+use bench::exec::{KEEPER, command, read_all, run, script, sleeper, start};
 use bench::{Bench, shell, wait_until_gone};
-
-const KEEPER: &str = env!("CARGO_BIN_EXE_skiff-keeper");
-
-fn command(words: &[&str]) -> ExecSpec {
-    ExecSpec { argv: words.iter().map(ToString::to_string).collect(), ..ExecSpec::default() }
-}
-
-fn script(text: &str) -> ExecSpec {
-    command(&["/bin/sh", "-c", text])
-}
-
-/// A container that says when it runs, and then sleeps.
-async fn sleeper(bench: &Bench, change: impl FnOnce(&mut ContainerSpec)) -> Container {
-    let mut spec = shell("exec sleep 1000");
-    change(&mut spec);
-    bench.start(spec).await.expect("starts")
-}
-
-async fn start(container: &Container, spec: ExecSpec) -> skiff_runtime::Result<Exec> {
-    container.exec(spec, Some(Path::new(KEEPER))).await
-}
-
-async fn read_all(from: OwnedFd) -> String {
-    tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        // A terminal whose last user has gone is an error.
-        let mut file = File::from(from);
-        let mut chunk = [0; 65536];
-        while let Ok(read @ 1..) = file.read(&mut chunk) {
-            bytes.extend_from_slice(&chunk[..read]);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-    .await
-    .expect("a thread")
-}
-
-/// Runs to the end, without input.
-async fn run(container: &Container, spec: ExecSpec) -> (Exit, String, String) {
-    let mut exec = start(container, spec).await.expect("starts");
-    let streams = exec.take_streams().expect("no terminal");
-    drop(streams.stdin);
-    let ended = async { tokio::join!(read_all(streams.stdout), read_all(streams.stderr), exec.wait()) };
-    let (out, err, exit) = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it ends");
-    (exit.expect("an exit"), out, err)
-}
 
 fn field(status: &str, name: &str) -> String {
     let line =
@@ -283,35 +236,6 @@ async fn a_terminal_is_one_of_the_container() {
         assert!(out.contains("33 77") && out.contains("40 100") && out.contains("got word"), "{out}");
         drop(container);
     }
-    bench.end().await;
-}
-
-/// CVE-2019-5736: the runtime's own program is what `/proc/self/exe` is until the command runs.
-#[tokio::test]
-async fn the_runtimes_program_cannot_be_overwritten() {
-    let bench = Bench::new().await;
-    let path = bench.rootfs().join("bin/evil");
-    fs::write(&path, "#!/proc/self/exe exec\n").expect("write");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
-    // A copy: what others run from target/ may not be put at risk.
-    let keeper = bench.dir.path().join("keeper-copy");
-    fs::copy(KEEPER, &keeper).expect("copy");
-    let before = fs::read(&keeper).expect("read");
-    let attack = "while :; do for p in /proc/[0-9]*; do echo overwritten > $p/exe; done 2>/dev/null; done";
-    let container = bench.start(shell(attack)).await.expect("starts");
-    for words in
-        [&["/bin/evil"][..], &["/proc/self/exe"], &["/proc/self/exe", "exec"], &["true"], &["sleep", "0.1"]]
-    {
-        for _ in 0..3 {
-            if let Ok(mut exec) = container.exec(command(words), Some(&keeper)).await {
-                drop(exec.take_streams());
-                let ended = tokio::time::timeout(Duration::from_secs(20), exec.wait()).await;
-                ended.expect("it ends").expect("an exit");
-            }
-        }
-    }
-    assert!(fs::read(&keeper).expect("read") == before, "the program was changed");
-    drop(container);
     bench.end().await;
 }
 

@@ -1,8 +1,7 @@
-//! Images that mean harm, requests out of bounds, and deaths at the worst moments. Needs root, and
-//! `busybox` from Debian's package `busybox-static`.
+//! Containers that mean harm, requests out of bounds, and deaths at the worst moments; hostile images are in
+//! `hostile_image.rs`. Needs root, and `busybox` from Debian's package `busybox-static`.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,57 +18,6 @@ fn children(pid: u32) -> Vec<(u32, char)> {
         stat.rsplit_once(") ")?.1.chars().next().map(|state| (child, state))
     };
     text.split_whitespace().filter_map(|c| state(c.parse().ok()?)).collect()
-}
-
-#[tokio::test]
-async fn links_into_the_runtimes_directories_are_refused() {
-    for (link, target) in [
-        ("tmp", "/proc"),
-        ("tmp", "/proc/self"),
-        ("tmp", "proc/1/root"),
-        ("tmp", "/"),
-        ("tmp", "/sys/fs/cgroup"),
-        ("etc", "/dev"),
-        ("etc", "/proc/self/cwd"),
-        ("etc/hosts", "/proc/sysrq-trigger"),
-        ("etc/hosts", "/proc/self/cwd/../../etc/shadow"),
-    ] {
-        let bench = Bench::new().await;
-        let path = bench.rootfs().join(link);
-        fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
-        symlink(target, &path).expect("symlink");
-        let error = bench.start(shell("true")).await.expect_err(target);
-        assert_eq!(error.kind(), ErrorKind::InvalidImage, "{link} -> {target}: {error:?}");
-        assert!(error.to_string().contains(link), "{error}");
-        bench.end().await;
-    }
-}
-
-#[tokio::test]
-async fn working_directories_do_not_reach_descriptors_by_links() {
-    let bench = Bench::new().await;
-    for fd in 0..16 {
-        fs::create_dir_all(bench.rootfs().join(format!("proc/self/fd/{fd}"))).expect("mkdir");
-    }
-    symlink("/proc/self/fd", bench.rootfs().join("a")).expect("symlink");
-    for fd in 0..16 {
-        for dir in [format!("/a/{fd}"), format!("/dev/fd/{fd}")] {
-            let spec = ContainerSpec { working_dir: Some(dir.clone()), ..shell("ls") };
-            let error = bench.start(spec).await.expect_err(&dir);
-            assert_eq!(error.kind(), ErrorKind::InvalidWorkingDirectory, "{error:?}");
-        }
-    }
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn a_working_directory_below_tmp_is_there() {
-    let bench = Bench::new().await;
-    for dir in ["/tmp/a/b", "/tmp", "/dev/shm"] {
-        let (exit, out, _) = bench.sh("pwd", |s| s.working_dir = Some(dir.into())).await;
-        assert_eq!((exit.code, out.trim()), (Some(0), dir));
-    }
-    bench.end().await;
 }
 
 /// libcontainer kills all in the cgroup of a container whose start fails.
@@ -193,6 +141,18 @@ async fn a_keeper_killed_in_mid_start_leaves_nothing_for_the_next_run() {
     }
 }
 
+/// Stops the first child that is seen, unless what makes it is over before.
+async fn stop_first_child(of: u32, over: impl Fn() -> bool) -> Option<u32> {
+    while !over() {
+        if let Some((pid, _)) = children(of).first() {
+            signal(*pid, rustix::process::Signal::STOP);
+            return Some(*pid);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
 #[tokio::test]
 async fn a_stopped_start_is_ended_by_its_deadline_and_its_name_is_free_again() {
     let bench = Bench::new().await;
@@ -203,18 +163,21 @@ async fn a_stopped_start_is_ended_by_its_deadline_and_its_name_is_free_again() {
         deadline: Duration::from_millis(1500),
         ..shell("sleep 1; echo alive")
     };
-    let (runtime, image, first) = (Arc::clone(&bench.runtime), bench.image(), spec());
-    let start = tokio::spawn(async move { runtime.start(&image, first).await });
+    let mut tries = 0;
     let stopped = loop {
-        if let Some((pid, _)) = children(keeper).first() {
-            signal(*pid, rustix::process::Signal::STOP);
-            break *pid;
+        let (runtime, image, first) = (Arc::clone(&bench.runtime), bench.image(), spec());
+        let start = tokio::spawn(async move { runtime.start(&image, first).await });
+        let stopped = stop_first_child(keeper, || start.is_finished()).await;
+        match start.await.expect("no panic") {
+            // On a busy host the start may be over, or nearly, when this comes to stop it.
+            Ok(_) if tries < 20 => tries += 1,
+            started => {
+                let error = started.expect_err("it was stopped");
+                assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
+                break stopped.expect("a process");
+            }
         }
-        assert!(!start.is_finished(), "the start was quicker than this test");
-        tokio::task::yield_now().await;
     };
-    let error = start.await.expect("no panic").expect_err("it was stopped");
-    assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
     let again = bench.start(ContainerSpec { deadline: Duration::ZERO, ..spec() }).await.expect("starts");
     assert_eq!(finish(&again).await.1, "alive\n");
     wait_until_gone(stopped).await;

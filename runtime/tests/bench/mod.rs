@@ -12,6 +12,8 @@ use skiff_runtime::image::{Image, ImageConfig};
 use skiff_runtime::{Container, ContainerSpec, Exit, Runtime, RuntimeOptions};
 use tokio::io::AsyncReadExt;
 
+pub(crate) mod exec;
+
 const APPLETS: [&str; 16] = [
     "sh", "cat", "ls", "id", "sleep", "echo", "dd", "httpd", "mkdir", "touch", "kill", "env", "pwd",
     "hostname", "df", "readlink",
@@ -163,6 +165,22 @@ pub(crate) fn assert_gone(run: &Path, name: &str) {
     assert_eq!(directories(Path::new("/sys/fs/cgroup"), name), Vec::<PathBuf>::new(), "cgroups are left");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     assert!(!mounts.contains(name), "a mount of the run is left");
+}
+
+/// A file of the container's group.
+pub(crate) fn group_file(container: &Container, v1: (&str, &str), v2: &str) -> String {
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).expect("cgroup");
+    let line = |controller: &str| {
+        let found = groups
+            .lines()
+            .find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
+        found.and_then(|l| l.splitn(3, ':').nth(2)).map(|path| path.trim_start_matches('/').to_owned())
+    };
+    let path: PathBuf = match line(v1.0) {
+        Some(path) => ["/sys/fs/cgroup", v1.0, &path, v1.1].iter().collect(),
+        None => ["/sys/fs/cgroup", &line("").expect("version 2"), v2].iter().collect(),
+    };
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).trim().to_owned()
 }
 
 /// All directories of that name below `dir`.
