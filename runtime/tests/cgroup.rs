@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use skiff_runtime::{Container, ContainerSpec, ErrorKind, ExecSpec, OomPolicy, Stats, Writable};
 
 mod bench;
-use bench::{Bench, finish, keeper_of, kill, shell, wait_until_gone};
+use bench::{Bench, finish, group_file, keeper_of, kill, shell, wait_until_gone};
 
 const MIB: u64 = 1 << 20;
 /// More than the memory of [`small`], in memory that the kernel cannot take back.
@@ -26,22 +26,6 @@ async fn until(container: &Container, what: &str, reached: impl Fn(&Stats) -> bo
         assert!(tokio::time::Instant::now() < deadline, "no {what}: {:?}", container.stats());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// A file of the container's group.
-fn file(container: &Container, v1: (&str, &str), v2: &str) -> String {
-    let groups = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).expect("cgroup");
-    let line = |controller: &str| {
-        let found = groups
-            .lines()
-            .find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
-        found.and_then(|l| l.splitn(3, ':').nth(2)).map(|path| path.trim_start_matches('/').to_owned())
-    };
-    let path: PathBuf = match line(v1.0) {
-        Some(path) => ["/sys/fs/cgroup", v1.0, &path, v1.1].iter().collect(),
-        None => ["/sys/fs/cgroup", &line("").expect("version 2"), v2].iter().collect(),
-    };
-    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).trim().to_owned()
 }
 
 #[tokio::test]
@@ -171,7 +155,7 @@ async fn the_weight_is_in_the_group() {
         [(0, "1024", "100"), (1, "10", "1"), (250, "2560", "250"), (10_000, "102400", "10000")]
     {
         let container = bench.start(weight(given)).await.expect("starts");
-        let found = file(&container, ("cpu", "cpu.shares"), "cpu.weight");
+        let found = group_file(&container, ("cpu", "cpu.shares"), "cpu.weight");
         assert!(found == v1 || found == v2, "{given} is {found}");
     }
     let error = bench.start(weight(10_001)).await.expect_err("too much");
@@ -189,7 +173,7 @@ async fn devices_are_those_of_dev_where_the_kernel_has_a_list() {
     let bench = Bench::new().await;
     let container = bench.start(shell("sleep 1000")).await.expect("starts");
     let mut list: Vec<_> =
-        file(&container, ("devices", "devices.list"), "").lines().map(str::to_owned).collect();
+        group_file(&container, ("devices", "devices.list"), "").lines().map(str::to_owned).collect();
     list.sort();
     let devices = ["136:* rw", "1:3 rwm", "1:5 rwm", "1:7 rwm", "1:8 rwm", "1:9 rwm", "5:0 rwm", "5:2 rw"];
     assert_eq!(list, devices.map(|device| format!("c {device}")));
@@ -200,7 +184,7 @@ async fn devices_are_those_of_dev_where_the_kernel_has_a_list() {
 async fn the_limit_of_processes_is_exact_when_the_start_has_ended() {
     let bench = Bench::new().await;
     let container = bench.start(ContainerSpec { pids: 17, ..shell("sleep 1000") }).await.expect("starts");
-    let limit = || file(&container, ("pids", "pids.max"), "pids.max");
+    let limit = || group_file(&container, ("pids", "pids.max"), "pids.max");
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while limit() != "17" {
         assert!(tokio::time::Instant::now() < deadline, "it is {}", limit());

@@ -61,6 +61,34 @@ async fn capabilities_filter_and_cgroups_are_closed() {
     bench.end().await;
 }
 
+/// CVE-2022-0492: the host executes what is in `release_agent` of a hierarchy of version 1.
+#[tokio::test]
+async fn no_file_of_a_cgroup_is_written_from_inside() {
+    let agents = || {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").expect("cgroups are mounted").flatten();
+        let agents = hierarchies.map(|entry| entry.path().join("release_agent"));
+        agents.map(|path| (fs::read_to_string(&path).ok(), path)).collect::<Vec<_>>()
+    };
+    let before = agents();
+    let bench = Bench::new().await;
+    let script = "for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do \
+                  for f in $d/*; do [ -f $f ] && echo 1 > $f && echo WROTE $f; done; \
+                  for f in release_agent notify_on_release cgroup.procs cgroup.subtree_control memory.max tasks; do \
+                  echo /tmp/x > $d/$f && echo WROTE $d/$f; done; done; \
+                  for o in memory pids rdma none,name=skiff-test; do \
+                  busybox mount -t cgroup -o $o cgroup /tmp && echo MOUNTED $o; done; \
+                  busybox mount -t cgroup2 cgroup /tmp && echo MOUNTED 2; \
+                  busybox mount -o remount,rw /sys/fs/cgroup && echo REMOUNTED; \
+                  busybox umount /sys/fs/cgroup && echo UNMOUNTED; \
+                  busybox unshare -U true && echo UNSHARED; busybox unshare -m true && echo UNSHARED; echo end";
+    for userns in [false, true] {
+        let (_, out, err) = bench.sh(script, |s| s.userns = userns).await;
+        assert_eq!(out, "end\n", "{userns}: {err}");
+    }
+    assert_eq!(agents(), before);
+    bench.end().await;
+}
+
 /// Debian 12's kernel wrote a line at each start: it was asked for a way of mounting that is newer.
 #[tokio::test]
 #[expect(clippy::print_stderr, reason = "why it is skipped")]

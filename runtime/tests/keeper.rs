@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -49,6 +50,82 @@ async fn a_start_that_is_stopped_ends_at_its_deadline() {
         }
         until("something is left", || children(keeper).is_empty()).await;
     }
+    bench.end().await;
+}
+
+/// What the sockets of the domain UNIX are called that a process has (`proc_net_unix(5)`).
+fn socket_names(pid: u32) -> Vec<String> {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("fds").flatten();
+    let links: Vec<_> = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).expect("a table");
+    let name = |line: &str| {
+        let mut words = line.split_whitespace().skip(6);
+        let link = PathBuf::from(format!("socket:[{}]", words.next()?));
+        links.contains(&link).then(|| words.next().map(str::to_owned))?
+    };
+    table.lines().filter_map(name).collect()
+}
+
+/// How long a connection that says nothing lives, if it comes about.
+fn lifetime(socket: &Path, patience: Duration) -> std::io::Result<Option<Duration>> {
+    use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketType};
+    let connection = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+    let began = std::time::Instant::now();
+    rustix::net::connect(&connection, &SocketAddrUnix::new(socket)?)?;
+    let timeout = rustix::net::sockopt::Timeout::Recv;
+    rustix::net::sockopt::set_socket_timeout(&connection, timeout, Some(patience))?;
+    let mut byte = [0; 1];
+    match rustix::net::recv(&connection, &mut byte, RecvFlags::empty()) {
+        Ok((0, 0)) => Ok(Some(began.elapsed())),
+        Ok(answer) => panic!("it was answered: {answer:?}"),
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The same as `nobody`, which only this thread becomes.
+fn lifetime_for_nobody(socket: &Path, patience: Duration) -> std::io::Result<Option<Duration>> {
+    let socket = socket.to_owned();
+    let thread = std::thread::spawn(move || {
+        let (uid, gid) = (rustix::process::Uid::from_raw(65534), rustix::process::Gid::from_raw(65534));
+        rustix::thread::set_thread_groups(&[])?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        lifetime(&socket, patience)
+    });
+    thread.join().expect("no panic")
+}
+
+/// CVE-2020-15257.
+#[tokio::test]
+async fn its_socket_has_a_path_and_answers_nobody_else() {
+    // Before its own patience with who says nothing ends, 5 s.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let bench = Bench::new().await;
+    let container = bench.start(light("exec sleep 1000")).await.expect("starts");
+    let run = fs::canonicalize(bench.runtime.dir()).expect("a directory");
+    let socket = run.join("keeper.sock");
+    let mode = |path: &Path| fs::symlink_metadata(path).expect("there").permissions().mode() & 0o7777;
+    assert_eq!((mode(&socket), mode(&run)), (0o600, 0o700));
+    let names = socket_names(keeper_of(&run));
+    assert!(names.iter().any(|name| name.ends_with("keeper.sock")), "{names:?}");
+    for pid in [keeper_of(&run), std::process::id(), container.pid()] {
+        let names = socket_names(pid);
+        assert!(!names.iter().any(|name| name.starts_with('@')), "{pid}: {names:?}");
+    }
+    let refused = lifetime_for_nobody(&socket, PATIENCE).expect_err("the directories are closed");
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    // Also where all of them are open.
+    for dir in run.ancestors().take_while(|dir| dir.starts_with(bench.dir.path())) {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let refused = lifetime_for_nobody(&socket, PATIENCE).expect_err("the socket is closed");
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).expect("chmod");
+    let lived = lifetime_for_nobody(&socket, PATIENCE).expect("a connection");
+    assert!(lived.is_some(), "it waits for what nobody says");
+    assert_eq!(lifetime(&socket, Duration::from_millis(500)).expect("a connection"), None, "root may speak");
+    drop(container);
     bench.end().await;
 }
 
@@ -186,6 +263,7 @@ impl Drop for GoesOn {
 #[derive(Debug, PartialEq)]
 struct Inventory {
     own_fds: usize,
+    own_threads: usize,
     keeper_fds: usize,
     keeper_threads: usize,
     keeper_children: Vec<u32>,
@@ -206,6 +284,7 @@ fn inventory(keeper: u32, dir: &Path, run: &str) -> Inventory {
     let groups = groups.iter().filter_map(|group| fs::read_dir(group).ok());
     Inventory {
         own_fds: count("/proc/self/fd".into()),
+        own_threads: count("/proc/self/task".into()),
         keeper_fds: count(format!("/proc/{keeper}/fd")),
         keeper_threads: count(format!("/proc/{keeper}/task")),
         keeper_children: children(keeper),
@@ -258,8 +337,9 @@ async fn a_thousand_failed_starts_leave_nothing() {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         let mut now = inventory(keeper, bench.dir.path(), &run);
-        // What was being made ready at first may be there no more.
+        // What was being made ready at first may be there no more, and threads that had nothing to do.
         now.own_fds = now.own_fds.max(before.own_fds);
+        now.own_threads = now.own_threads.max(before.own_threads);
         if now == before {
             break;
         }

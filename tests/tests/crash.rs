@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use skiff_tests::process::Process;
-use skiff_tests::{Baseline, Sandbox, images, wait_for};
+use skiff_tests::topology::with_resolv_conf;
+use skiff_tests::{Baseline, Sandbox, Topology, images, wait_for};
 
 /// How long a process may take to come to its place, or to end after that.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,16 +65,53 @@ impl Family {
     }
 }
 
-/// One event's run, whose output goes to files.
-fn run(sandbox: &Sandbox, name: &str, place: Option<&str>) -> Child {
-    let mut command: Command = sandbox.skiff(&["run", &images::oci("function"), "--event", r#"{"k":1}"#]);
-    let file =
-        |what: &str| std::fs::File::create(sandbox.path().join(format!("{what}.{name}"))).expect("a file");
-    command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
-    if let Some(place) = place {
-        command.env("SKIFF_BREAK_AT", place);
+/// Where runs are killed.
+struct Scene {
+    sandbox: Sandbox,
+    /// With a way out, on a host of its own; else with the defaults.
+    topology: Option<Topology>,
+}
+
+impl Scene {
+    fn new(topology: Option<Topology>) -> Self {
+        let scene = Self { sandbox: Sandbox::new(), topology };
+        scene.event();
+        scene
     }
-    command.spawn().expect("skiff")
+
+    fn command(&self) -> Command {
+        let command = |options: &[&str]| {
+            let image = images::oci("function");
+            self.sandbox.skiff(&[&["run", &image, "--event", r#"{"k":1}"#], options].concat())
+        };
+        let Some(topology) = &self.topology else { return command(&[]) };
+        let file = self.sandbox.write("resolv.conf", "nameserver 198.51.100.10\n");
+        topology.host.inside_after(&with_resolv_conf(&file), &command(&["--network", "bridge"]))
+    }
+
+    /// A run that nobody harms.
+    #[track_caller]
+    fn event(&self) {
+        let _ = self.sandbox.finish(self.command()).ok();
+    }
+
+    /// One event's run, whose output goes to files.
+    fn run(&self, name: &str, place: Option<&str>) -> Child {
+        let mut command = self.command();
+        let file = |what: &str| {
+            std::fs::File::create(self.sandbox.path().join(format!("{what}.{name}"))).expect("a file")
+        };
+        command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        if let Some(place) = place {
+            command.env("SKIFF_BREAK_AT", place);
+        }
+        command.spawn().expect("skiff")
+    }
+
+    /// What the network of its host is like.
+    fn traces(&self) -> String {
+        self.topology.as_ref().map(Topology::traces).unwrap_or_default()
+    }
 }
 
 /// What it wrote is an answer if it ended well, and else a reason.
@@ -92,9 +130,9 @@ fn assert_told(sandbox: &Sandbox, name: &str, code: Option<i32>, what: &str) {
 }
 
 /// Lets one run come to its place, kills, and lets the rest go on until it has ended.
-fn crash(sandbox: &Sandbox, place: &str, victims: &[Role]) {
+fn crash(scene: &Scene, place: &str, victims: &[Role]) {
     let what = format!("{victims:?} at {place}");
-    let mut child = run(sandbox, place, Some(place));
+    let mut child = scene.run(place, Some(place));
     let found = wait_for(PATIENCE, || {
         let ended = child.try_wait().expect("wait");
         assert!(ended.is_none(), "{what}: it ended before: {ended:?}");
@@ -130,24 +168,28 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role]) {
         });
         assert!(gone.is_some(), "{what}: the keeper lives on");
     }
-    assert_told(sandbox, place, status.code(), &what);
+    assert_told(&scene.sandbox, place, status.code(), &what);
     if victims.is_empty() {
         assert_eq!(status.code(), Some(0), "{what}: a pause does no harm");
     }
 }
 
-/// All victims at all these places, and afterwards a run that works and leaves what there was.
-fn crash_at(places: &[&str]) {
-    let sandbox = Sandbox::new();
-    let _ = sandbox.event(&images::oci("function"), &[]).ok();
+/// These victims at all these places, and after each a run that works and leaves what there was.
+fn crash_in(scene: &Scene, places: &[&str], victims: &[&[Role]]) {
     for place in places {
-        let baseline = Baseline::take(&sandbox);
-        for victims in VICTIMS {
-            crash(&sandbox, place, victims);
-            let _ = sandbox.event(&images::oci("function"), &[]).ok();
+        let (baseline, before) = (Baseline::take(&scene.sandbox), scene.traces());
+        for victims in victims {
+            crash(scene, place, victims);
+            scene.event();
         }
         baseline.assert_restored();
+        let restored = wait_for(PATIENCE, || (scene.traces() == before).then_some(()));
+        assert!(restored.is_some(), "{place}: before: {before}\nafter: {}", scene.traces());
     }
+}
+
+fn crash_at(places: &[&str]) {
+    crash_in(&Scene::new(None), places, &VICTIMS);
 }
 
 #[test]
@@ -163,6 +205,14 @@ fn at_each_step_of_the_keeper_until_it_serves() {
 #[test]
 fn at_each_step_of_the_start_process() {
     crash_at(&["start-joined", "start-mounted", "start-created", "start-executed"]);
+}
+
+/// Interfaces, addresses and rules are there too.
+#[test]
+fn at_each_step_of_a_start_with_a_way_out() {
+    let scene = Scene::new(Some(Topology::new()));
+    crash_in(&scene, &["daemon-prepared", "daemon-started"], &VICTIMS[1..]);
+    crash_in(&scene, &["keeper-forked", "keeper-told", "start-joined", "start-created"], &VICTIMS[1..]);
 }
 
 #[test]
@@ -182,13 +232,12 @@ fn at_each_step_of_a_stop() {
 fn at_random_times() {
     let seconds = std::env::var("SKIFF_TEST_KILL_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));
-    let sandbox = Sandbox::new();
-    let _ = sandbox.event(&images::oci("function"), &[]).ok();
-    let baseline = Baseline::take(&sandbox);
+    let scene = Scene::new(None);
+    let baseline = Baseline::take(&scene.sandbox);
     let mut random = Random::new();
     let (mut runs, mut killed) = (0_u32, 0_u32);
     while Instant::now() < until {
-        let mut child = run(&sandbox, "random", None);
+        let mut child = scene.run("random", None);
         std::thread::sleep(Duration::from_micros(random.below(250_000)));
         let victims = VICTIMS[1 + usize::try_from(random.below(4)).expect("small")];
         if let Some(family) = Family::of(child.id()).filter(|family| family.daemon.is_alive()) {
@@ -199,10 +248,10 @@ fn at_random_times() {
         }
         let ended = wait_for(PATIENCE, || child.try_wait().expect("wait"));
         let status = ended.unwrap_or_else(|| panic!("{victims:?}: the daemon does not end"));
-        assert_told(&sandbox, "random", status.code(), &format!("{victims:?}"));
+        assert_told(&scene.sandbox, "random", status.code(), &format!("{victims:?}"));
         runs += 1;
     }
-    let _ = sandbox.event(&images::oci("function"), &[]).ok();
+    scene.event();
     baseline.assert_restored();
     println!("{runs} runs, {killed} processes killed");
     assert!(killed > 0, "nobody was killed in {runs} runs");
