@@ -5,6 +5,7 @@
 //! these they fail and say so. Helpers panic with the reason: they have no other caller than tests.
 
 mod baseline;
+mod certificates;
 pub mod http;
 pub mod images;
 mod like;
@@ -17,6 +18,7 @@ mod served;
 pub mod topology;
 
 pub use baseline::Baseline;
+pub use certificates::Certificates;
 pub use like::{assert_like, is_like};
 pub use node::{Node, deploy as deploy_as};
 pub use proxy::Proxy;

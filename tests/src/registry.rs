@@ -10,15 +10,12 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{images, must, wait_for};
+use crate::{certificates, images, must, wait_for};
 
 /// The user that registries with a password know.
 pub const USERNAME: &str = "tester";
 /// That user's password. Tests look for it where it must not be.
 pub const PASSWORD: &str = "hunter2-7c1e9f";
-
-/// How `openssl req` makes a key.
-const EC: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 
 /// Who may ask a registry, and how.
 #[derive(Clone, Copy, Debug, Default)]
@@ -149,7 +146,7 @@ impl Registry {
         let dir = Self::directory();
         let mut registry = Self { dir, storage: storage.to_owned(), port: free_port(), child: None };
         if access.tls {
-            registry.make_certificates();
+            certificates::make(registry.dir.path());
         }
         if access.password {
             registry.file("htpasswd", &must("htpasswd", &["-Bbn", USERNAME, PASSWORD]));
@@ -214,33 +211,6 @@ impl Registry {
         let path = self.dir.path().join(name);
         fs::File::create(&path).and_then(|mut file| file.write_all(content.as_bytes())).expect("a file");
         path.display().to_string()
-    }
-
-    /// An authority, and what it has signed: a certificate for 127.0.0.1 and some names, and one for a
-    /// client.
-    fn make_certificates(&self) {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let (ca, ca_key) = (path("ca.pem"), path("ca.key"));
-        let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=Skiff test CA", "-keyout", &ca_key];
-        must("openssl", &[&authority[..], &EC, &["-out", &ca]].concat());
-        let names = "IP:127.0.0.1, DNS:localhost, DNS:registry-1.docker.io, DNS:registry.invalid";
-        self.sign("server", &format!("subjectAltName = {names}\n"));
-        self.sign("client", "extendedKeyUsage = clientAuth\n");
-    }
-
-    /// A key and a certificate for it, by the authority.
-    fn sign(&self, name: &str, extensions: &str) {
-        let path =
-            |name: &str, end: &str| self.dir.path().join(format!("{name}.{end}")).display().to_string();
-        let (key, request, subject) = (path(name, "key"), path(name, "csr"), format!("/CN={name}"));
-        let wanted = ["req", "-new", "-subj", &subject, "-keyout", &key, "-out", &request];
-        must("openssl", &[&wanted[..], &EC].concat());
-        let extensions = self
-            .file(&format!("{name}.ext"), &format!("basicConstraints = critical, CA:FALSE\n{extensions}"));
-        let sign = ["x509", "-req", "-days", "2", "-CAcreateserial", "-extfile", &extensions];
-        let (ca, ca_key, certificate) = (path("ca", "pem"), path("ca", "key"), path(name, "pem"));
-        let files = ["-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-out", &certificate];
-        must("openssl", &[&sign[..], &files].concat());
     }
 }
 

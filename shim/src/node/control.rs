@@ -37,8 +37,8 @@ use tokio::sync::{broadcast, watch};
 use super::{Deployment, LogQuery, Node, NodeEvent, usage};
 use crate::api::Api;
 use crate::proxy::body::{self, Body};
-use crate::proxy::{Handler, Listener, serve_with};
-use crate::{Error, ErrorKind, Result};
+use crate::proxy::{Guarded, Handler, Listener, serve_with};
+use crate::{Error, ErrorKind, Result, Secret};
 
 /// Bytes of a request's body at most: a function's file has 256 KiB, which JSON may escape.
 const MAX_BODY: usize = 2 << 20;
@@ -61,6 +61,31 @@ pub async fn serve(
     api: Arc<Api>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
+    serve_by(listener, node, api, |control| control, shutdown).await
+}
+
+/// As [`serve`], for clients that show a token (`Authorization: Bearer`).
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_guarded(
+    listener: Listener,
+    node: Arc<Node>,
+    api: Arc<Api>,
+    token: &Secret,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let guard = |control| Arc::new(Guarded::new(control, token)) as Arc<dyn Handler>;
+    serve_by(listener, node, api, guard, shutdown).await
+}
+
+async fn serve_by(
+    listener: Listener,
+    node: Arc<Node>,
+    api: Arc<Api>,
+    guard: impl FnOnce(Arc<dyn Handler>) -> Arc<dyn Handler>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let over = watch::Sender::new(false);
     let control = Control { node, api, over: over.subscribe() };
     let shutdown = async {
@@ -68,7 +93,7 @@ pub async fn serve(
         // Answers without an end would hold up this one's.
         over.send_replace(true);
     };
-    serve_with(listener, Arc::new(control), shutdown).await
+    serve_with(listener, guard(Arc::new(control)), shutdown).await
 }
 
 struct Control {

@@ -15,6 +15,7 @@ mod forward;
 mod gather;
 #[cfg(test)]
 mod gather_tests;
+mod guard;
 pub(crate) mod headers;
 #[cfg(test)]
 mod hostile_tests;
@@ -32,11 +33,14 @@ mod socket;
 mod socket_tests;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tunnel;
 mod version;
 mod websocket;
 
 pub(crate) use forward::{Later, Meaning, forward, of_platform, over_a_limit, over_http};
+pub(crate) use guard::Guarded;
 pub use server::serve;
 pub(crate) use server::{Handler, serve_with};
 pub use socket::Listener;
+pub use tls::TlsOptions;

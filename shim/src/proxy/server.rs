@@ -1,4 +1,4 @@
-//! The accept loop: HTTP/1.1, and HTTP/2 without TLS, on a Unix or TCP socket, with every count and time
+//! The accept loop: HTTP/1.1 and HTTP/2, with TLS or without, on a Unix or TCP socket, with every count and time
 //! bounded.
 
 use std::io;
@@ -15,9 +15,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::body::{self, Body, Keeping};
 use super::http2;
@@ -165,13 +167,36 @@ async fn connection(
 ) {
     match stream {
         Stream::Unix(stream) => http(stream, None, handler, stop).await,
-        Stream::Tcp(stream, client) => {
+        Stream::Tcp(stream, client, tls) => {
             // A streamed chunk must not wait for the next.
             let _ = stream.set_nodelay(true);
-            http(stream, Some(client), handler, stop).await;
+            match tls {
+                None => http(stream, Some(client), handler, stop).await,
+                Some(config) => encrypted(stream, client, config, handler, stop).await,
+            }
         }
     }
     drop(place);
+}
+
+/// A connection with TLS. One that does not come about concerns the client alone.
+async fn encrypted(
+    stream: TcpStream,
+    client: SocketAddr,
+    config: Arc<rustls::ServerConfig>,
+    handler: Arc<dyn Handler>,
+    mut stop: watch::Receiver<()>,
+) {
+    let handshake = timeout(HEADER_READ_TIMEOUT, TlsAcceptor::from(config).accept(stream));
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        _ = stop.changed() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => http(stream, Some(client), handler, stop).await,
+        Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS connection"),
+        Err(_) => tracing::debug!(%client, "no TLS connection in time"),
+    }
 }
 
 /// Serves a connection until it ends: by itself, when its time is over, or when `stop` says so. A macro,

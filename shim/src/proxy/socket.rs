@@ -21,6 +21,7 @@ use rustix::net::{
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::peers::Peers;
+use super::tls::{self, TlsOptions};
 use crate::{Error, ErrorKind, Result};
 
 /// Connections that wait to be accepted.
@@ -40,19 +41,22 @@ pub struct Listener(Socket);
 #[derive(Debug)]
 enum Socket {
     Unix(std::os::unix::net::UnixListener, SocketFile, Peers),
-    Tcp(std::net::TcpListener, SocketAddr),
+    Tcp(std::net::TcpListener, SocketAddr, Tls),
 }
+
+/// How connections over TCP are encrypted, if they are.
+type Tls = Option<Arc<rustls::ServerConfig>>;
 
 /// A listening socket that is being served.
 pub(super) enum Acceptor {
     Unix(UnixListener, Peers),
-    Tcp(TcpListener),
+    Tcp(TcpListener, Tls),
 }
 
 /// An accepted connection.
 pub(super) enum Stream {
     Unix(UnixStream),
-    Tcp(TcpStream, SocketAddr),
+    Tcp(TcpStream, SocketAddr, Tls),
 }
 
 impl Acceptor {
@@ -64,8 +68,8 @@ impl Acceptor {
                     return Ok(Stream::Unix(stream));
                 }
             },
-            Self::Tcp(listener) => {
-                listener.accept().await.map(|(stream, client)| Stream::Tcp(stream, client))
+            Self::Tcp(listener, tls) => {
+                listener.accept().await.map(|(stream, client)| Stream::Tcp(stream, client, tls.clone()))
             }
         }
     }
@@ -144,7 +148,7 @@ impl Listener {
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Socket::Unix(listener, ..) => listener.as_fd(),
-            Socket::Tcp(listener, _) => listener.as_fd(),
+            Socket::Tcp(listener, ..) => listener.as_fd(),
         }
     }
 
@@ -170,17 +174,31 @@ impl Listener {
             Ok((listener, local))
         };
         match open() {
-            Ok((listener, local)) => Ok(Self(Socket::Tcp(listener, local))),
+            Ok((listener, local)) => Ok(Self(Socket::Tcp(listener, local, None))),
             Err(error) => Err(tcp_error(address, error)),
         }
     }
 
-    /// Where it listens: `unix:/path` or `http://127.0.0.1:8080`.
+    /// The same with TLS.
+    ///
+    /// # Errors
+    /// As [`Listener::tcp`]; `Listen` for files that cannot be used.
+    pub async fn tls(address: SocketAddr, options: &TlsOptions) -> Result<Self> {
+        let config = tls::config(options)?;
+        let mut listener = Self::tcp(address).await?;
+        if let Socket::Tcp(.., tls) = &mut listener.0 {
+            *tls = Some(config);
+        }
+        Ok(listener)
+    }
+
+    /// Where it listens: `unix:/path`, `http://127.0.0.1:8080` or `https://…`.
     #[must_use]
     pub fn address(&self) -> String {
         match &self.0 {
             Socket::Unix(_, file, _) => format!("unix:{}", file.path.display()),
-            Socket::Tcp(_, address) => format!("http://{address}"),
+            Socket::Tcp(_, address, None) => format!("http://{address}"),
+            Socket::Tcp(_, address, Some(_)) => format!("https://{address}"),
         }
     }
 
@@ -191,7 +209,9 @@ impl Listener {
             Socket::Unix(listener, file, peers) => {
                 UnixListener::from_std(listener).map(|l| (Acceptor::Unix(l, peers), Some(file)))
             }
-            Socket::Tcp(listener, _) => TcpListener::from_std(listener).map(|l| (Acceptor::Tcp(l), None)),
+            Socket::Tcp(listener, _, tls) => {
+                TcpListener::from_std(listener).map(|l| (Acceptor::Tcp(l, tls), None))
+            }
         };
         made.map_err(|error| {
             Error::new(ErrorKind::Listen, format!("cannot listen on {address}")).because(error)

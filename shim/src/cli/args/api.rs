@@ -70,7 +70,14 @@ impl ApiArgs {
 
 /// Reads the keys of a file that others cannot read.
 fn keys(path: &Path) -> Result<AccessKeys, Failure> {
-    let failed = |why: String| Failure::usage(format!("--api-keys {}: {why}", path.display()));
+    let text = private_text("--api-keys", path)?;
+    AccessKeys::parse(&text)
+        .map_err(|error| Failure::usage(format!("--api-keys {}: {error}", path.display())))
+}
+
+/// Reads a file of secrets, which others cannot read.
+pub(super) fn private_text(option: &str, path: &Path) -> Result<String, Failure> {
+    let failed = |why: String| Failure::usage(format!("{option} {}: {why}", path.display()));
     let file = File::open(path).map_err(|e| failed(e.to_string()))?;
     let meta = file.metadata().map_err(|e| failed(e.to_string()))?;
     if !meta.is_file() {
@@ -90,7 +97,7 @@ fn keys(path: &Path) -> Result<AccessKeys, Failure> {
     file.take(MAX_KEYS_BYTES)
         .read_to_string(&mut text)
         .map_err(|_| failed("is not a text in UTF-8".to_owned()))?;
-    AccessKeys::parse(&text).map_err(|error| failed(error.to_string()))
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod lifecycle;
 mod network;
 mod node;
 mod pool;
+mod remote;
 mod source;
 
 use std::ffi::OsStr;
@@ -27,6 +28,7 @@ pub(crate) use node::{
     DeployArgs, FunctionNameArgs, LogTo, LogsArgs, NodeArgs, ServeArgs, TopArgs, TraceArgs, UsageArgs,
 };
 pub(crate) use pool::PoolArgs;
+pub(crate) use remote::{Remote, RemoteArgs};
 pub(crate) use source::{SourceArgs, source};
 
 use super::values::{EventSource, Listen, TriggerArg};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use skiff::node::{LogFiles, NodeLimits, Scaling};
 
-use super::{ApiArgs, AsyncArgs, NetworkArgs, SourceArgs};
+use super::{ApiArgs, AsyncArgs, NetworkArgs, RemoteArgs, SourceArgs};
 use crate::cli::values::{Age, DiskSize, Group, Listen, Memory, Since, Time};
 
 /// Options of `skiff serve`.
@@ -41,6 +41,8 @@ pub(crate) struct ServeArgs {
     pub(crate) logs: NodeLogArgs,
     #[command(flatten)]
     pub(crate) api: NodeApiArgs,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
 }
 
 /// What the functions of a node have together.

@@ -10,13 +10,13 @@ use skiff::api::{self, AccessKeys, AsyncOptions};
 use skiff::node::{LineForm, Node, NodeLogs, NodeOptions, control};
 use skiff::proxy::Listener;
 use skiff::service::ServiceManager;
-use skiff::{CgroupParent, RuntimeOptions};
+use skiff::{CgroupParent, RuntimeOptions, Secret};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::run::raise_open_files;
 use super::{absolute, require_root, variable};
-use crate::cli::args::{Global, LogTo, ServeArgs};
+use crate::cli::args::{Global, LogTo, Remote, ServeArgs};
 use crate::cli::console::{Console, with_event};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::{Interrupts, Signal};
@@ -43,14 +43,12 @@ pub(crate) async fn serve(
     require_root()?;
     let api_options = args.api.as_api().options()?;
     let options = options(global, args, api_options.asynchronous)?;
+    let remote = args.remote.remote()?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
     // Before instances of a former node are there, which a failure from then on would end.
     let handed = manager.socket().map_err(skiff::Error::from)?.map(Listener::handed_over).transpose()?;
-    let tcp = match args.api.api_listen {
-        Some(listen) => Some(Listener::tcp(listen.0).await?),
-        None => None,
-    };
+    let tcp = Tcp::open(args, remote).await?;
     let node = Box::pin(interrupts.or(Node::open(options))).await??;
     let socket = listen(global, args, &node, handed).await;
     let until = Until { args, console, interrupts: &interrupts, node: &node, manager: &manager };
@@ -100,6 +98,36 @@ fn options(global: &Global, args: &ServeArgs, asynchronous: AsyncOptions) -> Res
     })
 }
 
+/// What is served on TCP.
+struct Tcp {
+    /// The invoke APIs alone.
+    invoke: Option<Listener>,
+    /// Everything, for those who show the token, if there is one.
+    all: Option<(Listener, Option<Secret>)>,
+}
+
+impl Tcp {
+    async fn open(args: &ServeArgs, remote: Option<Remote>) -> Result<Self, Failure> {
+        let invoke = match args.api.api_listen {
+            Some(listen) => Some(Listener::tcp(listen.0).await?),
+            None => None,
+        };
+        let all = match remote {
+            Some(Remote { address, tls: Some(tls), token }) => {
+                Some((Listener::tls(address, &tls).await?, token))
+            }
+            Some(Remote { address, tls: None, token }) => Some((Listener::tcp(address).await?, token)),
+            None => None,
+        };
+        Ok(Self { invoke, all })
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let all = self.all.as_ref().map(|(listener, _)| listener);
+        self.invoke.iter().chain(all).map(Listener::address).collect()
+    }
+}
+
 struct Until<'a> {
     args: &'a ServeArgs,
     console: Console,
@@ -109,15 +137,10 @@ struct Until<'a> {
 }
 
 impl Until<'_> {
-    async fn a_signal(
-        &self,
-        socket: Listener,
-        tcp: Option<Listener>,
-        keys: AccessKeys,
-    ) -> Result<Signal, Failure> {
+    async fn a_signal(&self, socket: Listener, tcp: Tcp, keys: AccessKeys) -> Result<Signal, Failure> {
         let Self { args, console, interrupts, node, manager } = self;
         let stays = socket.stays();
-        let told: Vec<String> = [&socket].into_iter().chain(&tcp).map(Listener::address).collect();
+        let told: Vec<String> = [socket.address()].into_iter().chain(tcp.addresses()).collect();
         let api = node.api(keys);
         let (stop, stopped) = watch::channel(false);
         let over = || {
@@ -128,8 +151,18 @@ impl Until<'_> {
         };
         let mut servers = JoinSet::new();
         servers.spawn(control::serve(socket, Arc::clone(node), Arc::clone(&api), over()));
-        if let Some(tcp) = tcp {
+        if let Some(tcp) = tcp.invoke {
             servers.spawn(api::serve(tcp, Arc::clone(&api), over()));
+        }
+        if let Some((tcp, token)) = tcp.all {
+            let (node, api, over) = (Arc::clone(node), Arc::clone(&api), over());
+            servers.spawn(async move {
+                match &token {
+                    Some(token) => control::serve_guarded(tcp, node, api, token, over).await,
+                    // Its client's certificate was its pass.
+                    None => control::serve(tcp, node, api, over).await,
+                }
+            });
         }
         for address in told {
             let event = || with_event("serving", json!({ "address": address }));
