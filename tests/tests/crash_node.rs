@@ -126,8 +126,9 @@ impl Doomed {
         self.asked.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("skiff"));
     }
 
-    /// Waits until somebody has stopped; asks anew meanwhile, since there may be no node yet.
-    fn comes_to(&mut self, sandbox: &Sandbox, args: &[&str], what: &str) -> Family {
+    /// Waits until somebody has stopped; asks one thing after the other meanwhile, and anew, since there may
+    /// be no node yet.
+    fn comes_to(&mut self, sandbox: &Sandbox, asks: &[&[&str]], what: &str) -> Family {
         let run_dir = sandbox.run_dir();
         let found = wait_for(PATIENCE, || {
             let family = Family::of(self.node.id(), &run_dir);
@@ -137,7 +138,7 @@ impl Doomed {
             assert_eq!(self.node.try_wait().expect("wait"), None, "{what}: the node ended before");
             let waits = self.asked.last_mut().is_some_and(|last| last.try_wait().ok().flatten().is_none());
             if !waits {
-                self.ask(sandbox, args);
+                self.ask(sandbox, asks[self.asked.len() % asks.len()]);
             }
             None
         });
@@ -165,11 +166,11 @@ fn function_file(sandbox: &Sandbox) -> PathBuf {
 }
 
 /// Asks a node for something at which somebody stops, kills, and has the next node serve and end.
-fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], args: &[&str]) {
+fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], asks: &[&[&str]]) {
     let what = format!("{victims:?} at {place}");
     let run_dir = sandbox.run_dir();
     let mut doomed = Doomed::new(sandbox, place);
-    let family = doomed.comes_to(sandbox, args, &what);
+    let family = doomed.comes_to(sandbox, asks, &what);
     family.signal(victims, Signal::KILL);
     family.go_on();
     let pid = doomed.node.id();
@@ -197,7 +198,7 @@ fn crash_at(places: &[&str]) {
     for place in places {
         let baseline = Baseline::take(&sandbox);
         for victims in VICTIMS {
-            crash(&sandbox, place, victims, &["deploy", &file]);
+            crash(&sandbox, place, victims, &[&["deploy", &file], &["delete", "demo"]]);
         }
         baseline.assert_restored();
     }
@@ -216,4 +217,9 @@ fn at_each_step_of_a_start_by_a_nodes_keeper() {
 #[test]
 fn at_each_step_of_a_start_of_a_node() {
     crash_at(&["start-created", "start-executed", "keeper-told", "daemon-started", "daemon-connected"]);
+}
+
+#[test]
+fn at_each_step_of_an_end_of_a_nodes_instance() {
+    crash_at(&["daemon-stops", "daemon-stopped", "keeper-reaped", "keeper-cleans"]);
 }

