@@ -33,6 +33,7 @@ pub(super) fn check(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<S
         let (least, most) = (limits.concurrency.start(), limits.concurrency.end());
         faults.push(format!("concurrency {}: must be {least} to {most}", config.concurrency));
     }
+    super::affinity::check(config, faults);
     if let Some(check) = &config.health_check {
         health_check(check, limits, platform, faults);
     }

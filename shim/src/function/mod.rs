@@ -1,6 +1,7 @@
 //! A function: what to run, under which platform, within which limits.
 
 mod advice;
+mod affinity;
 mod callbacks;
 pub mod file;
 mod lifecycle;
@@ -12,6 +13,7 @@ mod validate;
 use std::fmt;
 use std::time::Duration;
 
+pub use affinity::{AFFINITY_CONCURRENCY, SessionAffinity};
 pub use callbacks::{Callback, Callbacks, HealthCheck, Mode};
 pub use name::name_from_image;
 pub use role::{RoleCallback, RoleLease, RoleRequest, RoleSource};
@@ -94,6 +96,8 @@ pub struct FunctionConfig {
     pub http_event: Option<HttpEvent>,
     /// Invocations that one instance works on at once (fc 1 to 200, scf 1 to 100).
     pub concurrency: u32,
+    /// Which HTTP requests go to one instance, if any do (fc).
+    pub session_affinity: Option<SessionAffinity>,
     /// Whether an instance is frozen while no invocation runs in it, as the clouds do.
     pub freeze: bool,
     /// What becomes of its asynchronous calls; where it says nothing, whoever takes them has a say.
@@ -153,6 +157,7 @@ impl FunctionConfig {
             health_check: None,
             http_event: None,
             concurrency: 1,
+            session_affinity: None,
             freeze: true,
             asynchronous: AsyncOptions::default(),
             metrics_period: None,
@@ -232,6 +237,7 @@ impl fmt::Debug for FunctionConfig {
             .field("health_check", &self.health_check)
             .field("http_event", &self.http_event)
             .field("concurrency", &self.concurrency)
+            .field("session_affinity", &self.session_affinity)
             .field("freeze", &self.freeze)
             .field("asynchronous", &self.asynchronous)
             .field("region", &self.region)

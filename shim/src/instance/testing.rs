@@ -139,7 +139,12 @@ impl Guest for TestGuest {
 
 /// An instance in front of a server that listens already.
 pub(crate) async fn instance(guest: &TestGuest, config: FunctionConfig) -> Instance {
-    let launch = Launch::new("the-instance".into(), &Arc::new(config), vec!["serve".to_owned()]);
+    named("the-instance", guest, config).await
+}
+
+/// The same with this id.
+pub(crate) async fn named(id: &str, guest: &TestGuest, config: FunctionConfig) -> Instance {
+    let launch = Launch::new(id.into(), &Arc::new(config), vec!["serve".to_owned()]);
     let launch = launch.with_role().await.expect("a role");
     let output: Option<(Stream<tokio::io::Empty>, Stream<tokio::io::Empty>)> = None;
     let logs = launch.logs(Arc::new(|_: &LogLine| ()));

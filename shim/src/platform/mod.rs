@@ -301,6 +301,11 @@ fn seconds(time: Duration) -> f64 {
     time.as_millis() as f64 / 1000.0
 }
 
+/// The id of a session, which nobody can guess.
+pub(crate) fn new_session_id() -> String {
+    id::random_uuid()
+}
+
 /// A time as `2019-11-29T09:53:30.859837462Z`.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 
+use super::affinity::Session;
+use super::sessions::Sessions;
 use super::{Pool, Refusal};
 use crate::api::Function;
 use crate::instance::invocation::Waited;
@@ -51,6 +53,12 @@ impl Function for Pool {
         let pool = self.clone();
         async move {
             let begun = Instant::now();
+            // What is for later belongs to no session, as in the cloud.
+            if let Some(sessions) =
+                pool.0.sessions.clone().filter(|_| request.extensions().get::<Later>().is_none())
+            {
+                return pool.forward_session(&sessions, client, request).await;
+            }
             match pool.acquire().await {
                 Ok(slot) => {
                     request.extensions_mut().insert(Waited(begun.elapsed()));
@@ -65,6 +73,33 @@ impl Function for Pool {
             }
         }
         .boxed()
+    }
+}
+
+impl Pool {
+    /// Passes a request on to the instance of its session.
+    async fn forward_session(
+        &self,
+        sessions: &Arc<Sessions>,
+        client: Option<SocketAddr>,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let affinity = self.config().session_affinity.clone().unwrap_or_default();
+        let (session, begun) = (Session::of(&affinity, request.headers()), Instant::now());
+        match self.acquire_for(sessions, &session.id).await {
+            Ok((slot, bound)) => {
+                session.tell_function(&affinity, request.headers_mut());
+                request.extensions_mut().insert(Waited(begun.elapsed()));
+                let instance = Arc::clone(slot.instance());
+                let mut response = instance.pass(client, request, Some(Box::new(slot))).await;
+                session.tell_client(&affinity, bound, &mut response);
+                response
+            }
+            Err(refusal) => {
+                let request_id = self.config().platform.new_request_id();
+                of_platform(refuse_http(self.config(), &refusal, &request_id))
+            }
+        }
     }
 }
 

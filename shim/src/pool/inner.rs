@@ -1,6 +1,6 @@
 //! What goes on in a pool beside its callers: who is served, started, stopped and watched.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::launch::Launch;
 use super::observe::Watch;
 use super::room::{Room, Share, Tenant};
+use super::sessions::{Place, Sessions, Use};
 use super::slots::{Bounds, Slots};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
@@ -34,6 +35,9 @@ pub(super) struct Inner {
     pub(super) launch: Arc<dyn Launch>,
     pub(super) watch: Arc<dyn Watch>,
     pub(super) slots: Mutex<Slots<Arc<Instance>, Caller>>,
+    /// Of a function with session affinity, and the callers that wait for the instance of theirs.
+    pub(super) sessions: Option<Arc<Sessions>>,
+    pub(super) session_waiting: AtomicUsize,
     /// Where its tasks run.
     runtime: Handle,
     /// Starts, and who looks after instances: ended with the pool.
@@ -62,6 +66,9 @@ pub(crate) struct Slot {
     instance: Arc<Instance>,
     number: u64,
     pool: Option<Weak<Inner>>,
+    /// A place for a session that has no instance yet; the session that it is used for. They go after the slot.
+    pub(super) place: Option<Place>,
+    pub(super) session: Option<Use>,
 }
 
 impl Slot {
@@ -112,6 +119,8 @@ impl Inner {
             launch,
             watch,
             slots: Mutex::new(Slots::new(bounds)),
+            sessions: config.session_affinity.as_ref().map(Sessions::new),
+            session_waiting: AtomicUsize::new(0),
             runtime: Handle::current(),
             tasks: Mutex::default(),
             stops: Mutex::default(),
@@ -139,8 +148,42 @@ impl Inner {
         lock(&self.slots)
     }
 
-    pub(super) fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>) -> Slot {
-        Slot { instance, number, pool: Some(Arc::downgrade(self)) }
+    /// With the place that [`Inner::has_room`] has kept, if it is for a session.
+    pub(super) fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>, for_session: bool) -> Slot {
+        let sessions = self.sessions.as_ref().filter(|_| for_session);
+        let place = sessions.map(|sessions| sessions.place(instance.id()));
+        Slot { instance, number, pool: Some(Arc::downgrade(self)), place, session: None }
+    }
+
+    /// Whether an instance takes an invocation. For a session it has a place then, and keeps it: it is asked last,
+    /// and whoever asks takes the first that says yes.
+    pub(super) fn has_room(&self, instance: &Instance, for_session: bool) -> bool {
+        let sessions = self.sessions.as_ref().filter(|_| for_session);
+        instance.is_usable() && sessions.is_none_or(|sessions| sessions.keep(instance.id()))
+    }
+
+    /// A slot of the instance that a session has: `None` when it is busy. The error is that it is gone.
+    pub(super) fn slot_of(
+        self: &Arc<Self>,
+        sessions: &Arc<Sessions>,
+        id: &str,
+        instance: &str,
+    ) -> Result<Option<Slot>, ()> {
+        let mut slots = self.slots();
+        let is_it = |one: &Arc<Instance>| one.id() == instance && one.is_usable();
+        let Some((number, taken)) = slots.take_free(is_it) else {
+            let busy = slots.all().iter().any(|(one, leaving)| !leaving && is_it(one));
+            return if busy { Ok(None) } else { Err(()) };
+        };
+        let mut slot = self.slot(number, taken, false);
+        slot.session = sessions.use_of(id, instance);
+        if slot.session.is_none() {
+            // It has ended meanwhile. Not by its drop, which would wait for what is held here.
+            slot.pool = None;
+            let _ = slots.release(number);
+            return Err(());
+        }
+        Ok(Some(slot))
     }
 
     /// How many instances are to be there without a call, now.
@@ -208,10 +251,12 @@ impl Inner {
     fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
         loop {
             slots.forget(Caller::is_closed);
-            let served = slots.serve(|instance| instance.is_usable());
+            // Where there are sessions, those that wait are for one.
+            let for_session = self.sessions.is_some();
+            let served = slots.serve(|instance| self.has_room(instance, for_session));
             let mut gone = Vec::new();
             for (number, instance, caller) in served {
-                if let Err(Ok(mut slot)) = caller.send(Ok(self.slot(number, instance))) {
+                if let Err(Ok(mut slot)) = caller.send(Ok(self.slot(number, instance, for_session))) {
                     // Not by its drop, which would wait for what is held here.
                     slot.pool = None;
                     gone.push(number);
@@ -265,6 +310,11 @@ impl Inner {
         }
     }
 
+    /// Whether an instance is not idle, for there are sessions whose calls must find it.
+    fn has_sessions(&self, instance: &Instance) -> bool {
+        self.sessions.as_ref().is_some_and(|sessions| sessions.has(instance.id()))
+    }
+
     /// Stops an instance beside everything else.
     fn stop(&self, instance: Option<Arc<Instance>>) {
         let Some(instance) = instance else { return };
@@ -288,7 +338,7 @@ impl Tenant for Inner {
     }
 
     fn idle(&self) -> Vec<Instant> {
-        self.slots().idle(self.options.provisioned)
+        self.slots().idle(self.options.provisioned, |instance| self.has_sessions(instance))
     }
 
     fn memory_mib(&self) -> u64 {
@@ -296,7 +346,8 @@ impl Tenant for Inner {
     }
 
     fn give_way(&self) -> bool {
-        let spared = self.slots().reap(Instant::now(), self.options.provisioned, 1).pop();
+        let stays = |instance: &Arc<Instance>| self.has_sessions(instance);
+        let spared = self.slots().reap(Instant::now(), self.options.provisioned, 1, stays).pop();
         let had = spared.is_some();
         self.stop(spared);
         had
@@ -335,6 +386,9 @@ async fn watch_over(pool: Weak<Inner>, number: u64, instance: Arc<Instance>) {
         // Nobody need listen.
         let _ = pool.ended.send((instance.id().into(), state));
     }
+    if let Some(sessions) = &pool.sessions {
+        sessions.forget(instance.id());
+    }
     pool.launch.ended(instance.id());
     drop(instance);
     pool.stop(last);
@@ -347,8 +401,12 @@ async fn look_after(pool: Weak<Inner>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(pool) = pool.upgrade() else { return };
+        if let Some(sessions) = &pool.sessions {
+            sessions.sweep();
+        }
         if let Some(before) = pool.options.idle.and_then(|idle| Instant::now().checked_sub(idle)) {
-            let reaped = pool.slots().reap(before, pool.options.provisioned, usize::MAX);
+            let reaped =
+                pool.slots().reap(before, pool.options.provisioned, usize::MAX, |one| pool.has_sessions(one));
             reaped.into_iter().for_each(|instance| pool.stop(Some(instance)));
         }
         pool.go_on();

@@ -11,6 +11,7 @@
 //! of a function with concurrency C start N/C instances, rounded up. An instance never works on more than C.
 //! On a node, what all functions have together is bounded too ([`room`]).
 
+mod affinity;
 mod function;
 mod inner;
 mod jobs;
@@ -19,6 +20,7 @@ pub(crate) mod observe;
 pub(crate) mod room;
 #[cfg(test)]
 mod room_tests;
+mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -158,7 +160,7 @@ impl Pool {
     /// # Errors
     /// As [`Instance::start`]; the same error may be another caller's too.
     pub async fn warm_up(&self) -> std::result::Result<Arc<Instance>, Arc<Error>> {
-        match self.take().await.0 {
+        match self.take(false).await.0 {
             Ok(slot) => Ok(Arc::clone(slot.instance())),
             Err(Refusal::Start(error)) => Err(error),
             Err(Refusal::Throttled) => {
@@ -184,8 +186,13 @@ impl Pool {
 
     /// A slot: a free one, or the first that becomes free.
     pub(crate) async fn acquire(&self) -> std::result::Result<Slot, Refusal> {
+        self.acquire_where(false).await
+    }
+
+    /// The same, with a place for a session if it is `for_session`.
+    async fn acquire_where(&self, for_session: bool) -> std::result::Result<Slot, Refusal> {
         let begun = Instant::now();
-        let (result, waited) = self.take().await;
+        let (result, waited) = self.take(for_session).await;
         if waited {
             self.0.watch.waited(begun.elapsed());
         }
@@ -197,7 +204,7 @@ impl Pool {
     }
 
     /// The same for one who is no caller; and whether it had to wait.
-    async fn take(&self) -> (std::result::Result<Slot, Refusal>, bool) {
+    async fn take(&self, for_session: bool) -> (std::result::Result<Slot, Refusal>, bool) {
         let (waits, covered) = {
             let mut slots = self.0.slots();
             if self.0.closed.load(Ordering::SeqCst) {
@@ -205,8 +212,10 @@ impl Pool {
             }
             // Who has gone keeps nobody out.
             slots.forget(Caller::is_closed);
-            match slots.take(|instance| instance.is_usable(), || self.0.room()) {
-                Taken::Slot(number, instance) => return (Ok(self.0.slot(number, instance)), false),
+            match slots.take(|instance| self.0.has_room(instance, for_session), || self.0.room()) {
+                Taken::Slot(number, instance) => {
+                    return (Ok(self.0.slot(number, instance, for_session)), false);
+                }
                 Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
                     let (caller, waits) = oneshot::channel();

@@ -74,7 +74,7 @@ impl<I: Clone, W> Slots<I, W> {
         }
     }
 
-    fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<(u64, I)> {
+    pub(super) fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<(u64, I)> {
         let limit = self.bounds.concurrency;
         let free = self.warm.iter().rposition(|warm| warm.used < limit && usable(&warm.instance))?;
         let mut warm = self.warm.remove(free);
@@ -169,20 +169,27 @@ impl<I: Clone, W> Slots<I, W> {
         None
     }
 
-    /// Since when those work on nothing that can be spared while `least` are left, least recently used first.
-    pub(super) fn idle(&self, least: usize) -> Vec<Instant> {
-        let idle = self.warm.iter().filter(|warm| warm.used == 0).map(|warm| warm.idle_since);
-        idle.take(self.warm.len().saturating_sub(least)).collect()
+    /// Since when those work on nothing that can be spared while `least` are left, least recently used first; one
+    /// that `stays` is passed over.
+    pub(super) fn idle(&self, least: usize, stays: impl Fn(&I) -> bool) -> Vec<Instant> {
+        let idle = self.warm.iter().filter(|warm| warm.used == 0 && !stays(&warm.instance));
+        idle.map(|warm| warm.idle_since).take(self.warm.len().saturating_sub(least)).collect()
     }
 
     /// Takes out those that have been idle since before `before`, `most` at most, least recently used first, as
-    /// long as `least` are left.
-    pub(super) fn reap(&mut self, before: Instant, least: usize, most: usize) -> Vec<I> {
+    /// long as `least` are left; one that `stays` is passed over.
+    pub(super) fn reap(
+        &mut self,
+        before: Instant,
+        least: usize,
+        most: usize,
+        stays: impl Fn(&I) -> bool,
+    ) -> Vec<I> {
         let mut reaped = Vec::new();
         let mut place = 0;
         while place < self.warm.len() && self.warm.len() > least && reaped.len() < most {
             let warm = &self.warm[place];
-            if warm.used == 0 && warm.idle_since <= before {
+            if warm.used == 0 && warm.idle_since <= before && !stays(&warm.instance) {
                 reaped.push(self.warm.remove(place).instance);
             } else {
                 place += 1;
@@ -276,7 +283,7 @@ mod tests {
         // The one that was taken last, whichever ended last.
         assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[1], 1));
         slots.release(numbers[1]);
-        assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1, 9), [0, 2]);
+        assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1, 9, |_| false), [0, 2]);
     }
 
     #[test]
@@ -327,11 +334,13 @@ mod tests {
         start(&mut slots, 3);
         let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
         assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[2], 2));
-        assert_eq!((slots.idle(0).len(), slots.idle(2).len(), slots.idle(3).len()), (2, 1, 0));
-        assert!(slots.idle(0).is_sorted());
-        assert_eq!(slots.reap(Instant::now(), 0, 1), [0]);
-        assert_eq!(slots.reap(Instant::now(), 0, 1), [1]);
-        assert_eq!(slots.reap(Instant::now(), 0, 1), [0; 0], "the last one works");
+        let idle = |least| slots.idle(least, |_| false);
+        assert_eq!((idle(0).len(), idle(2).len(), idle(3).len()), (2, 1, 0));
+        assert!(idle(0).is_sorted());
+        assert_eq!(slots.idle(0, |instance| *instance == 0).len(), 1);
+        assert_eq!(slots.reap(Instant::now(), 0, 1, |_| false), [0]);
+        assert_eq!(slots.reap(Instant::now(), 0, 1, |_| false), [1]);
+        assert_eq!(slots.reap(Instant::now(), 0, 1, |_| false), [0; 0], "the last one works");
     }
 
     #[test]
@@ -425,7 +434,7 @@ mod tests {
                         slots.release(number);
                     }
                     Step::Retire(which) if !running.is_empty() => drop(slots.retire(running[which % running.len()])),
-                    Step::Reap => drop(slots.reap(Instant::now(), least, 9)),
+                    Step::Reap => drop(slots.reap(Instant::now(), least, 9, |_| false)),
                     _ => {}
                 }
                 for (number, _, caller) in slots.serve(all) {

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use super::inner::BACK_OFF;
 use super::*;
 use crate::api::Function as _;
+use crate::function::SessionAffinity;
 use crate::instance::guest::Guest as _;
 use crate::instance::testing::{self, TestGuest};
 use crate::platform::{StartCause, StartFailure, fc, scf};
@@ -31,7 +32,7 @@ pub(super) struct Server {
 impl Launch for Server {
     fn start(&self) -> BoxFuture<'_, Result<Instance>> {
         async {
-            self.starts.fetch_add(1, Ordering::SeqCst);
+            let number = self.starts.fetch_add(1, Ordering::SeqCst);
             sleep(self.takes).await;
             let fails =
                 self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
@@ -51,7 +52,7 @@ impl Launch for Server {
             }
             let guest = TestGuest::at(self.listener.local_addr().expect("an address"));
             lock(&self.guests).push(guest.clone());
-            Ok(testing::instance(&guest, FunctionConfig::clone(&self.config)).await)
+            Ok(testing::named(&format!("i-{number}"), &guest, FunctionConfig::clone(&self.config)).await)
         }
         .boxed()
     }
@@ -326,4 +327,122 @@ async fn who_looks_is_told_of_waits_refusals_and_starts() {
     pool.close().await;
     assert!(pool.acquire().await.is_err());
     assert_eq!(seen(), [2, 2, 1, 1]);
+}
+
+/// A function with so many sessions, and calls, for each instance.
+async fn with_sessions(sessions: u32, concurrency: u32, idle: Duration) -> Arc<Server> {
+    let mut config = FunctionConfig::new("f", fc());
+    config.concurrency = concurrency;
+    config.session_affinity = Some(SessionAffinity { sessions, idle, ..SessionAffinity::default() });
+    Server::of(config).await
+}
+
+/// A call of a session: its slot, and whether it has a new instance.
+async fn of_session(pool: &Pool, id: &str) -> std::result::Result<(Slot, bool), Refusal> {
+    let sessions = pool.0.sessions.clone().expect("affinity");
+    timeout(SOON, pool.acquire_for(&sessions, id)).await.expect("in time")
+}
+
+fn id(slot: &Slot) -> String {
+    slot.instance().id().to_owned()
+}
+
+#[tokio::test]
+async fn a_session_has_one_instance_and_an_instance_so_many_sessions() {
+    let server = with_sessions(2, 10, SOON).await;
+    let pool = server.pool(at_most(3));
+    // At once: one looks for an instance, the others wait for what it finds.
+    let calls = join_all((0..5).map(|_| of_session(&pool, "one"))).await;
+    let slots: Vec<(Slot, bool)> = calls.into_iter().map(|call| call.expect("a slot")).collect();
+    let first = id(&slots[0].0);
+    assert!(slots.iter().all(|(slot, _)| id(slot) == first));
+    assert_eq!((slots.iter().filter(|(_, new)| *new).count(), server.starts()), (1, 1));
+    drop(slots);
+    let (two, new) = of_session(&pool, "two").await.expect("a slot");
+    assert_eq!((id(&two), new), (first.clone(), true));
+    let (three, _) = of_session(&pool, "three").await.expect("a slot");
+    assert_ne!(id(&three), first, "it has two already");
+    for _ in 0..3 {
+        let (again, new) = of_session(&pool, "one").await.expect("a slot");
+        assert_eq!((id(&again), new), (first.clone(), false));
+    }
+    // A call without a session goes anywhere.
+    drop(pool.acquire().await.expect("a slot"));
+    assert_eq!(server.starts(), 2);
+    drop((two, three));
+    assert_eq!(pool.status().running, 0);
+}
+
+#[tokio::test]
+async fn a_call_waits_for_the_instance_of_its_session_and_not_for_ever() {
+    let server = with_sessions(1, 1, SOON).await;
+    let patience = Duration::from_millis(100);
+    let mut config = FunctionConfig::clone(&server.config);
+    config.start_deadline = Some(Duration::from_millis(200));
+    let pool = Pool::of(
+        Arc::clone(&server) as Arc<dyn Launch>,
+        &Arc::new(config),
+        PoolOptions { patience, max_waiting: 1, ..at_most(2) },
+        Vec::new(),
+        Arc::new(observe::Unwatched),
+        None,
+    );
+    let (held, _) = of_session(&pool, "one").await.expect("a slot");
+    let (other, _) = of_session(&pool, "two").await.expect("a slot");
+    let first = id(&held);
+    drop(other);
+    // There is a free slot of the other instance.
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { of_session(&pool, "one").await }
+    });
+    sleep(Duration::from_millis(20)).await;
+    assert!(matches!(of_session(&pool, "one").await, Err(Refusal::Throttled)), "one waits already");
+    drop(held);
+    let (slot, new) = waiting.await.expect("ended").expect("a slot");
+    assert_eq!((id(&slot), new), (first, false));
+    let begun = Instant::now();
+    assert!(matches!(of_session(&pool, "one").await, Err(Refusal::Throttled)));
+    assert!(begun.elapsed() >= patience);
+    drop(slot);
+    of_session(&pool, "one").await.expect("nobody waits any more");
+}
+
+#[tokio::test]
+async fn a_session_whose_instance_is_gone_has_another() {
+    let server = with_sessions(5, 10, SOON).await;
+    let pool = server.pool(at_most(1));
+    let (slot, _) = of_session(&pool, "one").await.expect("a slot");
+    let first = id(&slot);
+    drop(slot);
+    server.guest(0).end(crate::instance::guest::KILLED);
+    until("gone", || pool.status().warm == 0).await;
+    let (slot, new) = of_session(&pool, "one").await.expect("a slot");
+    assert!(new && id(&slot) != first);
+    // One that is to leave gets no new calls of its sessions either.
+    slot.instance().shared.condemn();
+    drop(slot);
+    until("retired", || pool.status().warm == 0).await;
+    let (slot, new) = of_session(&pool, "one").await.expect("a slot");
+    assert!(new && server.starts() == 3, "{}", id(&slot));
+    server.failures.store(1, Ordering::SeqCst);
+    server.guest(2).end(crate::instance::guest::KILLED);
+    drop(slot);
+    until("gone", || pool.status().warm == 0).await;
+    assert!(matches!(of_session(&pool, "one").await, Err(Refusal::Start(_))));
+    of_session(&pool, "one").await.expect("the next call looks again");
+}
+
+#[tokio::test]
+async fn an_instance_with_sessions_is_not_idle() {
+    let server = with_sessions(1, 1, Duration::from_secs(2)).await;
+    let pool = server.pool(PoolOptions { idle: Some(Duration::from_millis(1)), ..at_most(2) });
+    let (slot, _) = of_session(&pool, "one").await.expect("a slot");
+    let first = id(&slot);
+    drop(slot);
+    sleep(Duration::from_millis(1500)).await;
+    let (slot, new) = of_session(&pool, "one").await.expect("a slot");
+    assert_eq!((id(&slot), new), (first, false));
+    drop(slot);
+    until("reaped when its session is over", || pool.status().warm == 0).await;
 }

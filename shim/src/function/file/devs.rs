@@ -2,10 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::FileOptions;
 use super::fields::{Fields, Report};
 use super::languages::size;
 use super::tree::{Entry, Node, Place, Value};
+use super::{FileOptions, affinity};
 use crate::FunctionConfig;
 use crate::function::{HealthCheck, Mode};
 use crate::platform::{fc, fc2};
@@ -241,6 +241,7 @@ fn three(props: &Fields<'_>) -> Option<(Option<String>, FunctionConfig)> {
         config.callbacks.pre_stop = callback(&life, "preStop", "pre-stop");
         life.finish();
     }
+    affinity::read(props, &mut config);
     others(props);
     Some((image, config))
 }
@@ -375,8 +376,6 @@ fn others(fields: &Fields<'_>) {
             "layers",
             "gpuConfig",
             "instanceIsolationMode",
-            "sessionAffinity",
-            "sessionAffinityConfig",
             "idleTimeout",
         ],
         "Skiff does not have it",

@@ -8,6 +8,7 @@
 //! Everything that is wrong is reported at once, each with its line. What the vendors' files have and Skiff
 //! does nothing about is named in a warning.
 
+mod affinity;
 mod devs;
 mod fields;
 mod languages;

@@ -7,7 +7,7 @@ use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
 use crate::api::{AsyncOptions, MAX_RETRIES};
-use crate::function::{HealthCheck, Mode, RoleSource};
+use crate::function::{AFFINITY_CONCURRENCY, HealthCheck, Mode, RoleSource, SessionAffinity};
 use crate::platform::{self, HttpEvent};
 use crate::units::{Cpus, DiskSize, Memory};
 
@@ -129,6 +129,16 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
     set(&mut config.stop_grace, fields.time("stop_timeout", "stop grace"));
 }
 
+/// Which calls belong to one session.
+fn affinity(table: &Fields<'_>) -> SessionAffinity {
+    let mut affinity = SessionAffinity { header: table.parsed("header", ""), ..SessionAffinity::default() };
+    let sessions = table.number("sessions", "", 1..=200);
+    set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
+    set(&mut affinity.lifetime, table.time("lifetime", ""));
+    set(&mut affinity.idle, table.time("idle", ""));
+    affinity
+}
+
 /// What becomes of events and requests that are for later.
 fn asynchronous(later: &Fields<'_>) -> AsyncOptions {
     let retries = later.number("retries", "", 0..=MAX_RETRIES.into());
@@ -156,6 +166,15 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     }
     let concurrency = fields.number("concurrency", "concurrency", 0..=u32::MAX.into());
     set(&mut config.concurrency, concurrency.and_then(|count| u32::try_from(count).ok()));
+    if let Some(node) = fields.get("session_affinity") {
+        fields.named("session affinity", node.place);
+        if let Some(table) = fields.table("session_affinity") {
+            config.session_affinity = Some(affinity(&table));
+            table.finish();
+        }
+        // As in the cloud, where it cannot be chosen.
+        set(&mut config.concurrency, concurrency.is_none().then_some(AFFINITY_CONCURRENCY));
+    }
     set(&mut config.freeze, fields.boolean("freeze"));
     config.metrics_period = fields.time("metrics_period", "metrics period");
     if let Some(later) = fields.table("asynchronous") {

@@ -126,3 +126,42 @@ fn wrong_serverless_devs_files_are_told() {
             .contains("no service of the component")
     );
 }
+
+/// A function with these lines below `props`.
+fn with(lines: &str) -> String {
+    let head = "resources:\n  app:\n    component: fc3\n    props:\n      functionName: f\n";
+    let image = "      runtime: custom-container\n      customContainerConfig:\n        image: registry/f\n";
+    let lines: Vec<String> = lines.lines().map(|line| format!("      {line}\n")).collect();
+    format!("{head}{image}{}", lines.concat())
+}
+
+#[test]
+fn session_affinity_is_read() {
+    let text = "sessionAffinity: HEADER_FIELD\nsessionAffinityConfig:\n  affinityHeaderFieldName: x-mine\n  \
+        sessionConcurrencyPerInstance: 1\n  sessionIdleTimeoutInSeconds: 1800\n  sessionTTLInSeconds: 86400";
+    let file = parse(&with(text), Language::Yaml).expect("a function");
+    let affinity = file.config.session_affinity.expect("affinity");
+    assert_eq!(affinity.header.as_ref().map(http::HeaderName::as_str), Some("x-mine"));
+    assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (1, 86_400, 1800));
+    assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
+    let cookie = parse(&with("sessionAffinity: GENERATED_COOKIE"), Language::Yaml).expect("a function");
+    assert_eq!(cookie.config.session_affinity, Some(crate::function::SessionAffinity::default()));
+    let mcp = parse(&with("sessionAffinity: MCP_SSE\nsessionAffinityConfig: {}"), Language::Yaml)
+        .expect("a function");
+    assert_eq!((mcp.config.session_affinity, mcp.warnings.len()), (None, 2));
+    for (wrong, part) in [
+        ("sessionAffinity: STICKY", "must be NONE, GENERATED_COOKIE or HEADER_FIELD"),
+        ("sessionAffinity: HEADER_FIELD", "needs sessionAffinityConfig.affinityHeaderFieldName"),
+        (
+            "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  sessionConcurrencyPerInstance: 201",
+            "201 must be 1 to 200",
+        ),
+        (
+            "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  sessionTTLInSeconds: 86400",
+            "must be 1 s to 21600 s",
+        ),
+    ] {
+        let told = faults(&with(wrong), Language::Yaml);
+        assert!(told.len() == 1 && told[0].contains(part), "{wrong}: {told:#?}");
+    }
+}

@@ -8,7 +8,7 @@ use skiff_runtime::{Network, Writable};
 
 use super::*;
 use crate::api::Destination;
-use crate::function::Mode;
+use crate::function::{Mode, SessionAffinity};
 use crate::platform::HttpEvent;
 
 fn parse(text: &str, language: Language) -> Result<FunctionFile> {
@@ -243,6 +243,28 @@ fn what_becomes_of_asynchronous_calls_is_within_bounds() {
         told.iter().zip(["retries: 9 must be 0 to 8", "max_age", "only files and http://", "to"])
     {
         assert!(fault.contains(part), "{fault}");
+    }
+}
+
+#[test]
+fn session_affinity_says_which_calls_belong_together() {
+    let cookie = toml("name = \"f\"\n[session_affinity]\n").config;
+    assert_eq!((cookie.session_affinity, cookie.concurrency), (Some(SessionAffinity::default()), 200));
+    let all = "name = \"f\"\nconcurrency = 10\n[session_affinity]\nheader = \"x-mine\"\nsessions = 10\n\
+        lifetime = \"24h\"\nidle = \"1m\"";
+    let config = toml(all).config;
+    let affinity = config.session_affinity.expect("affinity");
+    assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (10, 86_400, 60));
+    assert_eq!(
+        (affinity.header.map(|name| name.to_string()).as_deref(), config.concurrency),
+        (Some("x-mine"), 10)
+    );
+    let wrong =
+        "concurrency = 2\nplatform = \"scf\"\n[session_affinity]\nheader = \"two words\"\nsessions = 3";
+    let told = faults(wrong, Language::Toml);
+    assert_eq!(told.len(), 3, "{told:#?}");
+    for part in ["header", "platform scf has none", "must not be more than the concurrency, 2"] {
+        assert!(told.iter().any(|fault| fault.contains(part)), "{part}: {told:#?}");
     }
 }
 

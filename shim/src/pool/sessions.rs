@@ -1,0 +1,336 @@
+//! Which session has which instance.
+//!
+//! ```text
+//! new ── somebody looks for an instance ── bound ── calls ── idle too long, old, or the instance is gone ── unknown
+//! ```
+//!
+//! A session keeps a place of its instance, of which there are so many. Nothing here waits but for news.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::inner::lock;
+use crate::function::SessionAffinity;
+
+/// The sessions of a pool.
+pub(super) struct Sessions {
+    rules: SessionAffinity,
+    inner: Mutex<Inner>,
+    /// Something has changed that somebody may wait for.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: HashMap<Arc<str>, Session>,
+    /// Of each instance, by its id: those that sessions have, and those that are kept for one.
+    places: HashMap<Arc<str>, u32>,
+}
+
+struct Session {
+    /// `None` while one is looked for.
+    instance: Option<Arc<str>>,
+    begun: Instant,
+    used: Instant,
+    /// Calls that run.
+    running: usize,
+}
+
+/// What is known of a session.
+pub(super) enum Found {
+    /// It has this instance.
+    Bound(Arc<str>),
+    /// It is new, or has ended: who asks looks for an instance now.
+    New(Search),
+    /// Somebody else looks.
+    Searched,
+}
+
+/// The task to find an instance for a session; dropping it gives it up.
+pub(super) struct Search {
+    sessions: Arc<Sessions>,
+    id: Arc<str>,
+}
+
+/// A place that is kept for a session.
+pub(super) struct Place {
+    sessions: Arc<Sessions>,
+    instance: Arc<str>,
+    /// It is a session's by now.
+    taken: bool,
+}
+
+/// A call of a session, until it is dropped.
+pub(super) struct Use {
+    sessions: Arc<Sessions>,
+    id: Arc<str>,
+}
+
+impl Sessions {
+    pub(super) fn new(rules: &SessionAffinity) -> Arc<Self> {
+        Arc::new(Self { rules: rules.clone(), inner: Mutex::default(), news: Notify::new() })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// What there is to wait for. Get it before looking.
+    pub(super) fn news(&self) -> tokio::sync::futures::Notified<'_> {
+        self.news.notified()
+    }
+
+    pub(super) fn find(self: &Arc<Self>, id: &str) -> Found {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        match inner.sessions.get(id) {
+            Some(session) if self.is_over(session, now) => inner.remove(id),
+            Some(Session { instance: Some(instance), .. }) => return Found::Bound(Arc::clone(instance)),
+            Some(_) => return Found::Searched,
+            None => {}
+        }
+        let id: Arc<str> = id.into();
+        let session = Session { instance: None, begun: now, used: now, running: 0 };
+        inner.sessions.insert(Arc::clone(&id), session);
+        Found::New(Search { sessions: Arc::clone(self), id })
+    }
+
+    fn is_over(&self, session: &Session, now: Instant) -> bool {
+        let Some(_) = session.instance else { return false };
+        let idle = session.running == 0 && now.saturating_duration_since(session.used) >= self.rules.idle;
+        idle || now.saturating_duration_since(session.begun) >= self.rules.lifetime
+    }
+
+    /// Keeps a place of an instance for a session, if there is one.
+    pub(super) fn keep(&self, instance: &str) -> bool {
+        let mut inner = self.inner();
+        match inner.places.get_mut(instance) {
+            Some(count) if *count >= self.rules.sessions => false,
+            Some(count) => {
+                *count += 1;
+                true
+            }
+            None => {
+                inner.places.insert(instance.into(), 1);
+                true
+            }
+        }
+    }
+
+    /// What gives a place back that was kept.
+    pub(super) fn place(self: &Arc<Self>, instance: &str) -> Place {
+        Place { sessions: Arc::clone(self), instance: instance.into(), taken: false }
+    }
+
+    /// A call of a session begins; `None` when it is not this instance's any more.
+    pub(super) fn use_of(self: &Arc<Self>, id: &str, instance: &str) -> Option<Use> {
+        let mut inner = self.inner();
+        let (id, _) = inner.sessions.get_key_value(id)?;
+        let id = Arc::clone(id);
+        let session = inner.sessions.get_mut(&id)?;
+        if session.instance.as_deref() != Some(instance) {
+            return None;
+        }
+        session.running += 1;
+        Some(Use { sessions: Arc::clone(self), id })
+    }
+
+    /// Whether an instance has sessions, or is to have one.
+    pub(super) fn has(&self, instance: &str) -> bool {
+        self.inner().places.contains_key(instance)
+    }
+
+    /// A session's instance is gone, for it alone.
+    pub(super) fn unbind(&self, id: &str, instance: &str) {
+        let mut inner = self.inner();
+        if inner.sessions.get(id).is_some_and(|session| session.instance.as_deref() == Some(instance)) {
+            inner.remove(id);
+        }
+    }
+
+    /// An instance is gone, and so are its sessions.
+    pub(super) fn forget(&self, instance: &str) {
+        {
+            let mut inner = self.inner();
+            inner.sessions.retain(|_, session| session.instance.as_deref() != Some(instance));
+            inner.places.remove(instance);
+        }
+        self.news.notify_waiters();
+    }
+
+    /// Ends what is over.
+    pub(super) fn sweep(&self) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        let over = inner.sessions.iter().filter(|(_, session)| self.is_over(session, now));
+        let over: Vec<Arc<str>> = over.map(|(id, _)| Arc::clone(id)).collect();
+        over.iter().for_each(|id| inner.remove(id));
+    }
+}
+
+impl Inner {
+    fn remove(&mut self, id: &str) {
+        if let Some(instance) = self.sessions.remove(id).and_then(|session| session.instance) {
+            self.give_back(&instance);
+        }
+    }
+
+    fn give_back(&mut self, instance: &str) {
+        // One whose instance has been forgotten has none to give back.
+        if let Some(count) = self.places.get_mut(instance) {
+            *count -= 1;
+            if *count == 0 {
+                self.places.remove(instance);
+            }
+        }
+    }
+}
+
+impl Search {
+    /// Binds the session to the instance of a place, and begins its first call.
+    pub(super) fn found(self, mut place: Place) -> Use {
+        if let Some(session) = self.sessions.inner().sessions.get_mut(&self.id) {
+            (session.instance, session.running) = (Some(Arc::clone(&place.instance)), 1);
+            session.begun = Instant::now();
+            place.taken = true;
+        }
+        Use { sessions: Arc::clone(&self.sessions), id: Arc::clone(&self.id) }
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        {
+            let mut inner = self.sessions.inner();
+            if inner.sessions.get(&self.id).is_some_and(|session| session.instance.is_none()) {
+                inner.sessions.remove(&self.id);
+            }
+        }
+        self.sessions.news.notify_waiters();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.sessions.inner().give_back(&self.instance);
+            self.sessions.news.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        {
+            let mut inner = self.sessions.inner();
+            if let Some(session) = inner.sessions.get_mut(&self.id) {
+                session.running = session.running.saturating_sub(1);
+                session.used = Instant::now();
+            }
+        }
+        self.sessions.news.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sessions(change: impl FnOnce(&mut SessionAffinity)) -> Arc<Sessions> {
+        let mut rules = SessionAffinity { sessions: 2, ..SessionAffinity::default() };
+        change(&mut rules);
+        Sessions::new(&rules)
+    }
+
+    #[track_caller]
+    fn search(sessions: &Arc<Sessions>, id: &str) -> Search {
+        match sessions.find(id) {
+            Found::New(search) => search,
+            Found::Bound(_) | Found::Searched => panic!("{id} is known"),
+        }
+    }
+
+    /// Binds a new session, if there is a place.
+    #[track_caller]
+    fn bind(sessions: &Arc<Sessions>, id: &str, instance: &str) -> Option<Use> {
+        let search = search(sessions, id);
+        sessions.keep(instance).then(|| search.found(sessions.place(instance)))
+    }
+
+    fn bound(sessions: &Arc<Sessions>, id: &str) -> Option<String> {
+        match sessions.find(id) {
+            Found::Bound(instance) => Some(instance.to_string()),
+            Found::New(_) | Found::Searched => None,
+        }
+    }
+
+    #[test]
+    fn a_session_keeps_its_instance_which_has_so_many() {
+        let sessions = sessions(|_| ());
+        let one = bind(&sessions, "one", "i").expect("a place");
+        let _two = bind(&sessions, "two", "i").expect("a place");
+        assert!(bind(&sessions, "three", "i").is_none(), "there are two places");
+        let _three = bind(&sessions, "three", "j").expect("a place");
+        drop(one);
+        assert_eq!(bound(&sessions, "one").as_deref(), Some("i"));
+        assert_eq!(bound(&sessions, "three").as_deref(), Some("j"));
+        assert!(sessions.use_of("one", "i").is_some() && sessions.use_of("one", "j").is_none());
+        assert!(sessions.has("i") && !sessions.has("k"));
+    }
+
+    #[test]
+    fn one_looks_for_an_instance_at_a_time_and_who_gives_up_leaves_nothing() {
+        let sessions = sessions(|_| ());
+        let first = search(&sessions, "one");
+        assert!(matches!(sessions.find("one"), Found::Searched));
+        drop(first);
+        let again = search(&sessions, "one");
+        assert!(sessions.keep("i"));
+        let place = sessions.place("i");
+        drop((again, place));
+        assert!(!sessions.has("i"), "the place is given back");
+        assert!(sessions.inner().sessions.is_empty());
+    }
+
+    #[test]
+    fn an_instance_that_is_gone_takes_its_sessions_along() {
+        let sessions = sessions(|_| ());
+        let running = bind(&sessions, "one", "i").expect("a place");
+        let _other = bind(&sessions, "two", "j").expect("a place");
+        sessions.forget("i");
+        assert_eq!((bound(&sessions, "one"), bound(&sessions, "two").as_deref()), (None, Some("j")));
+        // The end of a call of a session that is no more does no harm.
+        drop(running);
+        let _again = bind(&sessions, "one", "j").expect("a place");
+        sessions.unbind("one", "i");
+        assert_eq!(bound(&sessions, "one").as_deref(), Some("j"));
+        sessions.unbind("one", "j");
+        assert_eq!(bound(&sessions, "one"), None);
+        assert!(sessions.keep("j"), "its place is free again");
+    }
+
+    #[test]
+    fn sessions_end_when_they_are_old_or_idle_and_not_while_they_run() {
+        let short = Duration::from_millis(30);
+        let idle = sessions(|rules| rules.idle = short);
+        let running = bind(&idle, "one", "i").expect("a place");
+        std::thread::sleep(short * 2);
+        idle.sweep();
+        assert_eq!(bound(&idle, "one").as_deref(), Some("i"), "a call runs");
+        drop(running);
+        assert_eq!(bound(&idle, "one").as_deref(), Some("i"), "it was used just now");
+        std::thread::sleep(short * 2);
+        assert_eq!(bound(&idle, "one"), None);
+        assert!(!idle.has("i"));
+        let old = sessions(|rules| rules.lifetime = short);
+        let _running = bind(&old, "one", "i").expect("a place");
+        std::thread::sleep(short * 2);
+        old.sweep();
+        assert_eq!((bound(&old, "one"), old.has("i")), (None, false), "whatever runs");
+    }
+}

@@ -1,0 +1,143 @@
+//! Session affinity of fc: the calls of a session go to one instance of a node's function.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use skiff_tests::http::Response;
+use skiff_tests::{Baseline, Node, Sandbox, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+const COOKIE: &str = "x-fc-cookie-session-id";
+
+fn deploy(node: &Node<'_>, affinity: &str) {
+    let more = format!("[session_affinity]\n{affinity}");
+    let _ = node.deploy("demo", "function", &more, &["--max-instances", "2"]).ok();
+}
+
+#[track_caller]
+fn instance(answer: &Response) -> String {
+    answer.header("x-fc-instance-id").expect("an instance").to_owned()
+}
+
+/// The session that an answer begins.
+fn begun(answer: &Response) -> Option<String> {
+    let cookie = answer.header("set-cookie")?;
+    let (id, rest) = cookie.strip_prefix(COOKIE)?.strip_prefix('=')?.split_once(';')?;
+    assert_eq!(rest, " Max-Age=21600");
+    Some(id.to_owned())
+}
+
+fn get(node: &Node<'_>, target: &str, session: Option<&str>) -> Response {
+    let cookie = session.map(|id| format!("theme=dark; {COOKIE}={id}"));
+    let headers: Vec<(&str, &str)> = cookie.iter().map(|cookie| ("cookie", cookie.as_str())).collect();
+    node.own("demo").request("GET", target, &headers, b"")
+}
+
+#[test]
+fn a_cookie_leads_to_the_instance_of_its_session() {
+    let sandbox = Sandbox::new();
+    let baseline = Baseline::take(&sandbox);
+    let node = Node::start(&sandbox, &[]);
+    deploy(&node, "sessions = 1");
+    let (one, two) = (get(&node, "/status/200", None), get(&node, "/status/200", None));
+    let (first, second) = (begun(&one).expect("a cookie"), begun(&two).expect("a cookie"));
+    assert!(first != second && instance(&one) != instance(&two), "each has one session");
+    for _ in 0..5 {
+        for (session, answer) in [(&first, &one), (&second, &two)] {
+            let again = get(&node, "/status/200", Some(session));
+            assert_eq!((instance(&again), begun(&again)), (instance(answer), None));
+        }
+    }
+    // The function sees all cookies, and calls of a session at once are with its instance.
+    let seen = get(&node, "/request", Some(&first)).json();
+    assert!(seen["headers"].to_string().contains(&format!("theme=dark; {COOKIE}={first}")), "{seen}");
+    let at_once: BTreeSet<String> = thread::scope(|scope| {
+        let call = || instance(&get(&node, "/sleep/300", Some(&first)));
+        let calls: Vec<_> = (0..8).map(|_| scope.spawn(call)).collect();
+        calls.into_iter().map(|call| call.join().expect("answered")).collect()
+    });
+    assert_eq!(at_once, BTreeSet::from([instance(&one)]));
+    // Events have no session.
+    assert_eq!(node.invoke("demo", &serde_json::json!({})).ok().header("set-cookie"), None);
+    let _ = sandbox.run(&["delete", "demo"]).ok();
+    node.stop();
+    baseline.assert_restored();
+}
+
+#[test]
+fn a_session_whose_instance_is_gone_or_whose_time_is_up_is_begun_anew() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    deploy(&node, "");
+    let one = get(&node, "/status/200", None);
+    let session = begun(&one).expect("a cookie");
+    assert_eq!(get(&node, "/exit/3", Some(&session)).status, 502);
+    let gone = wait_for(SOON, || {
+        let again = get(&node, "/status/200", Some(&session));
+        (again.status == 200 && instance(&again) != instance(&one)).then_some(again)
+    });
+    let again = gone.expect("another instance");
+    assert_eq!(begun(&again).as_ref(), Some(&session), "the cookie is set anew");
+    let third = get(&node, "/status/200", Some(&session));
+    assert_eq!((instance(&third), begun(&third)), (instance(&again), None));
+    // A new revision has other instances.
+    deploy(&node, "idle = \"1s\"");
+    let moved = get(&node, "/status/200", Some(&session));
+    assert_eq!((moved.status, begun(&moved)), (200, Some(session.clone())));
+    assert_ne!(instance(&moved), instance(&again));
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(begun(&get(&node, "/status/200", Some(&session))), Some(session), "it was idle for too long");
+    // What is no id is none.
+    let odd = get(&node, "/status/200", Some(&"x".repeat(1000)));
+    assert_eq!((odd.status, begun(&odd).map(|id| id.len())), (200, Some(36)));
+    node.stop();
+}
+
+#[test]
+fn a_header_leads_to_the_instance_of_its_session() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    deploy(&node, "header = \"x-session\"\nsessions = 1\nlifetime = \"24h\"");
+    let call = |session: &[(&str, &str)]| node.own("demo").request("GET", "/request", session, b"").ok();
+    let (one, two) = (call(&[("x-session", "one")]), call(&[("x-session", "two")]));
+    assert_ne!(instance(&one), instance(&two));
+    assert_eq!((one.header("x-session"), one.header("set-cookie")), (None, None));
+    for (session, answer) in [("one", &one), ("two", &two), ("one", &one)] {
+        assert_eq!(instance(&call(&[("x-session", session)])), instance(answer));
+    }
+    deploy(&node, "header = \"x-session\"");
+    // Who has none gets one, and so does the function.
+    let made = call(&[]);
+    let id = made.header("x-session").expect("an id").to_owned();
+    assert!(
+        made.json()["headers"].to_string().contains(&format!("[\"x-session\",\"{id}\"]")),
+        "{}",
+        made.text()
+    );
+    assert_eq!(call(&[("x-session", &id)]).header("x-session"), None);
+    node.stop();
+}
+
+#[test]
+fn a_new_session_waits_for_a_place_and_wrong_affinity_is_told() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let more = "[session_affinity]\nsessions = 1\nidle = \"2s\"";
+    let _ = node.deploy("demo", "function", more, &["--max-instances", "1"]).ok();
+    let one = get(&node, "/status/200", None);
+    let clock = Instant::now();
+    let two = get(&node, "/status/200", None);
+    assert!(clock.elapsed() > Duration::from_secs(1), "{:?}", clock.elapsed());
+    assert_eq!((two.status, instance(&two)), (200, instance(&one)));
+    assert_ne!(begun(&two), begun(&one));
+    for (more, part) in [
+        ("platform = \"scf\"\n[session_affinity]", "platform scf has none"),
+        ("[session_affinity]\nsessions = 201", "201 must be 1 to 200"),
+        ("[session_affinity]\nheader = \"x-fc-mine\"", "the platform's"),
+        ("[session_affinity]\ncolour = \"red\"", "colour"),
+    ] {
+        let _ = node.deploy("wrong", "function", more, &[]).fails(2, &[part]);
+    }
+    node.stop();
+}
