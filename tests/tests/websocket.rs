@@ -1,5 +1,6 @@
 //! WebSockets of functions of Tencent SCF: how long they may be idle, and how they may end.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use skiff_tests::http::Connection;
@@ -74,4 +75,35 @@ fn a_function_that_ends_meanwhile_is_told_as_one_that_exits() {
     let mut other = served.connect();
     other.send_head("POST", "/exit/3", &[("Content-Length", "0")]);
     assert_error(&served, 439);
+}
+
+/// A frame of this many bytes as clients send them, with a mask of zeros.
+fn large(bytes: usize) -> Vec<u8> {
+    let length = u64::try_from(bytes).expect("a length").to_be_bytes();
+    [&[0x82, 0x80 | 127][..], &length, &[0; 4], &vec![b'x'; bytes]].concat()
+}
+
+#[test]
+fn a_message_has_a_megabyte_at_most() {
+    let sandbox = Sandbox::new();
+    let served = serve(&sandbox);
+    let (mut writer, mut reader) = Connection::halves(served.socket()).expect("it listens");
+    let head = b"GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    writer.write_all(head).expect("written");
+    assert_eq!(reader.read_any_head().status, 101);
+    let whole = large(1 << 20);
+    // What comes back is read beside what is sent: nothing in between holds so much.
+    std::thread::scope(|scope| {
+        let length = whole.len();
+        let read = scope.spawn(move || reader.read_raw(length));
+        writer.write_all(&whole).expect("written");
+        assert!(read.join().expect("read") == whole, "something else came back");
+    });
+    // It may be broken off before all has been written.
+    let _ = writer.write_all(&large((1 << 20) + 1));
+    assert_error(&served, 406);
+    let told = served.stderr();
+    assert!(told.contains("WebSocket message exceeds maximum allowed size (1048576 bytes)"), "{told}");
+    // The function goes on.
+    assert_eq!(served.get("/status/200").status, 200);
 }

@@ -77,6 +77,8 @@ pub struct Limits {
     pub http_body_bytes: usize,
     /// Bytes of the body of an answer to one; `None` is no bound.
     pub http_answer_bytes: Option<usize>,
+    /// Bytes of a message of a WebSocket, where those are watched ([`Defaults::websocket_idle`]).
+    pub websocket_message_bytes: usize,
     /// Bytes of the header names and values of an answer to one.
     pub response_header_bytes: usize,
     /// Bytes of a synchronous event.
@@ -383,6 +385,8 @@ pub enum InvocationFailure {
     WebSocketIdle,
     /// The client ended a WebSocket otherwise than by a normal close.
     WebSocketBroken,
+    /// The client has sent a message over a WebSocket that is larger than the limit, in bytes.
+    WebSocketTooLarge(usize),
     /// The request is larger than the limit; which limit.
     RequestTooLarge(String),
     /// The event cannot be one; why.

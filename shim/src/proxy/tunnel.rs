@@ -15,7 +15,7 @@ use crate::platform::InvocationFailure;
 pub(super) async fn run(mut invocation: Invocation, client: OnUpgrade, server: OnUpgrade, protocol: &[u8]) {
     let config = &invocation.shared.config;
     let idle = config.websocket_idle().filter(|_| protocol.eq_ignore_ascii_case(b"websocket"));
-    let watch = Watch::new();
+    let watch = Watch::new(config.platform.limits().websocket_message_bytes);
     let copy = async {
         let (client, server) =
             futures_util::future::try_join(client, server).await.map_err(|e| e.to_string())?;

@@ -47,19 +47,27 @@ struct Seen {
     /// The first close frame, and the first end without one.
     closed: Option<(Side, u16)>,
     ended: Option<Side>,
+    /// Who sent a message that is too large.
+    too_large: Option<Side>,
 }
 
 /// Both directions of one connection.
 #[derive(Clone, Debug)]
-pub(super) struct Watch(Arc<Mutex<Seen>>);
+pub(super) struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    /// Bytes of a message at most.
+    most: usize,
+}
 
 impl Watch {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Seen { last: Instant::now(), closed: None, ended: None })))
+    /// Messages have `most` bytes; none is passed on whose head says that it has more.
+    pub(super) fn new(most: usize) -> Self {
+        let seen = Seen { last: Instant::now(), closed: None, ended: None, too_large: None };
+        Self { seen: Arc::new(Mutex::new(seen)), most }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The end of the connection at that side.
@@ -81,6 +89,14 @@ impl Watch {
     /// What was wrong about the end of the connection.
     pub(super) fn failure(&self) -> Option<InvocationFailure> {
         let seen = self.seen();
+        match seen.too_large {
+            Some(Side::Client) => return Some(InvocationFailure::WebSocketTooLarge(self.most)),
+            Some(Side::Server) => {
+                let text = format!("WebSocket message exceeds maximum allowed size ({} bytes)", self.most);
+                return Some(InvocationFailure::BadResponse(text));
+            }
+            None => {}
+        }
         let side = match (seen.closed, seen.ended) {
             (Some((side, status)), _) if side.may_close_by(status) => return None,
             (Some((side, _)), _) | (None, Some(side)) => side,
@@ -116,6 +132,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
             if let Some(status) = this.frames.follow(fresh) {
                 seen.closed.get_or_insert((this.side, status));
             }
+            if this.frames.largest > this.watch.most as u64 {
+                seen.too_large.get_or_insert(this.side);
+                return Poll::Ready(Err(io::Error::other("a WebSocket message is too large")));
+            }
         }
         Poll::Ready(result)
     }
@@ -142,6 +162,9 @@ struct Frames {
     /// Of the payload that follows the head.
     left: u64,
     opcode: u8,
+    /// Of the message so far, all its frames together, and of the largest that there was.
+    message: u64,
+    largest: u64,
     mask: Option<[u8; 4]>,
     /// The first two bytes of a close frame's payload.
     status: Vec<u8>,
@@ -185,6 +208,13 @@ impl Frames {
             0 => u64::from(second & 0x7f),
             count => number(head.get(2..2 + count).unwrap_or_default()),
         };
+        // Text or binary begins a message, 0 goes on with it; others may come between its frames.
+        self.message = match self.opcode {
+            0 => self.message.saturating_add(self.left),
+            1 | 2 => self.left,
+            _ => self.message,
+        };
+        self.largest = self.largest.max(self.message);
         self.mask = head.get(2 + extended..).and_then(|mask| mask.try_into().ok());
         self.status.clear();
     }
@@ -268,10 +298,55 @@ mod tests {
     }
 
     #[test]
+    fn a_message_is_all_its_frames() {
+        let mut frames = Frames::default();
+        let part = |opcode: u8, length: usize| {
+            let mut bytes = frame(opcode, &vec![b'x'; length], None);
+            bytes[0] &= 0x7f;
+            bytes
+        };
+        frames.follow(
+            &[part(1, 600), frame(9, &[0; 100], None), part(0, 300), frame(0, &[0; 100], None)].concat(),
+        );
+        assert_eq!(frames.largest, 1000, "without what came between");
+        frames.follow(&frame(2, &[0; 999], None));
+        assert_eq!(frames.largest, 1000, "the next is another");
+        // Lengths that no message has.
+        frames.follow(&[0x02, 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(frames.largest, u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_ends_the_connection_before_it_is_passed_on() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        for (side, failure) in [
+            (Side::Client, InvocationFailure::WebSocketTooLarge(1000)),
+            (
+                Side::Server,
+                InvocationFailure::BadResponse(
+                    "WebSocket message exceeds maximum allowed size (1000 bytes)".into(),
+                ),
+            ),
+        ] {
+            let (mut here, there) = tokio::io::duplex(64 * 1024);
+            let watch = Watch::new(1000);
+            let mut watched = watch.of(side, there);
+            let good = frame(2, &[7; 1000], None);
+            here.write_all(&good).await.expect("written");
+            let mut seen = vec![0; good.len()];
+            watched.read_exact(&mut seen).await.expect("read");
+            assert_eq!((seen, watch.failure()), (good, None));
+            here.write_all(&frame(2, &[7; 1001], None)).await.expect("written");
+            watched.read(&mut [0; 10]).await.expect_err("too large");
+            assert_eq!(watch.failure(), Some(failure));
+        }
+    }
+
+    #[test]
     fn who_ends_a_connection_and_how_decides() {
         let after = |closed, ended| {
-            let watch = Watch::new();
-            *watch.seen() = Seen { last: Instant::now(), closed, ended };
+            let watch = Watch::new(1);
+            *watch.seen() = Seen { last: Instant::now(), closed, ended, too_large: None };
             watch.failure()
         };
         let (client, server) = (Side::Client, Side::Server);

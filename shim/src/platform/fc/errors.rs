@@ -210,7 +210,10 @@ pub(super) fn invocation(
             );
             function_error(context, code, text)
         }
-        InvocationFailure::Canceled | InvocationFailure::Terminated | InvocationFailure::WebSocketBroken => {
+        InvocationFailure::Canceled
+        | InvocationFailure::Terminated
+        | InvocationFailure::WebSocketBroken
+        | InvocationFailure::WebSocketTooLarge(_) => {
             let ms = whole_ms(report.duration);
             let text =
                 format!("Invocation canceled by client (duration: {ms}ms, maxMemoryUsage: {peak:.2}MB)");

@@ -78,6 +78,7 @@ static LIMITS: Limits = Limits {
     request_target_bytes: Some(4 * 1024),
     http_body_bytes: 32 * 1024 * 1024,
     http_answer_bytes: None,
+    websocket_message_bytes: usize::MAX,
     response_header_bytes: 8 * 1024,
     event_bytes: 32 * 1024 * 1024,
     async_event_bytes: 128 * 1024,

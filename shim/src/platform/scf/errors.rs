@@ -126,6 +126,11 @@ pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFa
             (456, "WebSocketClosed", "WebSocket connection closed by client abnormally".to_owned())
         }
         InvocationFailure::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
+        InvocationFailure::WebSocketTooLarge(limit) => (
+            406,
+            "RequestTooLarge",
+            format!("WebSocket message exceeds maximum allowed size ({limit} bytes)"),
+        ),
         InvocationFailure::RequestTooLarge(what) => (406, "RequestTooLarge", what.clone()),
         InvocationFailure::AnswerTooLarge(_) => {
             (407, "ResponseTooLarge", "The size of response exceeds the upper limit (6MB)".to_owned())
@@ -283,6 +288,11 @@ mod tests {
             (InvocationFailure::InvalidEvent("no JSON".into()), 400, "no JSON"),
             (InvocationFailure::WebSocketIdle, 455, "WebSocket connection idle for 15 seconds"),
             (InvocationFailure::WebSocketBroken, 456, "WebSocket connection closed by client abnormally"),
+            (
+                InvocationFailure::WebSocketTooLarge(1_048_576),
+                406,
+                "WebSocket message exceeds maximum allowed size (1048576 bytes)",
+            ),
         ];
         for (failure, code, text) in cases {
             let answer = invocation(&context(&config, InvocationKind::Http), &failure);

@@ -70,6 +70,7 @@ static LIMITS: Limits = Limits {
     request_target_bytes: None,
     http_body_bytes: 6 * 1024 * 1024,
     http_answer_bytes: Some(6 * 1024 * 1024),
+    websocket_message_bytes: 1024 * 1024,
     response_header_bytes: 4 * 1024,
     event_bytes: 6 * 1024 * 1024,
     async_event_bytes: 128 * 1024,
@@ -291,6 +292,7 @@ mod tests {
             (InvocationFailure::InvalidEvent(String::new()), false, false),
             (InvocationFailure::WebSocketIdle, false, false),
             (InvocationFailure::WebSocketBroken, false, false),
+            (InvocationFailure::WebSocketTooLarge(1), false, false),
         ];
         let mut config = FunctionConfig::new("resize", &SCF);
         for (failure, alone, beside_others) in table {
