@@ -19,7 +19,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -216,10 +216,7 @@ impl Control {
     }
 
     async fn logs(&self, name: &str, query: &Query) -> Result<Response<Body>> {
-        let since = match query.get("since") {
-            None => None,
-            Some(text) => Some(UNIX_EPOCH + Duration::from_millis(number("since", &text)?)),
-        };
+        let since = query.get("since").map(|text| unix_time("since", &text)).transpose()?;
         let follow = query.get("follow").is_some_and(|value| value != "false");
         let wanted = LogQuery { since, request_id: query.get("request"), follow };
         let parts = self.node.logs(query.get("namespace").as_deref(), name, wanted).await?;
@@ -269,12 +266,14 @@ impl Query {
     }
 }
 
-fn number(name: &str, text: &str) -> Result<u64> {
+/// A parameter that is a time, in milliseconds since 1970.
+pub(super) fn unix_time(name: &str, text: &str) -> Result<SystemTime> {
     // What is later than any clock shows is no time.
-    text.parse().ok().filter(|number| *number < 1 << 52).ok_or_else(|| {
+    let number = text.parse().ok().filter(|number: &u64| *number < 1 << 52).ok_or_else(|| {
         let kind = ErrorKind::Runtime(skiff_runtime::ErrorKind::InvalidArgument);
         Error::new(kind, format!("{name}={text} is no number of milliseconds since 1970"))
-    })
+    })?;
+    Ok(UNIX_EPOCH + Duration::from_millis(number))
 }
 
 fn json_response(status: StatusCode, bytes: Bytes) -> Response<Body> {

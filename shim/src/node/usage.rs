@@ -1,7 +1,6 @@
 //! What functions were billed, from the node's records.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -14,6 +13,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::Node;
+use super::control::unix_time;
 use crate::meter::{Found, Meter, Reader, Selection, Usage};
 use crate::proxy::body::{Body, BodyError};
 use crate::{Error, ErrorKind, Result};
@@ -118,14 +118,7 @@ fn selection(query: Option<&str>) -> Result<Selection> {
         match key {
             "function" => selection.function = Some(value),
             "namespace" => selection.namespace = Some(value),
-            "since_unix_ms" => {
-                let since =
-                    value.parse().ok().and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
-                selection.since = Some(since.ok_or_else(|| {
-                    Error::new(ErrorKind::InvalidFunction, format!("since_unix_ms `{value}` is no time"))
-                        .advise("give milliseconds since 1970")
-                })?);
-            }
+            "since_unix_ms" => selection.since = Some(unix_time(key, &value)?),
             // As everywhere in this API, what is not known is passed over.
             _ => {}
         }
@@ -135,6 +128,8 @@ fn selection(query: Option<&str>) -> Result<Selection> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -148,9 +143,10 @@ mod tests {
 
     #[test]
     fn a_time_that_is_none_is_told() {
-        for query in ["since_unix_ms=", "since_unix_ms=-1", "since_unix_ms=soon", "since_unix_ms=1e9"] {
+        let far = format!("since_unix_ms={}", i64::MAX);
+        for query in ["since_unix_ms=", "since_unix_ms=-1", "since_unix_ms=soon", "since_unix_ms=1e9", &far] {
             let error = selection(Some(query)).expect_err(query);
-            assert_eq!(error.kind(), ErrorKind::InvalidFunction);
+            assert_eq!(error.kind(), ErrorKind::Runtime(skiff_runtime::ErrorKind::InvalidArgument));
             assert!(error.to_string().contains("since_unix_ms"), "{error}");
         }
     }
