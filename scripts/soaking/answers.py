@@ -19,6 +19,8 @@ OF_A_KILL = (EXITED, MEMORY, BROKEN, NOT_STARTED)
 SCF = {405: NOT_STARTED, 432: THROTTLED, 433: TIME, 434: MEMORY, 439: EXITED, 443: BROKEN, 445: NOT_STARTED}
 SCF |= {446: NOT_STARTED, 449: NOT_STARTED, 450: NOT_STARTED, 500: NOT_STARTED}
 FC = {"FunctionNotStarted": NOT_STARTED, "CAExited": NOT_STARTED, "ResourceExhausted": THROTTLED}
+# By the status of an answer whose body is not read.
+OF_HEADS = {412: NOT_STARTED, 429: THROTTLED, **SCF}
 
 
 class Nameless(Exception):
@@ -39,7 +41,10 @@ def read(platform, way, answer, whole=True):
     """What the answer to a call says, or its head alone. An HTTP answer of the function's own is a success."""
     if not whole:
         headers = answer.headers
-        return Said(SUCCESS, "", headers.get("x-fc-request-id") or headers.get("x-scf-request-id", ""), b"")
+        request_id = headers.get("x-fc-request-id") or headers.get("x-scf-request-id", "")
+        # What the functions that are left early answer themselves is 200.
+        name = OF_HEADS.get(answer.status, SUCCESS)
+        return Said(name, "head alone", request_id, b"")
     if platform == "scf":
         return scf_event(answer) if way == "event" else scf_http(answer)
     return fc(answer, way)

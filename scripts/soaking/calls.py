@@ -112,7 +112,8 @@ def fills(id, function, random):
 
 
 def out_of_memory(id, function, random):
-    names = (MEMORY,) if function.platform == "scf" else (EXITED,)
+    # On a busy host memory may take longer to fill than the call may last.
+    names = (MEMORY if function.platform == "scf" else EXITED, TIME)
     if random.random() < 0.5:
         return event(id, function, "out of memory", {"call": id, "oom": True}, names=names, harms=True)
     return http(id, function, "out of memory", "/oom", names=names, harms=True)

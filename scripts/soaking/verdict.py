@@ -15,6 +15,8 @@ OF_DEPLOYS = {
     CONTAINER: ("start_failed",),
 }
 LEFT_BEHIND_PATIENCE_S = 120
+# How long a call that nobody waits for any more may go on in its instance.
+GOES_ON_S = 60
 # A call that ends its instance.
 HARM = "harm"
 
@@ -36,8 +38,8 @@ def harms(results):
     """The calls that end the instance which works on them, and so the others in it."""
     for result in results:
         if result.call.harms or result.said and result.said.name == answers.TIME:
-            # One that is cut goes on in its instance.
-            late = SEEN_S if result.how == ANSWERED else 2 * SEEN_S
+            # One that is cut by a kill of the daemon goes on in its instance, as long as it takes.
+            late = SEEN_S if result.how == ANSWERED else GOES_ON_S
             yield Event(HARM, result.call.function, result.begun, result.ended + late)
 
 
@@ -101,7 +103,8 @@ def check_records(results, records, events, violations):
         if result.how == ANSWERED and not has_record(result) and here:
             violations.add("a record of a call that reached no instance", result.shown, result.begun)
         cut = any(kill.meets(result.begun, result.ended + SEEN_S) for kill in kills)
-        if result.how in (LEFT, BROKEN_OFF) and request_id and here != 1 and not cut:
+        met_instance = request_id and result.said.name not in answers.WITHOUT_INSTANCE
+        if result.how in (LEFT, BROKEN_OFF) and met_instance and here != 1 and not cut:
             violations.add("no record of a call that ended early", result.shown, result.begun)
     check_others(results, records, known, violations)
 
