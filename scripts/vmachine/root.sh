@@ -7,6 +7,8 @@ vm_mirror=${SKIFF_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 vm_kernel=linux-image-cloud-amd64
 vm_packages="$vm_kernel,initramfs-tools,systemd,systemd-sysv,udev,dbus,kmod,procps,iproute2,nftables"
 vm_packages+=",e2fsprogs,xfsprogs,quota,apparmor,libseccomp2,crun,runc,busybox-static,zstd,ca-certificates,python3"
+# For scripts/soak.
+vm_packages+=",docker-registry"
 # For a box of Vagrant's (box.sh), where they are started; not in scripts/vm.
 vm_packages+=",openssh-server,sudo,rsync"
 
@@ -61,7 +63,7 @@ configure_tree() {
     printf '%032x\n' 1 >"$tree/etc/machine-id"
     # What nobody uses here and costs seconds in emulation.
     for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
-        fstrim.timer getty.target quota.service quotarpc.service systemd-networkd-wait-online.service \
+        docker-registry.service fstrim.timer getty.target quota.service quotarpc.service systemd-networkd-wait-online.service \
         xfs_scrub_all.timer; do
         ln -sf /dev/null "$tree/etc/systemd/system/$unit"
     done

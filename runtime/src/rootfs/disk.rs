@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -22,7 +23,12 @@ pub(crate) const MAX_BYTES: u64 = 64 << 30;
 const BLOCK: u64 = 4096;
 /// Least inodes: ext4 keeps eleven for itself, an overlay takes five.
 const MIN_INODES: u64 = 64;
-const FREE_DEVICE_ATTEMPTS: usize = 200;
+/// How long it is looked for a free device: many processes may want one at once, and on a host that has too much
+/// to do the node of a new one comes late. The deadline of the start bounds it too.
+const FREE_DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+const FREE_DEVICE_PAUSE: Duration = Duration::from_millis(1);
+/// Devices that others were quicker to take before there is a pause.
+const QUICK_ATTEMPTS: usize = 20;
 
 /// Makes disks; keeps one formatted template for each cap.
 #[derive(Debug)]
@@ -172,34 +178,42 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
 fn attach(file: &File, name: &str) -> io::Result<OwnedFd> {
     let control = rustix::fs::open("/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let config = LoopConfig::autoclear(file.as_fd(), name);
-    let mut last = io::Error::from(Errno::BUSY);
-    for _ in 0..FREE_DEVICE_ATTEMPTS {
+    let until = Instant::now() + FREE_DEVICE_PATIENCE;
+    let mut attempts = 0;
+    loop {
         let number = loop_get_free(&control)?;
-        let device = match rustix::fs::open(
-            format!("/dev/loop{number}"),
-            OFlags::RDWR | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
-            Ok(device) => device,
-            // The node of a new device comes a moment after its number.
-            Err(e @ (Errno::NOENT | Errno::NXIO)) => {
-                last = e.into();
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                continue;
-            }
-            Err(e) => return Err(e.into()),
+        let missed = match take(number, &config)? {
+            Ok(device) => return Ok(device),
+            Err(missed) => missed,
         };
-        match loop_configure(&device, &config) {
-            Ok(()) => return Ok(device),
-            // Another process took it first.
-            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => last = e,
-            Err(e) => {
-                let _ = loop_clear(&device);
-                return Err(e);
-            }
+        if Instant::now() >= until {
+            return Err(missed.into());
+        }
+        if missed != Errno::BUSY || attempts >= QUICK_ATTEMPTS {
+            std::thread::sleep(FREE_DEVICE_PAUSE);
+        }
+        attempts += 1;
+    }
+}
+
+/// Takes a device that was free; or why it cannot be had now, but may be later.
+fn take(number: u32, config: &LoopConfig) -> io::Result<Result<OwnedFd, Errno>> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = match rustix::fs::open(format!("/dev/loop{number}"), flags, Mode::empty()) {
+        Ok(device) => device,
+        // The node of a new device comes a moment after its number.
+        Err(e @ (Errno::NOENT | Errno::NXIO)) => return Ok(Err(e)),
+        Err(e) => return Err(e.into()),
+    };
+    match loop_configure(&device, config) {
+        Ok(()) => Ok(Ok(device)),
+        // Another process took it first.
+        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(Err(Errno::BUSY)),
+        Err(e) => {
+            let _ = loop_clear(&device);
+            Err(e)
         }
     }
-    Err(last)
 }
 
 #[cfg(test)]
