@@ -1,7 +1,7 @@
 //! The node's API for other hosts.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use skiff::Secret;
@@ -56,7 +56,7 @@ impl RemoteArgs {
             }),
             _ => None,
         };
-        let token = self.listen_token.as_ref().map(token).transpose()?;
+        let token = self.listen_token.as_deref().map(token).transpose()?;
         if token.is_none() && self.listen_client_ca.is_none() {
             return Err(Failure::usage(format!("--listen {address} would let everybody control this host"))
                 .advise("give --listen-token, or --listen-client-ca with --listen-cert and --listen-key"));
@@ -71,7 +71,7 @@ impl RemoteArgs {
     }
 }
 
-fn token(path: &PathBuf) -> Result<Secret, Failure> {
+fn token(path: &Path) -> Result<Secret, Failure> {
     let text = private_text("--listen-token", path)?;
     let token = text.trim();
     if !TOKEN_LENGTH.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
