@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::acceleration::{Recorded, Recording};
 use crate::awake::Awake;
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Peak};
 use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
 use crate::network::{Dialer, Forwarder, Resolver};
@@ -135,6 +135,8 @@ pub struct Container {
     pid: u32,
     process: Process,
     group: Group,
+    /// Opened when it is asked for, which every invocation does.
+    peak: OnceLock<Option<Peak>>,
     awake: Awake,
     address: Ipv4Addr,
     network: Option<Arc<OwnedFd>>,
@@ -164,6 +166,7 @@ impl Container {
             pid,
             process,
             group: parts.group,
+            peak: OnceLock::new(),
             awake: parts.awake,
             address: parts.address,
             network: parts.network,
@@ -414,13 +417,14 @@ impl Container {
         self.group.stats()
     }
 
-    /// [`Stats::memory_peak_bytes`] alone, which costs a file or two and not all of them.
+    /// [`Stats::memory_peak_bytes`] alone, which costs a look at one file that is open already.
     #[must_use]
     pub fn memory_peak_bytes(&self) -> u64 {
         if let Some(Ended::Exited(_, stats)) = *self.ended.borrow() {
             return stats.memory_peak_bytes;
         }
-        self.group.memory_peak_bytes()
+        let peak = self.peak.get_or_init(|| self.group.open_peak()).as_ref().and_then(Peak::bytes);
+        peak.filter(|bytes| *bytes > 0).unwrap_or_else(|| self.group.memory_peak_bytes())
     }
 }
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from common import daemon, end_process, run, wait_until
+from common import daemon, end_process, processes, run, wait_until
 
 IMAGE = "bench/python:1"
 # Below which cgroup the peers put theirs, so that all of it can be removed.
@@ -128,6 +128,7 @@ class Podman(Engine):
         # crun of Debian 12 refuses cgroups in hybrid mode.
         self.command = ["podman", "--root", directory / "root", "--runroot", directory / "run", "--runtime", "runc",
                         "--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+        stack.callback(self.wait_for_the_last, directory)
         stack.callback(self.quietly, "rm", "-f", "-a", "-t", "0")
         run(*self.command, "load", "-q", "-i", archive)
 
@@ -138,6 +139,12 @@ class Podman(Engine):
 
     def remove(self, name):
         self.quietly("rm", "-f", "-t", "0", name)
+
+    @staticmethod
+    def wait_for_the_last(directory):
+        """Each container has a process that cleans up after it, in its own time."""
+        at_work = lambda: processes(lambda entry: str(directory) in (entry / "cmdline").read_text())
+        wait_until("the end of podman's processes", lambda: not at_work())
 
 
 class Docker(Engine):

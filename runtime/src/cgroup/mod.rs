@@ -21,6 +21,7 @@ pub(crate) use alarm::OomAlarm;
 pub(crate) use hierarchy::{Hierarchy, NEEDED, Version};
 pub use place::CgroupParent;
 pub(crate) use place::{delegated, is_marked, join_leaf, own_path, relative, settle};
+pub(crate) use stats::Peak;
 
 use crate::{Error, Result};
 

@@ -1,6 +1,7 @@
 //! What a group used, and whether memory ran out in it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,14 +42,19 @@ impl Group {
     }
 
     fn peak_above(&self, least: u64) -> u64 {
-        let peak = self.number(
-            "memory",
-            match self.hierarchy.version() {
-                Version::V1 => "memory.max_usage_in_bytes",
-                Version::V2 => "memory.peak",
-            },
-        );
-        peak.max(least)
+        self.number("memory", self.peak_name()).max(least)
+    }
+
+    fn peak_name(&self) -> &'static str {
+        match self.hierarchy.version() {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        }
+    }
+
+    /// What tells the most memory, kept open; `None` where the kernel has no such file.
+    pub(crate) fn open_peak(&self) -> Option<Peak> {
+        File::open(self.file("memory", self.peak_name())?).ok().map(Peak)
     }
 
     fn cpu(&self) -> Duration {
@@ -86,5 +92,19 @@ impl Group {
             .find(|(k, _)| *k == key)
             .and_then(|(_, value)| value.trim().parse().ok())
             .unwrap_or(0)
+    }
+}
+
+/// The open file of the most memory that a group had: to look at it again is one call of the kernel.
+#[derive(Debug)]
+pub(crate) struct Peak(File);
+
+impl Peak {
+    /// In bytes; `None` when the group is gone.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        // A number of 64 bits and a line feed.
+        let mut text = [0; 24];
+        let length = self.0.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
     }
 }

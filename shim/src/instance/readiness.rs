@@ -1,4 +1,4 @@
-//! Waiting until an instance's server listens: connect, back off, connect again.
+//! Waiting until an instance's server listens: connect, pause, connect again.
 //!
 //! The connection that succeeds is kept: the first request goes out on it. The container's end
 //! ends the wait at once.
@@ -11,10 +11,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::guest::{Guest, KILLED};
 
-/// First pause; doubled each time up to [`LAST_PAUSE`].
+/// Shortest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Longest pause: what a slow server can lose by it.
+/// A pause is this part of what has been waited so far, which is what a start can lose by pausing: doubling
+/// pauses cost half of it.
+const PART: u32 = 20;
+
+/// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a server was not reached.
@@ -44,7 +48,7 @@ pub(super) async fn first_connection(
 }
 
 async fn connect(guest: &dyn Guest, port: u16, deadline: Instant) -> Result<TcpStream, String> {
-    let mut pause = FIRST_PAUSE;
+    let begun = Instant::now();
     let mut last = "no answer".to_owned();
     loop {
         match timeout_at(deadline, guest.connect(port)).await {
@@ -52,10 +56,10 @@ async fn connect(guest: &dyn Guest, port: u16, deadline: Instant) -> Result<TcpS
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => return Err(last),
         }
+        let pause = (begun.elapsed() / PART).clamp(FIRST_PAUSE, LAST_PAUSE);
         if timeout_at(deadline, sleep(pause)).await.is_err() {
             return Err(last);
         }
-        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 

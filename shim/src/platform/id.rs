@@ -1,5 +1,6 @@
 //! The raw material of ids: time and random bits.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,33 @@ use rustix::rand::{GetRandomFlags, getrandom};
 /// Used when the kernel has no random bytes: ids stay unique in this process, they are no secrets.
 static FALLBACK: AtomicU64 = AtomicU64::new(0);
 
+/// Random bytes that are asked of the kernel at once: each id needs a few.
+const AT_ONCE: usize = 240;
+
+thread_local! {
+    /// Random bytes that nobody had yet. This process never forks and goes on in both.
+    static STOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `N` random bytes, of the stock; `None` when the kernel gives none.
+fn taken<const N: usize>(stock: &mut Vec<u8>) -> Option<[u8; N]> {
+    if stock.len() < N {
+        let mut fresh = [0; AT_ONCE];
+        let filled = getrandom(&mut fresh, GetRandomFlags::empty()).ok()?;
+        stock.extend_from_slice(fresh.get(..filled)?);
+    }
+    let rest = stock.len().checked_sub(N)?;
+    let bytes = stock.get(rest..)?.try_into().ok()?;
+    stock.truncate(rest);
+    Some(bytes)
+}
+
 /// `N` random bytes.
 pub(super) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    if getrandom(&mut bytes, GetRandomFlags::empty()).is_ok_and(|filled| filled == N) {
+    if let Some(bytes) = STOCK.with_borrow_mut(taken) {
         return bytes;
     }
+    let mut bytes = [0; N];
     let count = FALLBACK.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     for (byte, source) in bytes.iter_mut().zip(count.iter().rev().cycle()) {
         *byte = *source;
@@ -75,6 +97,17 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn no_random_bytes_are_given_twice() {
+        let ids: HashSet<[u8; 16]> = (0..1000).map(|_| random()).collect();
+        assert_eq!(ids.len(), 1000);
+        let mut stock = vec![7; 3];
+        let first: [u8; 16] = taken(&mut stock).expect("random bytes");
+        assert_eq!(stock.len(), AT_ONCE + 3 - 16);
+        assert!(!stock.ends_with(&first));
+        assert_eq!(taken::<500>(&mut stock), None, "more than is asked for at once");
+    }
 
     #[test]
     fn hex_has_two_digits_for_each_byte() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 /// What a client gets beyond the time limit to read that it is over.
@@ -16,9 +16,11 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 const LAST_BYTES: Duration = Duration::from_secs(60);
 
 /// The time at which a connection is closed, whatever it does.
+#[derive(Default)]
 pub(super) struct Patience {
-    until: watch::Sender<Option<Instant>>,
     running: Mutex<Running>,
+    /// It is over earlier than [`Patience::over`] waits for.
+    earlier: Notify,
 }
 
 /// When the requests that run must be over, each with a number of its own: of HTTP/2 there may be many.
@@ -26,16 +28,20 @@ pub(super) struct Patience {
 struct Running {
     ends: BTreeSet<(Instant, u64)>,
     begun: u64,
+    until: Option<Instant>,
+    /// What is waited for: who waits looks again then. Nearly every request puts the end off, and wakes
+    /// nobody.
+    waited_for: Option<Instant>,
 }
 
 impl Patience {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { until: watch::Sender::new(None), running: Mutex::default() })
+        Arc::default()
     }
 
     /// Gives a connection that has brought no request yet so long for its first.
     pub(super) fn wait_for_first(&self, limit: Duration) {
-        self.until.send_replace(Some(Instant::now() + limit));
+        self.set(&mut self.running(), Instant::now() + limit);
     }
 
     /// A request has come that may take as long as `limit`.
@@ -44,7 +50,9 @@ impl Patience {
         running.begun += 1;
         let end = (Instant::now() + limit + GRACE, running.begun);
         running.ends.insert(end);
-        self.until.send_replace(running.ends.first().map(|(until, _)| *until));
+        let next = running.ends.first().map_or(end.0, |(until, _)| *until);
+        self.set(&mut running, next);
+        drop(running);
         Turn { patience: Arc::clone(self), end }
     }
 
@@ -53,11 +61,14 @@ impl Patience {
         self.running().ends.is_empty()
     }
 
-    /// Waits until it is over; begins anew with every request. Cancel safe.
+    /// Waits until it is over; begins anew with every request. Cancel safe; for one at a time.
     pub(super) async fn over(&self) {
-        let mut seen = self.until.subscribe();
         loop {
-            let until = *seen.borrow_and_update();
+            let until = {
+                let mut running = self.running();
+                running.waited_for = running.until;
+                running.until
+            };
             let over = async {
                 match until {
                     Some(until) => sleep_until(until).await,
@@ -65,10 +76,20 @@ impl Patience {
                 }
             };
             tokio::select! {
-                () = over => return,
-                // The sender lives as long as `self`.
-                _ = seen.changed() => {}
+                () = over => {}
+                () = self.earlier.notified() => continue,
             }
+            // It may have been put off meanwhile.
+            if self.running().until.is_none_or(|until| until <= Instant::now()) {
+                return;
+            }
+        }
+    }
+
+    fn set(&self, running: &mut Running, until: Instant) {
+        running.until = Some(until);
+        if running.waited_for.is_none_or(|waited_for| until < waited_for) {
+            self.earlier.notify_one();
         }
     }
 
@@ -89,7 +110,7 @@ impl Drop for Turn {
         let mut running = self.patience.running();
         running.ends.remove(&self.end);
         let next = running.ends.first().map_or_else(|| Instant::now() + LAST_BYTES, |(until, _)| *until);
-        self.patience.until.send_replace(Some(next));
+        self.patience.set(&mut running, next);
     }
 }
 
@@ -101,7 +122,7 @@ mod tests {
 
     /// How long from now the connection has, in whole minutes.
     fn minutes(patience: &Patience) -> Option<u64> {
-        let until = *patience.until.borrow();
+        let until = patience.running().until;
         until.map(|until| until.duration_since(Instant::now()).as_secs() / 60)
     }
 
@@ -122,6 +143,30 @@ mod tests {
         assert_eq!(minutes(&patience), Some(100));
         drop(long);
         assert!(patience.is_idle() && minutes(&patience) < Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_put_off_and_what_is_brought_forward_counts() {
+        let patience = Patience::new();
+        let over = async {
+            let begun = Instant::now();
+            patience.over().await;
+            begun.elapsed()
+        };
+        let requests = async {
+            patience.wait_for_first(MINUTE);
+            tokio::time::sleep(MINUTE / 2).await;
+            let long = patience.begin(100 * MINUTE);
+            tokio::time::sleep(10 * MINUTE).await;
+            let short = patience.begin(MINUTE);
+            tokio::time::sleep(MINUTE / 2).await;
+            drop(short);
+            tokio::time::sleep(MINUTE / 2).await;
+            drop(long);
+        };
+        let (took, ()) = tokio::join!(over, requests);
+        // The last ends after 11.5 minutes.
+        assert!(took.abs_diff(MINUTE * 23 / 2 + LAST_BYTES) < Duration::from_secs(1), "{took:?}");
     }
 
     #[tokio::test]

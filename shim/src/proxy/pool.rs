@@ -2,9 +2,9 @@
 //!
 //! A request goes out on a kept connection that is still open, else on a fresh one. What is never
 //! sent again: a request of which the server may have seen a byte, unless its method is safe and it
-//! has no body. A connection comes back when its answer has been read to the end.
+//! has no body. A connection is used again when its answer has been read to the end.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
@@ -18,7 +18,7 @@ use super::http2;
 use crate::instance::guest::Guest;
 
 /// Kept connections at most; both platforms send at most 200 requests at once to an instance.
-const MAX_IDLE: usize = 200;
+const MAX_KEPT: usize = 200;
 
 /// How long a connection to a server of this host may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,7 +31,8 @@ const MAX_HEADERS: usize = 256;
 pub(crate) struct Pool {
     guest: Arc<dyn Guest>,
     port: u16,
-    idle: Mutex<Vec<SendRequest<Body>>>,
+    /// Those that are free, and those whose answer is still being read: nobody need wait for its end.
+    kept: Mutex<Vec<SendRequest<Body>>>,
     shared: http2::Shared,
 }
 
@@ -64,7 +65,7 @@ impl SendError {
 
 impl Pool {
     pub(crate) fn new(guest: Arc<dyn Guest>, port: u16) -> Arc<Self> {
-        Arc::new(Self { guest, port, idle: Mutex::default(), shared: http2::Shared::default() })
+        Arc::new(Self { guest, port, kept: Mutex::default(), shared: http2::Shared::default() })
     }
 
     /// Makes a connection of a stream and keeps it.
@@ -76,14 +77,14 @@ impl Pool {
 
     /// Sends a request and returns the answer when its headers have come.
     pub(crate) async fn send(
-        self: &Arc<Self>,
+        &self,
         mut request: Request<Body>,
     ) -> Result<Response<Incoming>, SendError> {
         let again = Replay::of(&request);
         while let Some(mut sender) = self.pop() {
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.take_back(sender);
+                    self.put(sender);
                     return Ok(response);
                 }
                 Err(mut error) => match (error.take_message(), &again) {
@@ -95,7 +96,7 @@ impl Pool {
         }
         let mut sender = self.connect().await?;
         let response = sender.send_request(request).await?;
-        self.take_back(sender);
+        self.put(sender);
         Ok(response)
     }
 
@@ -112,42 +113,27 @@ impl Pool {
         Ok(handshake(connect(&self.guest, self.port).await?).await?)
     }
 
-    /// The connection used last that is still open: the others may age and go.
+    /// The connection used last that is still open and free: the others may age and go.
     fn pop(&self) -> Option<SendRequest<Body>> {
-        let mut idle = self.idle();
-        while let Some(sender) = idle.pop() {
-            if sender.is_ready() && !sender.is_closed() {
-                return Some(sender);
-            }
-        }
-        None
+        let mut kept = self.kept();
+        kept.retain(|sender| !sender.is_closed());
+        let free = kept.iter().rposition(SendRequest::is_ready)?;
+        Some(kept.remove(free))
     }
 
-    /// Keeps a connection as soon as its answer has been read to the end; lets go of it when it ends
-    /// before.
-    fn take_back(self: &Arc<Self>, mut sender: SendRequest<Body>) {
-        let pool: Weak<Self> = Arc::downgrade(self);
-        tokio::spawn(async move {
-            if sender.ready().await.is_ok()
-                && let Some(pool) = pool.upgrade()
-            {
-                pool.put(sender);
-            }
-        });
-    }
-
+    /// Keeps a connection; its answer may still be on its way.
     fn put(&self, sender: SendRequest<Body>) {
-        let mut idle = self.idle();
-        if idle.len() >= MAX_IDLE {
-            idle.retain(|sender| !sender.is_closed());
+        let mut kept = self.kept();
+        if kept.len() >= MAX_KEPT {
+            kept.retain(|sender| !sender.is_closed());
         }
-        if idle.len() < MAX_IDLE {
-            idle.push(sender);
+        if kept.len() < MAX_KEPT {
+            kept.push(sender);
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Body>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Body>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,19 +15,26 @@ pub(crate) struct Logs(pub(crate) Console);
 
 impl LogSink for Logs {
     fn line(&self, line: &LogLine) {
-        let console = self.0;
-        let for_programs =
-            matches!(line.stream, LogStream::Events | LogStream::Requests | LogStream::Metrics);
-        if for_programs && !console.is_json() {
-            return;
-        }
-        let bytes = if console.is_json() {
-            json_line(line)
-        } else {
-            text_line(line, console.stderr.terminal, console.stderr.colors)
-        };
+        self.lines(std::slice::from_ref(line));
+    }
+
+    fn lines(&self, lines: &[LogLine]) {
+        let bytes: Vec<u8> = lines.iter().filter_map(|line| self.written(line)).flatten().collect();
         // In one call, so that lines do not mix. Where it fails there is no one to tell.
         let _ = io::stderr().lock().write_all(&bytes);
+    }
+}
+
+impl Logs {
+    /// A line as it is written, if it is.
+    fn written(&self, line: &LogLine) -> Option<Vec<u8>> {
+        let console = self.0;
+        if console.is_json() {
+            return Some(json_line(line));
+        }
+        let for_programs =
+            matches!(line.stream, LogStream::Events | LogStream::Requests | LogStream::Metrics);
+        (!for_programs).then(|| text_line(line, console.stderr.terminal, console.stderr.colors))
     }
 }
 

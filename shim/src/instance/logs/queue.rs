@@ -20,6 +20,10 @@ const BATCH: usize = 256;
 /// How long the output waits for a sink that stands still before lines are dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long lines of the platform that nobody waits for may gather: each batch costs a thread's turn, and an
+/// invocation has several lines.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// The queue of one instance.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -28,6 +32,8 @@ pub(super) struct Queue {
     filled: Notify,
     /// There is room, or the queue is empty.
     emptied: Notify,
+    /// Somebody waits until the sink has had what there is.
+    hurry: Notify,
 }
 
 #[derive(Default)]
@@ -67,13 +73,17 @@ impl Queue {
 
     /// Adds a line of the platform without waiting; there is some more room for them.
     pub(super) fn push_now(&self, line: LogLine) {
-        {
+        let many = {
             let mut state = locked(&self.state);
             if state.add(line, MAX_BYTES * 5 / 4).is_some() {
                 state.dropped += 1;
             }
-        }
+            state.cost > MAX_BYTES / 2
+        };
         self.filled.notify_one();
+        if many {
+            self.hurry.notify_one();
+        }
     }
 
     /// Waits until everything is with the sink and no more than `members` are left.
@@ -88,12 +98,14 @@ impl Queue {
                     return;
                 }
             }
+            self.hurry.notify_one();
             emptied.await;
         }
     }
 
     /// The next lines for the sink and what they cost; `None` when no more can come.
     async fn take(&self, instance_id: &Arc<str>) -> Option<(Vec<LogLine>, Cost)> {
+        self.gather().await;
         loop {
             {
                 let mut state = locked(&self.state);
@@ -113,6 +125,18 @@ impl Queue {
                 }
             }
             self.filled.notified().await;
+            self.gather().await;
+        }
+    }
+
+    /// Waits for more lines, unless there are many or somebody waits for them, or for their end.
+    async fn gather(&self) {
+        let waits = {
+            let state = locked(&self.state);
+            (1..BATCH).contains(&state.lines.len()) && state.members > 0
+        };
+        if waits {
+            let _ = tokio::time::timeout(GATHER, self.hurry.notified()).await;
         }
     }
 
@@ -157,6 +181,7 @@ impl Member {
                     Some(back) => line = back,
                 }
             }
+            self.0.hurry.notify_one();
             if tokio::time::timeout(PATIENCE, emptied).await.is_err() {
                 locked(&self.0.state).stalled = true;
             }
@@ -179,6 +204,7 @@ impl Member {
                     return;
                 }
             }
+            self.0.hurry.notify_one();
             if tokio::time::timeout(PATIENCE, emptied).await.is_err() {
                 locked(&self.0.state).stalled = true;
             }
@@ -190,6 +216,7 @@ impl Drop for Member {
     fn drop(&mut self) {
         locked(&self.0.state).members -= 1;
         self.0.filled.notify_one();
+        self.0.hurry.notify_one();
         self.0.emptied.notify_waiters();
     }
 }
