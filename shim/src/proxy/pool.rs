@@ -76,10 +76,7 @@ impl Pool {
     }
 
     /// Sends a request and returns the answer when its headers have come.
-    pub(crate) async fn send(
-        &self,
-        mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendError> {
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
         let again = Replay::of(&request);
         while let Some(mut sender) = self.pop() {
             match sender.try_send_request(request).await {
