@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use skiff_runtime::{Container, ContainerSpec, ErrorKind, Output, Runtime, RuntimeOptions};
 use tokio::io::AsyncReadExt;
 
@@ -65,6 +67,10 @@ fn heard(child: &mut Child, wanted: &str) -> String {
     let out = child.stdout.as_mut().expect("piped");
     let mut lines = BufReader::with_capacity(1, out).lines();
     lines.find_map(|line| line.ok()?.strip_prefix(wanted).map(str::to_owned)).expect(wanted)
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).expect("a process"), signal).expect("sent");
 }
 
 fn say(text: &str) {
@@ -279,6 +285,29 @@ async fn no_line_is_lost_over_owners_that_are_killed() {
         assert_eq!(last, LINES);
     }
     assert_eq!(fs::read_dir(dir.path().join("run")).expect("run").count(), 0);
+}
+
+/// The keeper is slow and has not read all that the former owner said when the next one is there already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_comes_at_once_waits_for_the_last_words_of_the_former() {
+    const SOCKETS: usize = 60;
+    let dir = fresh();
+    let first = open(dir.path()).await;
+    let keeper = keeper_of(first.dir());
+    signal(keeper, Signal::STOP);
+    let path = dir.path().join("x.sock");
+    let socket = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    for number in 0..SOCKETS {
+        first.hold_socket(&number.to_string(), socket.as_fd()).await.expect("told");
+    }
+    drop(first);
+    let place = dir.path().to_owned();
+    let second = tokio::spawn(async move { open_as(&place, NAME).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    signal(keeper, Signal::CONT);
+    let second = second.await.expect("no panic").expect("nobody owns it");
+    assert_eq!(second.held_sockets().len(), SOCKETS);
+    end(&second).await;
 }
 
 #[tokio::test]

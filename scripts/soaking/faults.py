@@ -89,7 +89,10 @@ class Storm:
         event.ended = time.monotonic() + SEEN_S
 
     async def keeper(self):
-        keeper = self.node.keeper()
+        # It may not have been seen while another took its place.
+        until = time.monotonic() + SEEN_S
+        while not (keeper := self.node.keeper()) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
         if not keeper:
             self.violations.add("there is no keeper", self.node.log_end())
             return

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Pid;
 
 use super::protocol::{FromKeeper, PROTOCOL, Role, VERSION, send};
 use crate::{Error, Result};
@@ -81,6 +83,16 @@ impl Peer {
 
     pub(super) fn post(&mut self, message: FromKeeper, fds: Vec<OwnedFd>) {
         self.outbox.push_back((message, fds));
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Whether its process has ended, also where somebody has the socket still: a child that it was making.
+    pub(super) fn has_died(&self) -> bool {
+        let pid = Pid::from_raw(self.pid);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
     }
 
     /// Ends the connection at once.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::peers::{Standing, Tale};
+use super::peers::{Peer, Standing, Tale};
 use super::protocol::{FromKeeper, Instance, Label, PROTOCOL, Role, ToKeeper, receive};
 use super::records::{FailedStart, Records};
 use super::server::Server;
@@ -16,6 +16,8 @@ use crate::{Error, ErrorKind};
 
 /// Messages read of one peer before it is the next one's turn.
 const TURN: usize = 32;
+/// Messages read of an owner when the next one has come; its socket holds some hundreds.
+const MAX_LAST_WORDS: usize = 4096;
 /// Clients at once; there is always room for one who comes to be the owner.
 const MAX_CLIENTS: usize = 48;
 /// Starts at once; more of them would only hinder each other.
@@ -24,25 +26,44 @@ const MAX_STARTING: usize = 512;
 impl Server {
     pub(super) fn take_messages(&mut self) {
         for index in 0..self.peers.all.len() {
-            for _ in 0..TURN {
-                let peer = &mut self.peers.all[index];
-                if !peer.is_listened_to() || self.stopping {
-                    break;
-                }
-                match receive::<ToKeeper>(peer.socket()) {
-                    Ok(Some((message, fds))) => self.answer(index, message, fds),
-                    Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                        break;
-                    }
-                    Ok(None) => peer.close(),
-                    // Without an owner that can be understood there is none.
-                    Err(_) if peer.standing == Standing::Owner => peer.close(),
-                    Err(e) => peer.refuse(
-                        &Error::new(ErrorKind::InvalidArgument, "the keeper cannot read a message")
-                            .because(e),
-                    ),
-                }
+            self.read(index, TURN);
+        }
+    }
+
+    /// Reads what a peer has said, at most so many messages.
+    fn read(&mut self, index: usize, most: usize) {
+        for _ in 0..most {
+            let peer = &mut self.peers.all[index];
+            if !peer.is_listened_to() || self.stopping {
+                return;
             }
+            match receive::<ToKeeper>(peer.socket()) {
+                Ok(Some((message, fds))) => self.answer(index, message, fds),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return;
+                }
+                Ok(None) => peer.close(),
+                // Without an owner that can be understood there is none.
+                Err(_) if peer.standing == Standing::Owner => peer.close(),
+                Err(e) => peer.refuse(
+                    &Error::new(ErrorKind::InvalidArgument, "the keeper cannot read a message").because(e),
+                ),
+            }
+        }
+    }
+
+    /// Parts with an owner that has died, if there is one, before the next is greeted: it may have said more than
+    /// was read yet, and whoever starts it again is quick.
+    fn part_with_owner(&mut self) {
+        let is_owner = |peer: &Peer| peer.standing == Standing::Owner;
+        let Some(index) = self.peers.all.iter().position(is_owner) else { return };
+        self.read(index, MAX_LAST_WORDS);
+        let owner = &mut self.peers.all[index];
+        if owner.is_gone() || owner.has_died() {
+            owner.close();
+            // Told now, and not when the next one is there.
+            owner.standing = Standing::Leaving(Instant::now());
+            self.owner_left();
         }
     }
 
@@ -74,6 +95,9 @@ impl Server {
     }
 
     fn greet(&mut self, index: usize, protocol: u32, version: &str, role: Role) {
+        if role == Role::Owner {
+            self.part_with_owner();
+        }
         let owner = self.peers.owner().map(|owner| owner.pid);
         let clients = self.peers.clients();
         let lock = if role == Role::Owner { self.lock.try_clone().map(Some) } else { Ok(None) };
