@@ -18,7 +18,8 @@ PORT = "FC_CUSTOM_LISTEN_PORT"
 
 def remove_groups():
     """What the peers leave of their cgroups."""
-    for top in Path("/sys/fs/cgroup").glob(f"**/{GROUP}*"):
+    mounts = Path("/sys/fs/cgroup")
+    for top in [*mounts.glob(f"{GROUP}*"), *mounts.glob(f"*/{GROUP}*")]:
         for directory, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)

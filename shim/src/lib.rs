@@ -40,7 +40,7 @@ pub use skiff_runtime::image::{
     ClientCertificate, CredentialCallback, CredentialEndpoint, CredentialRequest, CredentialSources,
     EndpointToken, GcOptions, GcReport, Image, Proxies, PullEvent, PullOptions, PullPolicy, PullTimings,
     Reference, Removal, RemovedImage, Source, Store, StoredImage, TemporaryCredentials, VerifyOptions,
-    VerifyReport, bound_allocator,
+    VerifyReport, bound_allocator, give_back_memory,
 };
 pub use skiff_runtime::service;
 pub use skiff_runtime::{

@@ -259,3 +259,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 pub fn bound_allocator() {
     crate::sys::bound_allocator();
 }
+
+/// Has glibc's allocator give back to the kernel what has been freed, which it does by itself only at the end of
+/// its heaps. Takes milliseconds where there is much.
+pub fn give_back_memory() {
+    crate::sys::give_back();
+}

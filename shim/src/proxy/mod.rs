@@ -11,6 +11,7 @@ mod as_event;
 #[cfg(test)]
 mod as_event_tests;
 pub(crate) mod body;
+mod crowd;
 mod forward;
 mod gather;
 #[cfg(test)]

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::body::{self, Body, Keeping};
+use super::crowd::{Crowd, Present};
 use super::http2;
 use super::patience::{GRACE, Patience};
 use super::socket::{Acceptor, Listener, Stream};
@@ -128,7 +129,7 @@ async fn accept(
     stop: &watch::Sender<()>,
     connections: &mut JoinSet<()>,
 ) -> io::Error {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (places, crowd) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::<Crowd>::default());
     let mut failures = 0;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -139,7 +140,8 @@ async fn accept(
         match acceptor.accept().await {
             Ok(stream) => {
                 failures = 0;
-                connections.spawn(connection(stream, Arc::clone(handler), stop.subscribe(), place));
+                let held = (place, crowd.join());
+                connections.spawn(connection(stream, Arc::clone(handler), stop.subscribe(), held));
             }
             Err(error) if failures >= ACCEPT_FAILURES => return error,
             Err(error) => {
@@ -163,7 +165,7 @@ async fn connection(
     stream: Stream,
     handler: Arc<dyn Handler>,
     stop: watch::Receiver<()>,
-    place: OwnedSemaphorePermit,
+    held: (OwnedSemaphorePermit, Present),
 ) {
     match stream {
         Stream::Unix(stream) => http(stream, None, handler, stop).await,
@@ -176,7 +178,7 @@ async fn connection(
             }
         }
     }
-    drop(place);
+    drop(held);
 }
 
 /// A connection with TLS. One that does not come about concerns the client alone.
