@@ -132,6 +132,7 @@ async def soak(options, directory, programs, target):
     verdict.check_records(callers.results, records, storm.events, violations)
     verdict.check_sums(usage, records, violations)
     verdict.check_log(node.log, violations)
+    verdict.check_faults(storm.events, options.pace, seconds, violations)
     figures.show(figures.rows(options, seconds, callers, storm, node, heights, records))
     return violations
 

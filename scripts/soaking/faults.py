@@ -13,7 +13,7 @@ CONTAINER, KEEPER, DAEMON, OUTAGE = "container", "keeper", "daemon", "registry"
 # How often each is killed, in a hundred kills.
 VICTIMS = {CONTAINER: 68, KEEPER: 14, DAEMON: 18}
 # How long a caller may be told of a kill after it, in seconds; a host under load sees it late.
-SEEN_S = 3
+SEEN_S = 6
 OUTAGE_S = (1, 6)
 DEPLOY_PATIENCE_S = 180
 
@@ -79,6 +79,7 @@ class Storm:
         inits = self.node.inits()
         known = [one for one in told["instances"] if one["state"] == "ready" and one["id"] in inits]
         if not known:
+            # All may have died with their keeper just now.
             return
         victim = self.random.choice(known)
         name = (victim["namespace"], victim["function"])
@@ -97,10 +98,11 @@ class Storm:
             self.violations.add("there is no keeper", self.node.log_end())
             return
         self.node.sample()
+        before = self.node.successors()
         event = self.begin(KEEPER)
         os.kill(keeper.pid, signal.SIGKILL)
-        while keeper.is_alive():
-            await asyncio.sleep(0.005)
+        # Who kills the daemon before that has killed both, and nobody has the sockets.
+        await self.node.wait_for_successor(before)
         await self.node.wait_until_it_serves()
         event.ended = time.monotonic() + SEEN_S
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 from answers import SUCCESS
 from callers import ANSWERED, BROKEN_OFF, CUT, LEFT
+from faults import OUTAGE, VICTIMS
 
 
 def quantile(values, share):
@@ -26,8 +27,10 @@ def rows(options, seconds, callers, storm, node, heights, records):
     yield "  callers that went away", how[LEFT]
     yield "  cut by a kill of the daemon", how[CUT]
     yield "  broken off behind their heads by a kill", how[BROKEN_OFF]
-    for kind, count in sorted(Counter(event.kind for event in storm.events).items()):
-        yield {"registry": "outages of the registry"}.get(kind, f"kills of a {kind}"), count
+    counted = Counter(event.kind for event in storm.events)
+    for kind in VICTIMS:
+        yield f"kills of a {kind}", counted[kind]
+    yield "outages of the registry", counted[OUTAGE]
     yield "starts of the daemon", node.starts
     for name, count in sorted(Counter(deploy.name for deploy in storm.deploys).items()):
         yield f"deploys: {name}", count

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from wire import Cut, Malformed, Refused, exchange, request
 # How long it may take until it serves, and until all its functions are there.
 PATIENCE_S = 120
 STOP_PATIENCE_S = 120
+# `…/skiff/RUN/CONTAINER`
+CONTAINER_GROUP = re.compile(r"/skiff/[0-9a-f]{12}/([^/\n]+)")
 
 
 class Node:
@@ -104,14 +107,28 @@ class Node:
         found = [process for process in of_that_name if host.holds(process.pid, lock)]
         return min(found, key=lambda process: process.started, default=None)
 
+    async def wait_for_successor(self, before):
+        """Until another keeper has all that the former had: the node says so then, and not before."""
+        until = time.monotonic() + PATIENCE_S
+        while self.successors() == before:
+            if time.monotonic() > until:
+                self.violations.add("a keeper is not replaced", self.log_end())
+                return
+            await asyncio.sleep(0.1)
+
+    def successors(self):
+        return self.log.read_bytes().count(b"another has taken its place")
+
     def inits(self):
         """The first process of each container, by the container's id."""
         keeper = self.keeper()
         found = {}
         for process in host.processes():
             if keeper and process.parent == keeper.pid and process.state != "Z":
-                container = process.cgroup().strip().rpartition("/")[2].split("\n")[0]
-                found[container] = process
+                # In each hierarchy of version 1, or in that of version 2.
+                group = CONTAINER_GROUP.search(process.cgroup())
+                if group:
+                    found[group[1]] = process
         return found
 
     def sample(self):

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import answers
 import host
 from callers import ANSWERED, BROKEN_OFF, CUT, LEFT
-from faults import CONTAINER, DAEMON, KEEPER, OUTAGE, SEEN_S, Event
+from faults import CONTAINER, DAEMON, KEEPER, OUTAGE, SEEN_S, VICTIMS, Event
 
 # What a deploy may be told, by what was going on.
 OF_DEPLOYS = {
@@ -130,6 +130,15 @@ def check_sums(usage, records, violations):
     kept = sum(1 for record in records if record["kind"] == "invocation")
     if told != kept or usage["missing"] or usage["damages"] or usage["meter"]["failing"]:
         violations.add("the sums are wrong", f"{kept} records, told are {usage}")
+
+
+def check_faults(events, pace, seconds, violations):
+    """A run in which nothing goes wrong shows nothing: each kind is there, unless it was too short for it."""
+    counted = Counter(event.kind for event in events)
+    for kind, share in VICTIMS.items():
+        # Five were to be expected.
+        if not counted[kind] and share / 100 * seconds / (4 * pace) > 5:
+            violations.add("a fault that did not happen", kind)
 
 
 def check_quiet(functions, violations):
