@@ -123,7 +123,7 @@ async fn without_a_delegated_group_all_is_below_skiff() {
     let group = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).expect("cgroup");
     assert_eq!(group.trim(), format!("0::/skiff/{run}/{}", container.id()));
     assert_eq!(own_group(), own, "nobody is moved");
-    let value = |file: &str| group_file(&container, ("", ""), file);
+    let value = |file: &str| group_file(&container, ("memory", ""), file);
     assert_eq!((value("memory.max").as_str(), value("cpu.max").as_str()), ("16777216", "20000 100000"));
     assert_eq!(value("memory.swap.max"), "0");
     container.freeze().await.expect("freezes");

@@ -78,8 +78,8 @@ fn hostile_loader() -> Vec<u8> {
     elf.extend([3, 0, 62, 0, 1, 0, 0, 0]);
     [HEADERS, 64, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
     [0, 0, 64, 56, 1, 0, 0, 0].iter().for_each(|half: &u16| elf.extend(half.to_le_bytes()));
-    // PT_LOAD, readable and executable: the whole file.
-    elf.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    // PT_LOAD: the whole file; writable, since kernels before 6.10 clear the rest of a loader's last page.
+    elf.extend([1, 0, 0, 0, 7, 0, 0, 0]);
     [0, 0, 0, size, size, 4096].iter().for_each(|word: &u64| elf.extend(word.to_le_bytes()));
     elf.extend(code);
     elf
@@ -122,6 +122,7 @@ async fn told(container: &Container) -> String {
         if text.ends_with("end\n") {
             return text;
         }
+        assert!(container.exited().is_none(), "{:?}: {text}", container.exited());
         assert!(tokio::time::Instant::now() < deadline, "it does not come to its end: {text}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
