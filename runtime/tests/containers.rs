@@ -316,16 +316,17 @@ async fn many_starts_at_once_all_run() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_keeper_is_the_end_of_its_containers() {
+async fn the_end_of_the_keeper_is_the_end_of_its_containers_and_another_comes() {
     let bench = Bench::new().await;
     let container = bench.start(shell("sleep 1000")).await.expect("starts");
-    let pid = container.pid();
-    kill(keeper_of(bench.runtime.dir()));
+    let (pid, keeper) = (container.pid(), keeper_of(bench.runtime.dir()));
+    kill(keeper);
     let error = container.wait().await.expect_err("keeper lost");
     assert_eq!(error.kind(), ErrorKind::KeeperLost);
-    let error = bench.start(shell("true")).await.expect_err("no keeper");
-    assert_eq!(error.kind(), ErrorKind::KeeperLost);
     wait_until_gone(pid).await;
+    let (exit, out, _) = bench.sh("echo again", |_| {}).await;
+    assert_eq!((exit.code, out.as_str()), (Some(0), "again\n"));
+    assert_ne!(keeper_of(bench.runtime.dir()), keeper);
     bench.end().await;
 }
 
