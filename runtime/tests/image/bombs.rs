@@ -14,12 +14,6 @@ use crate::support::*;
 /// What a pull may add to the memory of its process at most.
 const MEMORY_KIB: u64 = 64 << 10;
 
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// Forgets the peak so far (proc(5), `clear_refs`).
 fn reset_peak() {
     std::fs::write("/proc/self/clear_refs", "5").unwrap();

@@ -14,12 +14,6 @@ const STATE: &str = "SKIFF_TEST_MEMORY_STATE";
 const SOURCES: &str = "SKIFF_TEST_MEMORY_SOURCES";
 const GROWN: &str = "KiB more at the peak: ";
 
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// Not a test of its own: pulls a small image and then another.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "another test calls it in a process of its own"]

@@ -204,3 +204,10 @@ pub(crate) fn started(events: &Mutex<Vec<PullEvent>>) -> usize {
 pub(crate) fn read(image: &Image, layer: usize, path: &str) -> String {
     fs::read_to_string(image.layers[layer].join(path)).unwrap()
 }
+
+/// The most memory that this process ever had, in KiB.
+pub(crate) fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}

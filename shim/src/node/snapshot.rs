@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, stream};
 use serde::Serialize;
@@ -12,8 +12,9 @@ use super::{FunctionState, Node, NodeLimits};
 use crate::Result;
 use crate::pool::PoolStatus;
 
-/// How often a watch looks for changes.
+/// How often a watch looks for changes, and how often at the store, which is read from the disk.
 const LOOK: Duration = Duration::from_millis(250);
+const LOOK_AT_STORE: Duration = Duration::from_secs(5);
 
 /// A node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -84,10 +85,18 @@ impl Node {
     /// # Errors
     /// `Runtime(Host)` when the store cannot be read.
     pub async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(self.snapshot_with(self.images().await?))
+    }
+
+    /// Names and digests of the images that are whole.
+    async fn images(&self) -> Result<BTreeSet<String>> {
         let store = Arc::clone(self.runtime.store());
         let stored = blocking(move || Ok(store.images()?)).await?;
         let whole = stored.into_iter().filter(|image| image.complete);
-        let images = whole.flat_map(|image| image.names.into_iter().chain([image.digest])).collect();
+        Ok(whole.flat_map(|image| image.names.into_iter().chain([image.digest])).collect())
+    }
+
+    fn snapshot_with(&self, images: BTreeSet<String>) -> Snapshot {
         let (used, limits) = (self.room.used(), self.room.limits());
         let slots = |info: super::FunctionInfo| FunctionSlots {
             namespace: info.namespace,
@@ -99,28 +108,49 @@ impl Node {
         };
         let functions = self.functions().into_iter().map(slots).collect();
         let (instances, memory_mib) = (used.instances, used.memory_mib);
-        Ok(Snapshot { limits, instances, memory_mib, functions, images })
+        Snapshot { limits, instances, memory_mib, functions, images }
     }
 
     /// What there is now, and again whenever it has changed, at most four times a second: what a slow reader does
-    /// not take is left out. It keeps no node open, and ends with it. A store that cannot be read ends it too.
+    /// not take is left out, and images are told within five seconds. It keeps no node open, and ends with it. A
+    /// store that cannot be read ends it too.
     pub fn watch(self: &Arc<Self>) -> impl Stream<Item = Arc<Snapshot>> + Send + use<> {
-        let begin = (Arc::downgrade(self), None::<Arc<Snapshot>>);
-        stream::unfold(begin, |(node, last)| async move {
-            loop {
-                if last.is_some() {
-                    tokio::time::sleep(LOOK).await;
-                }
-                let now = look(&node).await?;
-                if last.as_deref() != Some(&now) {
-                    let now = Arc::new(now);
-                    return Some((Arc::clone(&now), (node, Some(now))));
-                }
-            }
+        let begin = Watch { node: Arc::downgrade(self), last: None, read: Instant::now() };
+        stream::unfold(begin, |mut watch| async move {
+            let now = Arc::new(watch.next().await?);
+            watch.last = Some(Arc::clone(&now));
+            Some((now, watch))
         })
     }
 }
 
-async fn look(node: &Weak<Node>) -> Option<Snapshot> {
-    node.upgrade()?.snapshot().await.ok()
+/// Who follows a node.
+struct Watch {
+    node: Weak<Node>,
+    last: Option<Arc<Snapshot>>,
+    /// When the store was read last.
+    read: Instant,
+}
+
+impl Watch {
+    /// The next that is different; `None` when no more can come.
+    async fn next(&mut self) -> Option<Snapshot> {
+        loop {
+            let Some(last) = self.last.clone() else {
+                return self.node.upgrade()?.snapshot().await.ok();
+            };
+            tokio::time::sleep(LOOK).await;
+            let node = self.node.upgrade()?;
+            let images = if self.read.elapsed() >= LOOK_AT_STORE {
+                self.read = Instant::now();
+                node.images().await.ok()?
+            } else {
+                last.images.clone()
+            };
+            let now = node.snapshot_with(images);
+            if now != *last {
+                return Some(now);
+            }
+        }
+    }
 }

@@ -8,8 +8,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
 
-use super::launch::Launch;
-use super::observe::Watch;
+use super::launch::{Known, Launch};
+use super::observe::{Unwatched, Watch};
 use super::room::{Room, Share, Tenant};
 use super::sessions::{Place, Sessions, Use};
 use super::slots::{Bounds, Slots};
@@ -104,10 +104,9 @@ impl Inner {
         launch: Arc<dyn Launch>,
         config: &Arc<FunctionConfig>,
         options: PoolOptions,
-        adopted: Vec<Instance>,
-        watch: Arc<dyn Watch>,
-        room: Option<Arc<Room>>,
+        known: Known,
     ) -> Arc<Self> {
+        let Known { adopted, watch, room, .. } = known;
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
             instances: options.max_instances.max(1),
@@ -117,7 +116,7 @@ impl Inner {
             config: Arc::clone(config),
             options,
             launch,
-            watch,
+            watch: watch.unwrap_or_else(|| Arc::new(Unwatched)),
             slots: Mutex::new(Slots::new(bounds)),
             sessions: config.session_affinity.as_ref().map(Sessions::new),
             session_waiting: AtomicUsize::new(0),
@@ -218,6 +217,10 @@ impl Inner {
 
     /// What is to be had of the node's room for so many instances. For those that get none it stands in line.
     fn claim(self: &Arc<Self>, wanted: usize) -> Vec<Option<Share>> {
+        if wanted == 0 {
+            self.leave_line();
+            return Vec::new();
+        }
         let Some(tenancy) = &self.tenancy else {
             return (0..wanted).map(|_| None).collect();
         };
@@ -319,15 +322,18 @@ impl Inner {
     fn stop(&self, instance: Option<Arc<Instance>>) {
         let Some(instance) = instance else { return };
         instance.gives_way();
-        spawn(&self.stops, &self.runtime, async move {
-            let lost = ErrorKind::Runtime(skiff_runtime::ErrorKind::KeeperLost);
-            // One whose keeper has died has ended, and all others with it.
-            if let Err(error) = instance.stop().await
-                && error.kind() != lost
-            {
-                tracing::warn!(error = error.chain(), "an instance could not be stopped");
-            }
-        });
+        spawn(&self.stops, &self.runtime, async move { stop(&instance).await });
+    }
+}
+
+/// Stops an instance with its function's grace.
+pub(super) async fn stop(instance: &Instance) {
+    let lost = ErrorKind::Runtime(skiff_runtime::ErrorKind::KeeperLost);
+    // One whose keeper has died has ended, and all others with it.
+    if let Err(error) = instance.stop().await
+        && error.kind() != lost
+    {
+        tracing::warn!(error = error.chain(), "an instance could not be stopped");
     }
 }
 

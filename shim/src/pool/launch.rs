@@ -58,6 +58,7 @@ impl Known {
 }
 
 /// By what a later process knows containers again.
+#[derive(Clone)]
 pub(crate) struct Identity {
     /// On each container.
     pub(crate) label: Vec<u8>,

@@ -38,8 +38,6 @@ pub use self::jobs::Jobs;
 use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
-use self::observe::{Unwatched, Watch};
-use self::room::Room;
 use self::slots::Taken;
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -125,22 +123,18 @@ impl Pool {
     ) -> Result<Self> {
         config.validate()?;
         let (runtime, config) = (Arc::clone(runtime), Arc::clone(config));
-        let ties = known.ties();
-        let Known { identity, adopted, watch, room, .. } = known;
-        let watch = watch.unwrap_or_else(|| Arc::new(Unwatched));
+        let (ties, identity) = (known.ties(), known.identity.clone());
         let containers = Containers { runtime, image, config: Arc::clone(&config), logs, identity, ties };
-        Ok(Self::of(Arc::new(containers), &config, options, adopted, watch, room))
+        Ok(Self::of(Arc::new(containers), &config, options, known))
     }
 
     pub(crate) fn of(
         launch: Arc<dyn Launch>,
         config: &Arc<FunctionConfig>,
         options: PoolOptions,
-        adopted: Vec<Instance>,
-        watch: Arc<dyn Watch>,
-        room: Option<Arc<Room>>,
+        known: Known,
     ) -> Self {
-        Self(Inner::new(launch, config, options, adopted, watch, room))
+        Self(Inner::new(launch, config, options, known))
     }
 
     /// The function.
@@ -273,12 +267,7 @@ impl Pool {
         // A container that only starts is killed by its start's end.
         tasks.shutdown().await;
         instances.iter().for_each(|instance| instance.gives_way());
-        let stops: Vec<_> = instances.iter().map(|instance| instance.stop()).collect();
-        for stopped in futures_util::future::join_all(stops).await {
-            if let Err(error) = stopped {
-                tracing::warn!(error = error.chain(), "an instance could not be stopped");
-            }
-        }
+        futures_util::future::join_all(instances.iter().map(|instance| inner::stop(instance))).await;
         let mut stops = std::mem::take(&mut *lock(&self.0.stops));
         while stops.join_next().await.is_some() {}
     }

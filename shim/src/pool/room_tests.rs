@@ -4,7 +4,7 @@ use futures_util::future::{FutureExt as _, join_all};
 use proptest::prelude::*;
 use tokio::time::{sleep, timeout};
 
-use super::room::{NodeLimits, Share, Size, Tenant};
+use super::room::{NodeLimits, Room, Share, Size, Tenant};
 use super::tests::{SOON, Server, at_most, until};
 use super::*;
 use crate::platform::fc;

@@ -8,7 +8,8 @@ use tokio::time::{sleep, timeout};
 
 use std::sync::Mutex;
 
-use super::inner::BACK_OFF;
+use super::inner::{BACK_OFF, lock};
+use super::room::Room;
 use super::*;
 use crate::api::Function as _;
 use crate::function::SessionAffinity;
@@ -81,8 +82,8 @@ impl Server {
     }
 
     pub(super) fn pool_in(self: &Arc<Self>, room: Option<&Arc<Room>>, options: PoolOptions) -> Pool {
-        let (launch, watch) = (Arc::clone(self) as Arc<dyn Launch>, Arc::new(observe::Unwatched));
-        Pool::of(launch, &self.config, options, Vec::new(), watch, room.cloned())
+        let known = Known { room: room.cloned(), ..Known::default() };
+        Pool::of(Arc::clone(self) as Arc<dyn Launch>, &self.config, options, known)
     }
 
     pub(super) fn starts(&self) -> usize {
@@ -309,7 +310,8 @@ async fn who_looks_is_told_of_waits_refusals_and_starts() {
     let told = Arc::<Told>::default();
     let options = PoolOptions { max_waiting: 1, patience: Duration::from_millis(50), ..at_most(1) };
     let launch = Arc::clone(&server) as Arc<dyn Launch>;
-    let pool = Pool::of(launch, &server.config, options, Vec::new(), Arc::clone(&told) as _, None);
+    let known = Known { watch: Some(Arc::clone(&told) as _), ..Known::default() };
+    let pool = Pool::of(launch, &server.config, options, known);
     let seen = || {
         [&told.waited, &told.throttled, &told.started, &told.failed].map(|count| count.load(Ordering::SeqCst))
     };
@@ -383,9 +385,7 @@ async fn a_call_waits_for_the_instance_of_its_session_and_not_for_ever() {
         Arc::clone(&server) as Arc<dyn Launch>,
         &Arc::new(config),
         PoolOptions { patience, max_waiting: 1, ..at_most(2) },
-        Vec::new(),
-        Arc::new(observe::Unwatched),
-        None,
+        Known::default(),
     );
     let (held, _) = of_session(&pool, "one").await.expect("a slot");
     let (other, _) = of_session(&pool, "two").await.expect("a slot");

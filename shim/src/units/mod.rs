@@ -1,12 +1,14 @@
 //! Sizes, times and shares of cores as people write them: on the command line and in function files.
 
 mod cpus;
+mod moment;
 mod size;
 mod time;
 
 use std::fmt;
 
 pub use cpus::Cpus;
+pub use moment::unix_time;
 pub use size::{DiskSize, Memory, StoreSize};
 pub use time::{Time, TimeLimit};
 

@@ -118,7 +118,7 @@ fn part<'a>(line: &'a Line<'_>) -> Option<Part<'a>> {
             }))
         }
         "platform" if text.starts_with("START RequestId") => {
-            Some(Part::Start { second: seconds(&line.time), line: text })
+            Some(Part::Start { second: seconds(&line.time).unwrap_or_default(), line: text })
         }
         "platform" => Some(match answer(text) {
             Some(answer) => Part::Answer { answer, line: text },

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::attempts::{Line, Over, Part, Tries, Try};
-use super::time::{SECONDS, local, moment, seconds_of_local};
+use super::time::{SECONDS, local, seconds_of_local};
 use super::{Fault, Names, find, parameters};
 use crate::api::{Api, Target};
 use crate::{Error, ErrorKind};
@@ -230,7 +230,7 @@ fn one_of<T: Copy>(given: Option<&str>, known: &[(&str, T)]) -> Result<T, String
 fn window(wanted: &Wanted, one_request: bool, now: SystemTime) -> Result<(u64, u64), Fault> {
     let given = |text: &Option<String>, name: &str| {
         let text = text.as_deref().filter(|text| !text.is_empty());
-        text.map(|text| moment(text, name).map(seconds_of_local)).transpose()
+        text.map(|text| seconds_of_local(text, name)).transpose()
     };
     let of_time = |fault: Fault| Fault::new("InvalidParameterValue.DateTime", fault.message);
     let start = given(&wanted.start_time, "StartTime").map_err(of_time)?;
