@@ -10,9 +10,11 @@
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
 use skiff::node::{Deployment, Node, NodeLimits, NodeOptions, Snapshot};
 use skiff::{EventOutcome, InvokeOptions};
@@ -82,13 +84,29 @@ async fn main() -> anyhow::Result<()> {
     let below = PathBuf::from(arguments.next().context(usage)?);
     let opened = [("a", 2), ("b", 4), ("c", 3)].map(|(name, room)| Member::open(name, &below, room));
     let members = try_join_all(opened).await?;
-    let done = calls(&members, &image).await;
+    // The second has the most room, so both functions come to it.
+    let followed = async { Ok(follow(&members[1], 2).await) };
+    let done = futures_util::future::try_join(calls(&members, &image), followed).await;
+    if let Ok((_, Some(told))) = &done {
+        println!("{told}");
+    }
     for member in &members {
         let last = member.node.snapshot().await?;
         println!("{}: {} instances, {} functions", member.name, last.instances, last.functions.len());
         member.node.shutdown().await?;
     }
-    done
+    done.map(drop)
+}
+
+/// Follows a node until it tells of so many functions.
+async fn follow(member: &Member, functions: usize) -> Option<String> {
+    let mut changes = pin!(member.node.watch());
+    while let Some(now) = changes.next().await {
+        if now.functions.len() == functions {
+            return Some(format!("{} tells of {functions} functions", member.name));
+        }
+    }
+    None
 }
 
 async fn calls(members: &[Member], image: &str) -> anyhow::Result<()> {

@@ -31,6 +31,7 @@ fn calls_are_placed_on_three_nodes_of_one_program() {
             "resize on b: a warm slot",
             "rotate on b: the image is there",
             "rotate on b: a warm slot",
+            "b tells of 2 functions",
             "a: 0 instances, 0 functions",
             "b: 2 instances, 2 functions",
             "c: 0 instances, 0 functions",
@@ -41,7 +42,7 @@ fn calls_are_placed_on_three_nodes_of_one_program() {
 
 #[test]
 fn the_examples_are_short() {
-    for (name, most) in [("embed", 60), ("scheduler", 130)] {
+    for (name, most) in [("embed", 60), ("scheduler", 150)] {
         let path = format!("{}/../shim/examples/{name}.rs", env!("CARGO_MANIFEST_DIR"));
         let source = std::fs::read_to_string(path).expect("the example");
         assert!(source.lines().count() < most, "{name}: {} lines", source.lines().count());
