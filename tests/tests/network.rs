@@ -362,6 +362,10 @@ fn what_a_bridge_lacks_is_told() {
     assert_restored(&topology, &before);
     let _ = topology.host.shell("ip route del default; ip -6 route del default");
     run(&[]).fails(3, &["no default route", "--network bridge"]);
+    // Other tests' runs have one too, each for a moment.
+    let lock = std::path::Path::new("/run/skiff-uplink.lock");
+    let gone = wait_for(Duration::from_secs(20), || (!lock.exists()).then_some(()));
+    assert!(gone.is_some(), "{} is left", lock.display());
 }
 
 /// Without a way out over IPv6 there is no IPv6 at all between a container and the host.

@@ -252,7 +252,7 @@ pub(crate) fn remove(run: &str, dir: &Path) -> Result<()> {
     };
     let lock = uplink::Lock::take()?;
     nft::apply(&rules::delete(&table(run)))?;
-    uplink::close_if_last(lock, &note)
+    uplink::close_if_last(&lock, &note)
 }
 
 /// Table names are as runs': random.

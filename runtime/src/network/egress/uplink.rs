@@ -93,7 +93,7 @@ impl Opening {
 
 /// Undoes what [`Opening`] did, unless another run has rules. `note` is the run's own, for the case
 /// that the guard was removed by somebody else.
-pub(super) fn close_if_last(lock: Lock, note: &str) -> Result<()> {
+pub(super) fn close_if_last(_lock: &Lock, note: &str) -> Result<()> {
     let tables = nft::ask(&["list", "tables"])?;
     let mut names = objects(&tables, "table").filter_map(|table| table["name"].as_str());
     if names.any(is_of_run) {
@@ -115,7 +115,6 @@ pub(super) fn close_if_last(lock: Lock, note: &str) -> Result<()> {
     if links.iter().any(|links| !links.is_empty()) {
         nft::apply(&delete(GUARD))?;
     }
-    lock.remove();
     Ok(())
 }
 
@@ -143,9 +142,13 @@ fn is_of_run(table: &str) -> bool {
         .is_some_and(|run| run.len() == 12 && run.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// The right to change what runs share. The file is root's, and goes with the last run.
+/// The right to change what runs share. The file is root's, and is there only while somebody has it:
+/// whoever waits for it meanwhile makes another.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(super) struct Lock {
+    /// Open for as long as it is locked.
+    _file: File,
+}
 
 impl Lock {
     /// Waits for its turn.
@@ -161,7 +164,7 @@ impl Lock {
                 .open(LOCK)
                 .map_err(|e| Error::host(format!("cannot open {LOCK}"), e))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_at_its_place(&file) => return Ok(Self(file)),
+                Ok(()) if is_at_its_place(&file) => return Ok(Self { _file: file }),
                 Ok(()) | Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(POLL),
                 other => {
                     return Err(Error::host(
@@ -173,11 +176,12 @@ impl Lock {
             }
         }
     }
+}
 
-    /// Ends it for good: whoever waits makes another.
-    fn remove(self) {
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still locked, so the file of that name is this one.
         let _ = fs::remove_file(LOCK);
-        drop(self.0);
     }
 }
 
