@@ -20,6 +20,7 @@ pub mod node;
 pub mod platform;
 pub mod pool;
 pub mod proxy;
+pub mod telemetry;
 pub mod units;
 
 pub use base64::base64;

@@ -18,6 +18,7 @@ use super::options::{AsyncOptions, deliver};
 use super::states::{States, Tracked};
 use super::work::Work;
 use crate::platform::{InvocationContext, InvocationFailure, InvocationKind, InvocationReport};
+use crate::telemetry::TraceContext;
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
 /// Events that wait or run; more are refused.
@@ -45,6 +46,7 @@ pub(super) struct Event {
     delay: Duration,
     /// Who asks what has become of it, and ends it.
     tracked: Option<Tracked>,
+    caller: Option<TraceContext>,
 }
 
 impl Event {
@@ -65,7 +67,13 @@ impl Event {
         request_id: String,
         delay: Duration,
     ) -> Self {
-        Self { function, policy, work, request_id, taken: Instant::now(), delay, tracked: None }
+        Self { function, policy, work, request_id, taken: Instant::now(), delay, tracked: None, caller: None }
+    }
+
+    /// With its caller's place in a trace. An HTTP request has it in itself.
+    pub(super) fn called_by(mut self, caller: Option<TraceContext>) -> Self {
+        self.caller = caller;
+        self
     }
 
     /// As one that can be asked after and ended.
@@ -266,6 +274,7 @@ impl Queue {
                 request_id: Some(event.request_id.clone()),
                 retries: tries,
                 asynchronous: true,
+                caller: event.caller.clone(),
                 ending: event.tracked.as_ref().map(|tracked| tracked.ending().clone()),
                 ..InvokeOptions::default()
             };

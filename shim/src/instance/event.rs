@@ -32,6 +32,7 @@ pub(super) async fn invoke(
         trigger: options.trigger,
         log_tail: options.log_tail,
         waited: options.waited,
+        caller: options.caller,
         ..Arrival::event(platform.event_path())
     };
     let mut invocation = Invocation::begin(shared, arrival).await;
@@ -101,7 +102,7 @@ fn request(invocation: &Invocation, event: Bytes) -> Request<body::Body> {
     // Said for an empty event too: both platforms send it, and many servers rely on it.
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     platform.event_headers(headers);
-    platform.prepare_request(&invocation.context(), headers);
+    invocation.prepare(headers);
     request
 }
 

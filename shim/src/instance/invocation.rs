@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use super::Timeline;
 use super::activity::Active;
 use super::shared::Shared;
-use super::traces::Traced;
+use super::traces::{Traced, trigger_name};
 use crate::Credentials;
 use crate::meter::{Measured, Receipt, Status};
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, PlatformAnswer, Trigger,
 };
+use crate::telemetry::{Span, TraceContext};
 
 /// An invocation that runs. Dropped before it has ended, it was cancelled by its client.
 pub(crate) struct Invocation {
@@ -38,6 +39,8 @@ pub(crate) struct Invocation {
     ended: bool,
     /// Of its record, once it has ended.
     receipt: Receipt,
+    /// Where spans are exported.
+    span: Option<Span>,
     /// What the role has at its beginning.
     credentials: Option<Arc<Credentials>>,
     /// Keeps the instance from being frozen.
@@ -75,6 +78,8 @@ pub(crate) struct Arrival {
     pub(crate) trigger: Option<Trigger>,
     /// How long it has waited for its instance.
     pub(crate) waited: Duration,
+    /// Its caller's place in a trace.
+    pub(crate) caller: Option<TraceContext>,
 }
 
 /// In a request: how long it has waited for its instance.
@@ -116,6 +121,7 @@ impl Arrival {
             held: None,
             trigger: None,
             waited: Duration::ZERO,
+            caller: None,
         }
     }
 }
@@ -124,6 +130,11 @@ impl Invocation {
     /// Begins one, writes the platform's first log lines, and thaws the instance if need be.
     pub(crate) async fn begin(shared: &Arc<Shared>, mut arrival: Arrival) -> Self {
         let (request_id, held) = (arrival.request_id.take(), arrival.held.take());
+        let begun = SystemTime::now();
+        let span = shared
+            .tracer
+            .as_ref()
+            .and_then(|tracer| tracer.span(arrival.caller.as_ref(), (begun, arrival.waited), &shared.config));
         let invocation = Self {
             shared: Arc::clone(shared),
             request_id: request_id.unwrap_or_else(|| shared.config.platform.new_request_id()),
@@ -132,12 +143,13 @@ impl Invocation {
             status: None,
             reported: None,
             started: Instant::now(),
-            begun: SystemTime::now(),
+            begun,
             over: None,
             spent: Spent::default(),
             cold_start: shared.cold_start().copied(),
             ended: false,
             receipt: Receipt::none(),
+            span,
             credentials: shared.role.current(),
             _active: shared.activity.begin(),
             _held: held,
@@ -172,6 +184,14 @@ impl Invocation {
             code_checksum: &self.shared.code_checksum,
             trigger: self.arrival.trigger,
             credentials: self.credentials.as_deref(),
+        }
+    }
+
+    /// Adds what the platform tells the function with this invocation, and its place in a trace.
+    pub(crate) fn prepare(&self, headers: &mut HeaderMap) {
+        self.shared.config.platform.prepare_request(&self.context(), headers);
+        if let Some(span) = &self.span {
+            span.inject(headers);
         }
     }
 
@@ -311,6 +331,9 @@ impl Invocation {
             start: self.cold_start.map(|timeline| (self.shared.since, timeline)),
             status: report.status.map(|status| status.as_u16()),
             error: report.failure.map(|answer| answer.code),
+            failed: report.function_error,
+            trigger: trigger_name(self.arrival.kind, self.arrival.trigger),
+            span: self.span.as_ref(),
         });
     }
 

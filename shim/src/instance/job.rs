@@ -23,6 +23,7 @@ use crate::meter::{Measured, Receipt, Status};
 use crate::platform::{
     InvocationContext, InvocationFailure, InvocationKind, InvocationReport, JobContract, StartCause,
 };
+use crate::telemetry::{Span, TraceContext};
 use crate::{Error, ErrorKind, FunctionConfig, Image, Result};
 
 /// Bytes of a variable with its name, the `=` and the NUL at its end (Linux: `MAX_ARG_STRLEN`).
@@ -46,6 +47,9 @@ pub struct Job {
     /// Where it is noted, and how long it had waited before its start.
     ties: Ties,
     waited: Duration,
+    /// Its caller's place in a trace, and its own, where spans are exported.
+    caller: Option<TraceContext>,
+    span: Option<Span>,
 }
 
 impl Job {
@@ -83,6 +87,12 @@ impl Job {
     /// The same, noted at its end.
     pub(crate) fn noted(mut self, ties: Ties) -> Self {
         self.ties = ties;
+        let since = (self.begun, self.waited);
+        self.span = self
+            .ties
+            .tracer
+            .as_ref()
+            .and_then(|tracer| tracer.span(self.caller.as_ref(), since, &self.config));
         self
     }
 
@@ -128,6 +138,8 @@ impl Job {
             begun,
             ties: Ties::default(),
             waited: options.waited,
+            caller: options.caller,
+            span: None,
         };
         job.logs.works_on(&job.request_id);
         let lines = job.config.platform.log_start(&job.context(), &job.report());
@@ -234,6 +246,9 @@ impl Job {
             start: Some((self.begun, self.timeline)),
             status: report.failure.map(|answer| answer.status.as_u16()),
             error: report.failure.map(|answer| answer.code),
+            failed: report.function_error,
+            trigger: "other",
+            span: self.span.as_ref(),
         });
     }
 

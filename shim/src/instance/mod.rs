@@ -58,6 +58,7 @@ use crate::function::Callback;
 use crate::meter::{Receipt, Tap};
 use crate::platform::{PlatformAnswer, Trigger};
 use crate::pool::room::Share;
+use crate::telemetry::TraceContext;
 use crate::{Error, FunctionConfig, Image, Result};
 
 /// Where an instance is in its life.
@@ -95,6 +96,8 @@ pub struct InvokeOptions {
     pub ending: Option<Ending>,
     /// How long it has waited for its instance, as traces tell it.
     pub waited: Duration,
+    /// Its caller's place in a trace, where a node exports spans.
+    pub caller: Option<TraceContext>,
 }
 
 /// How an event call went.

@@ -14,6 +14,8 @@ use serde::Serialize;
 use super::Timeline;
 use crate::FunctionConfig;
 use crate::meter::unix_ms;
+use crate::platform::{InvocationKind, Trigger};
+use crate::telemetry::{Span, TraceContext, TraceExport};
 
 /// Invocations that are kept: some 2 MiB.
 const KEPT: usize = 4096;
@@ -69,6 +71,21 @@ pub(crate) struct Traced<'a> {
     pub(crate) start: Option<(SystemTime, Timeline)>,
     pub(crate) status: Option<u16>,
     pub(crate) error: Option<&'static str>,
+    /// Whether the function reported a failure.
+    pub(crate) failed: bool,
+    /// What called, as OpenTelemetry names it.
+    pub(crate) trigger: &'static str,
+    /// Where spans are exported.
+    pub(crate) span: Option<&'a Span>,
+}
+
+/// What called, as OpenTelemetry's convention for functions names it.
+pub(crate) fn trigger_name(kind: InvocationKind, trigger: Option<Trigger>) -> &'static str {
+    match (kind, trigger) {
+        (_, Some(Trigger::Timer)) => "timer",
+        (InvocationKind::Http, None) => "http",
+        (InvocationKind::Event, None) => "other",
+    }
 }
 
 fn ms(time: Duration) -> f64 {
@@ -102,8 +119,7 @@ impl Traced<'_> {
         steps
     }
 
-    fn trace(&self, revision: u64) -> Trace {
-        let arrived = self.begun.checked_sub(self.waited).unwrap_or(self.begun);
+    fn trace(&self, revision: u64, arrived: SystemTime) -> Trace {
         Trace {
             request_id: self.request_id.to_owned(),
             namespace: self.config.namespace.clone(),
@@ -119,14 +135,26 @@ impl Traced<'_> {
     }
 }
 
-/// The last invocations of a node. Clones are the same.
+/// When an invocation came.
+fn arrival(begun: SystemTime, waited: Duration) -> SystemTime {
+    begun.checked_sub(waited).unwrap_or(begun)
+}
+
+/// The last invocations of a node, and who is told of each. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Traces(Arc<Mutex<VecDeque<Trace>>>);
+pub(crate) struct Traces {
+    kept: Arc<Mutex<VecDeque<Trace>>>,
+    export: Option<TraceExport>,
+}
 
 impl Traces {
+    pub(crate) fn exported(export: Option<TraceExport>) -> Self {
+        Self { export, ..Self::default() }
+    }
+
     /// The last of that id: one that was tried again has several.
     pub(crate) fn find(&self, request_id: &str) -> Option<Trace> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().rev().find(|trace| trace.request_id == request_id).cloned()
     }
 
@@ -144,9 +172,23 @@ pub(crate) struct Tracer {
 }
 
 impl Tracer {
+    /// The span of an invocation that begins after so long a wait, where spans are exported.
+    pub(crate) fn span(
+        &self,
+        caller: Option<&TraceContext>,
+        (begun, waited): (SystemTime, Duration),
+        config: &FunctionConfig,
+    ) -> Option<Span> {
+        self.traces.export.as_ref()?.begin(caller, [arrival(begun, waited), begun], config)
+    }
+
     pub(crate) fn note(&self, traced: &Traced<'_>) {
-        let trace = traced.trace(self.revision);
-        let mut kept = self.traces.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let arrived = arrival(traced.begun, traced.waited);
+        let trace = traced.trace(self.revision, arrived);
+        if let Some(span) = traced.span {
+            span.end(&trace, arrived, traced.trigger, traced.failed);
+        }
+        let mut kept = self.traces.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
@@ -174,6 +216,9 @@ mod tests {
             start: None,
             status: Some(200),
             error: None,
+            failed: false,
+            trigger: "http",
+            span: None,
         }
     }
 

@@ -149,7 +149,7 @@ impl Node {
             functions: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             counted: NodeCounted::default(),
-            traces: Traces::default(),
+            traces: Traces::exported(options.trace_export),
         });
         for record in node.shelf.records()? {
             let mark = Mark::new(&(record.namespace.clone(), record.name.clone()), record.revision);

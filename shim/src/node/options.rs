@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{LogFiles, NodeLimits, NodeLogs};
 use crate::api::AsyncOptions;
+use crate::telemetry::TraceExport;
 use crate::{PullOptions, RuntimeOptions};
 
 /// How a node works.
@@ -29,6 +30,8 @@ pub struct NodeOptions {
     pub asynchronous: AsyncOptions,
     /// What all functions may have together.
     pub limits: NodeLimits,
+    /// Where spans of invocations go, for OpenTelemetry.
+    pub trace_export: Option<TraceExport>,
 }
 
 impl NodeOptions {
@@ -45,6 +48,7 @@ impl NodeOptions {
             metering: None,
             asynchronous: AsyncOptions::default(),
             limits: NodeLimits::default(),
+            trace_export: None,
         }
     }
 }

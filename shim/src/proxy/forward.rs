@@ -20,6 +20,7 @@ use crate::FunctionConfig;
 use crate::instance::invocation::{Arrival, Held, Invocation, Waited};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
+use crate::telemetry::TraceContext;
 
 /// In a request that was taken for later: what its caller has been told, and how often it was tried before.
 #[derive(Clone, Debug)]
@@ -70,6 +71,7 @@ pub(crate) async fn forward(
         held,
         trigger: None,
         waited: Waited::of(&request),
+        caller: TraceContext::of(request.headers()),
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
@@ -143,7 +145,7 @@ fn prepare(
         let host = named.unwrap_or_else(|| shared.guest.address(shared.config.port()).to_string());
         parts.headers.insert(HOST, HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("")));
     }
-    shared.config.platform.prepare_request(&invocation.context(), &mut parts.headers);
+    invocation.prepare(&mut parts.headers);
     // A client of a proxy names scheme and host in the request line; the container gets the rest.
     let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(target);

@@ -16,8 +16,9 @@ use crate::query::Query;
 use crate::{lifecycle, load, view};
 
 /// Headers that the event answer repeats; never those that carry credentials.
-const SHOWN_HEADERS: [&str; 9] = [
+const SHOWN_HEADERS: [&str; 10] = [
     "content-type",
+    "traceparent",
     "x-fc-request-id",
     "x-fc-control-path",
     "x-fc-function-name",

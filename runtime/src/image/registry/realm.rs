@@ -30,6 +30,10 @@ pub(crate) fn check(
         )
     };
     let realm = Url::parse(text).map_err(|_| refused("is not an address".into()))?;
+    if !["https", "http"].contains(&realm.scheme()) {
+        // Its host could hold anything: only those of the web's addresses are names.
+        return Err(refused(format!("has the scheme {:?}, not https", realm.scheme())));
+    }
     let Some(host) = realm.host_str() else {
         return Err(refused("has no host".into()));
     };
@@ -123,6 +127,15 @@ mod tests {
             let error = may(registry, realm).expect_err(realm);
             assert!(error.contains("token realm"), "{error}");
         }
+    }
+
+    /// What follows the scheme may be anything, and be meant to be seen: such as control characters, in percent.
+    #[test]
+    fn of_what_is_no_web_address_the_scheme_is_shown() {
+        let error =
+            check("beahttps://s3cret%1b\"", "r.example", true, false).expect_err("no realm").to_string();
+        assert!(error.contains("has the scheme \"beahttps\", not https"), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::{Api, Function, Missing, Unread, pass_over, read, response};
 use crate::InvokeOptions;
 use crate::platform::{FcApi, fc_error};
 use crate::proxy::body::Body;
+use crate::telemetry::TraceContext;
 
 const INVOCATION_TYPE: &str = "x-fc-invocation-type";
 const LOG_TYPE: &str = "x-fc-log-type";
@@ -110,11 +111,17 @@ async fn answer_to(
     if wishes.asynchronous {
         return accept(api, function, event, &wishes, &parts.headers, id);
     }
-    Ok(invoke(&*function, call.version, event, wishes.log_tail).await)
+    let caller = TraceContext::of(&parts.headers);
+    let options = InvokeOptions { log_tail: wishes.log_tail, caller, ..InvokeOptions::default() };
+    Ok(invoke(&*function, call.version, event, options).await)
 }
 
-async fn invoke(function: &dyn Function, version: Version, event: Bytes, log_tail: bool) -> Response<Body> {
-    let options = InvokeOptions { log_tail, ..InvokeOptions::default() };
+async fn invoke(
+    function: &dyn Function,
+    version: Version,
+    event: Bytes,
+    options: InvokeOptions,
+) -> Response<Body> {
     let mut outcome = function.invoke(event, options).await;
     let name = match version {
         Version::V2023 => "x-fc-invocation-function-version",
@@ -152,7 +159,8 @@ fn accept(
     headers: &HeaderMap,
     id: &str,
 ) -> Result<Response<Body>, Fault> {
-    let event = Event::new(function, &POLICY, event, id.to_owned(), wishes.delay);
+    let event = Event::new(function, &POLICY, event, id.to_owned(), wishes.delay)
+        .called_by(TraceContext::of(headers));
     accepted(&api.queue, event, headers, id)
 }
 

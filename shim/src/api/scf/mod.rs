@@ -23,6 +23,7 @@ use super::queue::{Event, Policy};
 use super::{Api, Function, Missing, Target, Unread, pass_over, read, response};
 use crate::platform::scf;
 use crate::proxy::body::Body;
+use crate::telemetry::TraceContext;
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
 /// The header that a call of Tencent's API has.
@@ -144,7 +145,7 @@ async fn answer_to(api: &Arc<Api>, parts: &Parts, body: &mut Option<Incoming>) -
     auth::check_tencent(&api.keys, parts, &body).map_err(denied)?;
     match action {
         Action::Invoke | Action::InvokeFunction => {
-            let outcome = invoke(api, action, parameters(&body)?).await?;
+            let outcome = invoke(api, action, parameters(&body)?, TraceContext::of(&parts.headers)).await?;
             Ok(json!({ "Result": outcome }))
         }
         Action::GetRequestStatus => events::request_status(api, &body),
@@ -200,7 +201,12 @@ fn find(api: &Api, names: &Names, otherwise: &str) -> Result<(Arc<dyn Function>,
     Err(not_found(Missing::Function, &target))
 }
 
-async fn invoke(api: &Arc<Api>, action: Action, parameters: Parameters) -> Result<Outcome, Fault> {
+async fn invoke(
+    api: &Arc<Api>,
+    action: Action,
+    parameters: Parameters,
+    caller: Option<TraceContext>,
+) -> Result<Outcome, Fault> {
     let otherwise = if action == Action::Invoke { "$LATEST" } else { "$DEFAULT" };
     let (function, target) = find(api, &parameters.names, otherwise)?;
     let asynchronous = match (action, parameters.invocation_type.as_deref().unwrap_or_default()) {
@@ -230,10 +236,12 @@ async fn invoke(api: &Arc<Api>, action: Action, parameters: Parameters) -> Resul
     let qualifier = target.qualifier.as_deref().unwrap_or_default();
     let tracked = api.queue.states().begin(id.clone(), function.config(), qualifier, asynchronous);
     if asynchronous {
-        let waiting = Event::new(function, &POLICY, event, id.clone(), Duration::ZERO).tracked(tracked);
+        let waiting = Event::new(function, &POLICY, event, id.clone(), Duration::ZERO)
+            .tracked(tracked)
+            .called_by(caller);
         return accept(api, waiting, id);
     }
-    let options = InvokeOptions { log_tail, request_id: Some(id), ..InvokeOptions::default() };
+    let options = InvokeOptions { log_tail, request_id: Some(id), caller, ..InvokeOptions::default() };
     let outcome = function.invoke(event, options).await;
     tracked.over(&outcome);
     Ok(of(outcome, log_tail))

@@ -1,9 +1,13 @@
 //! Options of the commands about a node.
 
+#[cfg(feature = "otel")]
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use skiff::node::{LogFiles, NodeLimits, Scaling};
+#[cfg(feature = "otel")]
+use skiff::telemetry::TraceExport;
 
 use super::{ApiArgs, AsyncArgs, NetworkArgs, RemoteArgs, SourceArgs};
 use crate::cli::values::{Age, DiskSize, Group, Listen, Memory, Since, Time};
@@ -43,6 +47,40 @@ pub(crate) struct ServeArgs {
     pub(crate) api: NodeApiArgs,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
+    #[cfg(feature = "otel")]
+    #[command(flatten)]
+    pub(crate) traces: SpanArgs,
+}
+
+/// Where spans of invocations go.
+#[cfg(feature = "otel")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Traces")]
+pub(crate) struct SpanArgs {
+    /// Export a span of each invocation to this OpenTelemetry collector, by OTLP over HTTP: its base address,
+    /// such as http://localhost:4318 [default: what OTEL_EXPORTER_OTLP_ENDPOINT says, else none].
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+}
+
+#[cfg(feature = "otel")]
+impl SpanArgs {
+    /// What exports them, where anything tells to; `variable` reads the environment.
+    pub(crate) fn export(
+        &self,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> skiff::Result<Option<TraceExport>> {
+        let is = |name: &str, value: &str| variable(name).is_some_and(|is| is.eq_ignore_ascii_case(value));
+        let told = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+            .iter()
+            .any(|name| variable(name).is_some_and(|address| !address.is_empty()));
+        let off = is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none");
+        match &self.otlp_endpoint {
+            Some(endpoint) => TraceExport::otlp(Some(endpoint)).map(Some),
+            None if told && !off => TraceExport::otlp(None).map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 /// What the functions of a node have together.

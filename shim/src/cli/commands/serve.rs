@@ -10,6 +10,7 @@ use skiff::api::{self, AccessKeys, AsyncOptions};
 use skiff::node::{LineForm, Node, NodeLogs, NodeOptions, control};
 use skiff::proxy::Listener;
 use skiff::service::ServiceManager;
+use skiff::telemetry::TraceExport;
 use skiff::{CgroupParent, RuntimeOptions, Secret};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -43,6 +44,7 @@ pub(crate) async fn serve(
     require_root()?;
     let api_options = args.api.as_api().options()?;
     let options = options(global, args, api_options.asynchronous)?;
+    let spans = options.trace_export.clone();
     let remote = args.remote.remote()?;
     raise_open_files();
     let interrupts = Interrupts::install()?;
@@ -63,6 +65,7 @@ pub(crate) async fn serve(
         cleaned = end => cleaned.map_err(Failure::from),
         _ = interrupts.second() => node.runtime().shutdown().await.map_err(|e| skiff::Error::from(e).into()),
     };
+    end_of_traces(spans).await;
     served?;
     cleaned?;
     Ok(ExitCode::SUCCESS)
@@ -95,7 +98,26 @@ fn options(global: &Global, args: &ServeArgs, asynchronous: AsyncOptions) -> Res
         metering: (!args.no_metering).then(|| state_dir.join(METERING_NAME)),
         limits: args.limits.limits(),
         asynchronous,
+        trace_export: trace_export(args)?,
     })
+}
+
+#[cfg(feature = "otel")]
+fn trace_export(args: &ServeArgs) -> Result<Option<TraceExport>, Failure> {
+    Ok(args.traces.export(variable)?)
+}
+
+#[cfg(not(feature = "otel"))]
+fn trace_export(_: &ServeArgs) -> Result<Option<TraceExport>, Failure> {
+    Ok(None)
+}
+
+/// Exports what has not been exported.
+async fn end_of_traces(export: Option<TraceExport>) {
+    let Some(export) = export else { return };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || export.shutdown()).await {
+        tracing::warn!(error, "spans of the last invocations may be lost");
+    }
 }
 
 /// What is served on TCP.
