@@ -1,6 +1,8 @@
 """Pull and unpack from an empty store, side by side. Called by scripts/bench."""
 
 import argparse
+import concurrent.futures
+import contextlib
 import gzip
 import hashlib
 import json
@@ -14,6 +16,8 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+
+import common
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
@@ -299,6 +303,27 @@ def together(count, directory):
     return time.monotonic() - began
 
 
+def in_one_process(count, directory):
+    """One node that is given `count` functions of the same image at once; jobs, of which no container is started."""
+    with contextlib.ExitStack() as stack:
+        node = common.Node(stack, directory / f"node-{count}", "--plain-http", "--no-metering")
+
+        def deploy(number):
+            file = f'platform = "fc2"\nmode = "job"\nname = "f{number}"\nimage = "{REGISTRY}/bench:ten"\n'
+            connection = common.UnixConnection(node.socket)
+            connection.request("POST", "/v1/functions", json.dumps({"file": file, "name": "f.toml"}))
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            connection.close()
+            if answer.status >= 300:
+                sys.exit(f"a deploy failed: {text}")
+
+        with concurrent.futures.ThreadPoolExecutor(count) as callers:
+            began = time.monotonic()
+            list(callers.map(deploy, range(count)))
+            return time.monotonic() - began
+
+
 def blobs(tag):
     index = json.loads((KEPT / "oci/index.json").read_text())
     entry = next(m for m in index["manifests"] if tag in m["annotations"].values())
@@ -368,6 +393,12 @@ def main():
                 subprocess.run(["umount", mounted], capture_output=True)
 
 
+def of_run(directory, n):
+    below = directory / f"at-once-{n}"
+    below.mkdir(exist_ok=True)
+    return below
+
+
 def measure(runs, directory):
     print(f"{os.cpu_count()} processors, {runs} runs each, medians; MiB is the pulling process's peak")
     for tag, title in [
@@ -380,8 +411,10 @@ def measure(runs, directory):
         skip = [Umoci.name] if tag.endswith("zstd") else []
         report(title, compare(tag, runs, directory, skip), bounds(tag, runs, directory))
     report("a second image: ten layers shared, 4 MiB of its own", second(runs, directory))
-    alone, twenty = together(1, directory), together(20, directory)
-    print(f"\none pull {alone:.2f} s; twenty processes that pull the same at once {twenty:.2f} s")
+    for title, pull in [("processes that pull", together), ("pulls in one process", in_one_process)]:
+        alone, twenty = ([pull(count, of_run(directory, n)) for n in range(runs)] for count in (1, 20))
+        one, all_of_them = statistics.median(alone), statistics.median(twenty)
+        print(f"\ntwenty {title} at once {all_of_them:.2f} s, one {one:.2f} s: {all_of_them / one:.1f} times")
 
 
 main()

@@ -1,5 +1,5 @@
 //! A node (`skiff serve`), its keeper, which outlives it, and a container are killed at each step of the
-//! start of a function. The next node serves the same functions, and in the end everything
+//! start of a function, of its end and of the node's own end. The next node serves the same functions, and in the end everything
 //! is as it was.
 //!
 //! What is built for tests stops itself where `SKIFF_BREAK_AT` says (`skiff_runtime::breakpoint`).
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
-use skiff_tests::process::Process;
+use skiff_tests::process::{self, Process};
 use skiff_tests::{Baseline, Node, Sandbox, deploy_as, images, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,6 +107,15 @@ impl Drop for Ends<'_> {
     }
 }
 
+/// What brings somebody to a place.
+#[derive(Clone, Copy)]
+enum Cause<'a> {
+    /// These commands, one after the other and anew.
+    Commands(&'a [&'a [&'a str]]),
+    /// The node's end with all instances, once this command has succeeded.
+    End(&'a [&'a str]),
+}
+
 /// A node that stops at a place, and what is asked of it, whose outcome is the place's matter.
 struct Doomed {
     node: Child,
@@ -126,19 +135,26 @@ impl Doomed {
         self.asked.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("skiff"));
     }
 
-    /// Waits until somebody has stopped; asks one thing after the other meanwhile, and anew, since there may
-    /// be no node yet.
-    fn comes_to(&mut self, sandbox: &Sandbox, asks: &[&[&str]], what: &str) -> Family {
+    /// Waits until somebody has stopped, and sees to the cause meanwhile: there may be no node yet.
+    fn comes_to(&mut self, sandbox: &Sandbox, cause: Cause<'_>, what: &str) -> Family {
         let run_dir = sandbox.run_dir();
+        let mut ends = false;
         let found = wait_for(PATIENCE, || {
             let family = Family::of(self.node.id(), &run_dir);
             if family.stopped() {
                 return Some(family);
             }
             assert_eq!(self.node.try_wait().expect("wait"), None, "{what}: the node ended before");
-            let waits = self.asked.last_mut().is_some_and(|last| last.try_wait().ok().flatten().is_none());
-            if !waits {
-                self.ask(sandbox, asks[self.asked.len() % asks.len()]);
+            let last = self.asked.last_mut().map(|last| last.try_wait().expect("wait"));
+            match (cause, last) {
+                (_, Some(None)) => {}
+                (Cause::Commands(all), _) => self.ask(sandbox, all[self.asked.len() % all.len()]),
+                (Cause::End(_), Some(Some(status))) if status.success() => {
+                    if !std::mem::replace(&mut ends, true) {
+                        process::send(self.node.id(), Signal::INT);
+                    }
+                }
+                (Cause::End(first), _) => self.ask(sandbox, first),
             }
             None
         });
@@ -166,11 +182,11 @@ fn function_file(sandbox: &Sandbox) -> PathBuf {
 }
 
 /// Asks a node for something at which somebody stops, kills, and has the next node serve and end.
-fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], asks: &[&[&str]]) {
+fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], cause: Cause<'_>) {
     let what = format!("{victims:?} at {place}");
     let run_dir = sandbox.run_dir();
     let mut doomed = Doomed::new(sandbox, place);
-    let family = doomed.comes_to(sandbox, asks, &what);
+    let family = doomed.comes_to(sandbox, cause, &what);
     family.signal(victims, Signal::KILL);
     family.go_on();
     let pid = doomed.node.id();
@@ -191,17 +207,26 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], asks: &[&[&str]]) {
     assert!(gone.is_some(), "{what}: a keeper lives on: {:?}", keepers(&run_dir));
 }
 
-fn crash_at(places: &[&str]) {
+fn scene() -> (Sandbox, String) {
     let sandbox = Sandbox::new();
     let _ = sandbox.event(&images::oci("function"), &[]).ok();
     let file = function_file(&sandbox).display().to_string();
+    (sandbox, file)
+}
+
+fn crash_in(sandbox: &Sandbox, places: &[&str], cause: Cause<'_>) {
     for place in places {
-        let baseline = Baseline::take(&sandbox);
+        let baseline = Baseline::take(sandbox);
         for victims in VICTIMS {
-            crash(&sandbox, place, victims, &[&["deploy", &file]]);
+            crash(sandbox, place, victims, cause);
         }
         baseline.assert_restored();
     }
+}
+
+fn crash_at(places: &[&str]) {
+    let (sandbox, file) = scene();
+    crash_in(&sandbox, places, Cause::Commands(&[&["deploy", &file]]));
 }
 
 #[test]
@@ -217,4 +242,23 @@ fn at_each_step_of_a_start_by_a_nodes_keeper() {
 #[test]
 fn at_each_step_of_a_start_of_a_node() {
     crash_at(&["start-created", "start-executed", "keeper-told", "daemon-started", "daemon-connected"]);
+}
+
+#[test]
+fn at_each_step_of_the_end_of_an_instance() {
+    let (sandbox, file) = scene();
+    let commands: [&[&str]; 2] = [&["deploy", &file], &["delete", "demo"]];
+    let places = ["daemon-stops", "daemon-stopped", "keeper-reaped"];
+    crash_in(&sandbox, &places, Cause::Commands(&commands));
+}
+
+#[test]
+fn at_each_step_of_the_end_of_a_node() {
+    let (sandbox, file) = scene();
+    let deploy: &[&str] = &["deploy", &file];
+    crash_in(
+        &sandbox,
+        &["daemon-stops", "daemon-shuts-down", "daemon-kept-nothing", "keeper-cleans", "keeper-killed"],
+        Cause::End(deploy),
+    );
 }

@@ -20,6 +20,30 @@ fn record_in(path: &std::path::Path) -> Value {
     serde_json::from_str(&record.expect("a record")).expect("JSON")
 }
 
+/// They are worked on by all instances that the function may have, and not one after the other.
+#[test]
+fn events_for_later_have_an_instance_each() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let done = sandbox.path().join("done");
+    let more = format!("[asynchronous]\non_success = {:?}", done.display().to_string());
+    let _ = node.deploy("demo", "function", &more, &["--max-instances", "3"]).ok();
+    for _ in 0..3 {
+        let headers = [("X-Fc-Invocation-Type", "Async")];
+        let target = "/2023-03-30/functions/demo/invocations";
+        let answer = node.connection().request("POST", target, &headers, b"{\"sleep_ms\":3000}");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    let busy = || node.info("demo")["instances"]["running"].as_u64().unwrap_or_default();
+    let most = wait_for(Duration::from_secs(20), || (busy() == 3).then_some(()));
+    assert!(most.is_some(), "{}", node.info("demo"));
+    let all = wait_for(Duration::from_secs(20), || {
+        std::fs::read_to_string(&done).ok().filter(|text| text.lines().count() == 3)
+    });
+    assert!(all.is_some(), "{}", node.info("demo"));
+    node.stop();
+}
+
 #[test]
 fn an_http_request_may_be_for_later() {
     let sandbox = Sandbox::new();

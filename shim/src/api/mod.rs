@@ -110,6 +110,12 @@ pub trait Function: Send + Sync + 'static {
         self.config().timeout
     }
 
+    /// How many invocations can be worked on at once, by as many instances as it may have: so many of its
+    /// asynchronous events are.
+    fn places(&self) -> usize {
+        usize::try_from(self.config().concurrency).unwrap_or(usize::MAX)
+    }
+
     /// Invokes it with an event. Never fails: every failure is an outcome.
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome>;
 

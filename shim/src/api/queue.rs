@@ -162,11 +162,30 @@ pub(super) struct Queue {
     states: Arc<States>,
     room: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// As many of a function's events run at once as an instance of it works on.
-    places: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// As many of a function's events run at once as its instances can work on.
+    places: Mutex<HashMap<String, Places>>,
     events: Mutex<JoinSet<()>>,
     /// Closed when the API ends; it never has a place.
     end: Semaphore,
+}
+
+/// Of one function.
+struct Places {
+    free: Arc<Semaphore>,
+    /// How many there are, and more where some that are to go are taken.
+    all: usize,
+}
+
+impl Places {
+    /// A revision may have more or fewer instances than the one before.
+    fn adjust(&mut self, wanted: usize) {
+        if wanted > self.all {
+            self.free.add_permits(wanted - self.all);
+            self.all = wanted;
+        } else {
+            self.all -= self.free.forget_permits(self.all - wanted);
+        }
+    }
 }
 
 /// The room that an event takes until it is over.
@@ -210,7 +229,7 @@ impl Queue {
     /// Lets events that run end within a grace, and tells of those that are lost.
     pub(super) async fn close(&self) {
         self.end.close();
-        locked(&self.places).values().for_each(|places| places.close());
+        locked(&self.places).values().for_each(|places| places.free.close());
         let mut events = std::mem::take(&mut *locked(&self.events));
         let _ = tokio::time::timeout(GRACE, async { while events.join_next().await.is_some() {} }).await;
         let lost = events.len();
@@ -232,10 +251,12 @@ impl Queue {
 
     fn places(&self, function: &dyn Function) -> Arc<Semaphore> {
         let config = function.config();
-        let count = usize::try_from(config.concurrency).unwrap_or(1).max(1);
-        let mut places = locked(&self.places);
-        let place = places.entry(format!("{}/{}", config.namespace, config.name));
-        Arc::clone(place.or_insert_with(|| Arc::new(Semaphore::new(count))))
+        let mut all = locked(&self.places);
+        let places = all
+            .entry(format!("{}/{}", config.namespace, config.name))
+            .or_insert_with(|| Places { free: Arc::new(Semaphore::new(0)), all: 0 });
+        places.adjust(function.places().clamp(1, MAX_EVENTS));
+        Arc::clone(&places.free)
     }
 
     async fn run(&self, event: Event) {

@@ -23,6 +23,8 @@ struct Failing {
     calls: Mutex<Vec<InvokeOptions>>,
     running: AtomicUsize,
     most: AtomicUsize,
+    /// How many it can work on at once.
+    places: AtomicUsize,
 }
 
 fn function_error() -> (EventResult, u16) {
@@ -33,7 +35,8 @@ impl Failing {
     fn new(platform: &'static dyn Platform, failures: usize, how: fn() -> (EventResult, u16)) -> Arc<Self> {
         let config = FunctionConfig::new("f", platform);
         let (calls, running, most) = (Mutex::default(), AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { config, failures, how, calls, running, most })
+        let places = AtomicUsize::new(1);
+        Arc::new(Self { config, failures, how, calls, running, most, places })
     }
 
     fn calls(&self) -> Vec<InvokeOptions> {
@@ -44,6 +47,10 @@ impl Failing {
 impl Function for Failing {
     fn config(&self) -> &FunctionConfig {
         &self.config
+    }
+
+    fn places(&self) -> usize {
+        self.places.load(Ordering::SeqCst)
     }
 
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
@@ -168,14 +175,35 @@ async fn an_old_event_is_given_up() {
 }
 
 #[tokio::test]
-async fn no_more_run_at_once_than_an_instance_works_on() {
+async fn as_many_run_at_once_as_the_instances_work_on() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (queue, function) = (queue(None, &dir), Failing::new(fc(), 0, function_error));
-    for _ in 0..20 {
-        push(&queue, &function);
+    let mut done = 0;
+    // A later revision may have more instances, or fewer.
+    for places in [1, 4, 2] {
+        function.places.store(places, Ordering::SeqCst);
+        function.most.store(0, Ordering::SeqCst);
+        for _ in 0..20 {
+            push(&queue, &function);
+        }
+        done += 20;
+        assert_eq!(records(&dir, "good", done).await.len(), done);
+        assert_eq!(function.most.load(Ordering::SeqCst), places);
     }
-    assert_eq!(records(&dir, "good", 20).await.len(), 20);
-    assert_eq!(function.most.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn places_that_are_taken_go_when_they_are_free() {
+    let mut places = Places { free: Arc::new(Semaphore::new(0)), all: 0 };
+    places.adjust(3);
+    let taken = Arc::clone(&places.free).acquire_many_owned(2).await.expect("open");
+    places.adjust(1);
+    assert_eq!((places.all, places.free.available_permits()), (2, 0));
+    drop(taken);
+    places.adjust(1);
+    assert_eq!((places.all, places.free.available_permits()), (1, 1));
+    places.adjust(5);
+    assert_eq!((places.all, places.free.available_permits()), (5, 5));
 }
 
 #[tokio::test]

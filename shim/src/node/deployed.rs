@@ -239,6 +239,14 @@ impl Deployed {
         Arc::clone(&self.inner().config)
     }
 
+    /// How many calls its current revision can work on at once; one, where there is none.
+    fn places(&self) -> usize {
+        let inner = self.inner();
+        let of =
+            |revision: &Revision| revision.scaling.pool(revision.config.memory_mib).places(&revision.config);
+        inner.current.as_deref().map_or(1, of)
+    }
+
     /// The current revision, in use as long as the caller has it; `None` where there is none.
     pub(super) async fn current(&self) -> Option<Arc<Revision>> {
         let mut changed = self.changed.subscribe();
@@ -321,6 +329,10 @@ impl Function for Call {
     fn longest(&self) -> Duration {
         let config = self.deployed.config();
         config.start_deadline() + config.timeout + PoolOptions::default().patience
+    }
+
+    fn places(&self) -> usize {
+        self.deployed.places()
     }
 
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {

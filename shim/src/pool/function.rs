@@ -27,6 +27,10 @@ impl Function for Pool {
         self.longest_wait() + self.config().timeout
     }
 
+    fn places(&self) -> usize {
+        self.0.options.places(self.config())
+    }
+
     fn invoke(&self, event: Bytes, mut options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
         async move {
             let begun = Instant::now();

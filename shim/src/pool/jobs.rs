@@ -301,6 +301,10 @@ impl Function for Jobs {
         self.options.patience + self.work.config.start_deadline() + self.work.config.timeout
     }
 
+    fn places(&self) -> usize {
+        self.options.places(&self.work.config)
+    }
+
     fn invoke(&self, event: Bytes, options: InvokeOptions) -> BoxFuture<'_, EventOutcome> {
         self.run(event, options).boxed()
     }

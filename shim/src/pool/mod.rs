@@ -39,6 +39,7 @@ use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
 use self::slots::Taken;
+use crate::function::Mode;
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
 
@@ -55,6 +56,14 @@ pub struct PoolOptions {
     pub max_waiting: usize,
     /// How long they wait before they get the platform's throttling error.
     pub patience: Duration,
+}
+
+impl PoolOptions {
+    /// How many calls all instances can work on at once.
+    pub(crate) fn places(&self, config: &FunctionConfig) -> usize {
+        let each = if config.mode == Mode::Job { 1 } else { config.concurrency.max(1) };
+        self.max_instances.max(1).saturating_mul(usize::try_from(each).unwrap_or(usize::MAX))
+    }
 }
 
 impl Default for PoolOptions {

@@ -7,6 +7,7 @@ use super::languages::size;
 use super::tree::{Entry, Node, Place, Value};
 use super::{FileOptions, affinity};
 use crate::FunctionConfig;
+use crate::api::MAX_RETRIES;
 use crate::function::{HealthCheck, Mode};
 use crate::platform::{fc, fc2};
 use crate::units::Cpus;
@@ -241,6 +242,7 @@ fn three(props: &Fields<'_>) -> Option<(Option<String>, FunctionConfig)> {
         config.callbacks.pre_stop = callback(&life, "preStop", "pre-stop");
         life.finish();
     }
+    asynchronous(props, "asyncInvokeConfig", &mut config);
     affinity::read(props, &mut config);
     others(props);
     Some((image, config))
@@ -277,8 +279,9 @@ fn two(props: &Fields<'_>) -> Option<(Option<String>, FunctionConfig)> {
     if function.text("initializer", "").is_some_and(|name| !name.is_empty()) {
         config.callbacks.initializer = Some(time.unwrap_or(std::time::Duration::from_secs(3)));
     }
+    asynchronous(&function, "asyncConfiguration", &mut config);
     function.all_ignored(
-        &["codeUri", "ossBucket", "ossKey", "instanceType", "asyncConfiguration", "caKeyPath"],
+        &["codeUri", "ossBucket", "ossKey", "instanceType", "caKeyPath"],
         "Skiff does not have it",
     );
     others(&function);
@@ -322,6 +325,21 @@ fn acceleration(container: &Fields<'_>, config: &mut FunctionConfig) {
             container.fault(node.place, "accelerationType", &format!("{other:?} must be Default or None"));
         }
     }
+}
+
+/// What becomes of calls for later. Their time is bounded as FC's API does it.
+fn asynchronous(fields: &Fields<'_>, key: &'static str, config: &mut FunctionConfig) {
+    let Some(table) = fields.table(key) else { return };
+    config.asynchronous.retries = u32_of(table.number("maxAsyncRetryAttempts", "", 0..=MAX_RETRIES.into()));
+    let age = table.number("maxAsyncEventAgeInSeconds", "", 1..=604_800);
+    config.asynchronous.max_age =
+        age.and_then(|seconds| u64::try_from(seconds).ok()).map(std::time::Duration::from_secs);
+    table.all_ignored(
+        &["destinationConfig", "destination"],
+        "its targets are in the cloud; --async-on-success and --async-on-failure name others",
+    );
+    table.all_ignored(&["asyncTask", "statefulInvocation", "qualifier"], "states of tasks are not kept");
+    table.finish();
 }
 
 fn health_check(fields: &Fields<'_>, key: &'static str) -> Option<HealthCheck> {
@@ -383,7 +401,6 @@ fn others(fields: &Fields<'_>) {
     fields.all_ignored(
         &[
             "triggers",
-            "asyncInvokeConfig",
             "concurrencyConfig",
             "provisionConfig",
             "scalingConfig",

@@ -165,3 +165,29 @@ fn session_affinity_is_read() {
         assert!(told.len() == 1 && told[0].contains(part), "{wrong}: {told:#?}");
     }
 }
+
+#[test]
+fn what_becomes_of_calls_for_later_is_read() {
+    let three = DEVS.replace(
+        "      nasConfig: auto\n",
+        "      asyncInvokeConfig:\n        maxAsyncRetryAttempts: 0\n        maxAsyncEventAgeInSeconds: 60\n        \
+         asyncTask: true\n        destinationConfig: { onFailure: { destination: acs:fc:::functions/x } }\n",
+    );
+    let file = parse(&three, Language::Yaml).expect("a function");
+    let later = &file.config.asynchronous;
+    assert_eq!((later.retries, later.max_age), (Some(0), Some(Duration::from_secs(60))));
+    assert_eq!((&later.on_success, &later.on_failure), (&None, &None));
+    let told = |part: &str| file.warnings.iter().any(|warning| warning.message.contains(part));
+    assert!(
+        told("asyncInvokeConfig.destinationConfig is ignored") && told("--async-on-failure"),
+        "{:#?}",
+        file.warnings
+    );
+    assert!(told("asyncInvokeConfig.asyncTask is ignored"), "{:#?}", file.warnings);
+    let wrong = three.replace("Attempts: 0", "Attempts: 9").replace("Seconds: 60", "Seconds: 604801");
+    let told = faults(&wrong, Language::Yaml);
+    assert!(
+        told.len() == 2 && told[0].contains("must be 0 to 8") && told[1].contains("must be 1 to 604800"),
+        "{told:#?}"
+    );
+}
