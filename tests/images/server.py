@@ -44,7 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format, *args):
-        print("request", format % args, flush=True)
+        # At once: with PYTHONUNBUFFERED, `print` writes in pieces, and another thread's lines come between.
+        os.write(1, f"request {format % args}\n".encode())
 
 
 def run_python(code):
