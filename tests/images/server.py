@@ -4,10 +4,16 @@ import contextlib
 import io
 import json
 import os
+import queue
 import subprocess
 import sys
 import traceback
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+# Messages to the client of each session that streams.
+SESSIONS = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -22,6 +28,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(run_python(body.decode()))
         elif path == "/sh":
             self.answer(run_shell(body.decode()))
+        elif path == "/mcp":
+            self.streamable()
+        elif path == "/sse":
+            self.sse()
+        elif path == "/messages":
+            self.message(body)
         else:
             self.answer(
                 {
@@ -35,13 +47,49 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_any
 
-    def answer(self, value):
+    def answer(self, value, headers=()):
         data = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, text in headers:
+            self.send_header(name, text)
         self.end_headers()
         self.wfile.write(data)
+
+    # The transports of the Model Context Protocol, as far as sessions go.
+
+    def streamable(self):
+        session = self.headers.get("Mcp-Session-Id")
+        if session is None:
+            session = uuid.uuid4().hex
+            SESSIONS[session] = None
+        elif session not in SESSIONS:
+            self.send_error(404)
+            return
+        elif self.command == "DELETE":
+            del SESSIONS[session]
+        self.answer({"session": session}, [("Mcp-Session-Id", session)])
+
+    def sse(self):
+        session, messages = uuid.uuid4().hex, queue.Queue()
+        SESSIONS[session] = messages
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(f"event: endpoint\ndata: /messages?session_id={session}\n\n".encode())
+        while (message := messages.get()) != b"bye":
+            self.wfile.write(b"event: message\ndata: " + message + b"\n\n")
+        del SESSIONS[session]
+
+    def message(self, body):
+        session = self.path.rpartition("=")[2]
+        if session not in SESSIONS:
+            self.send_error(404)
+            return
+        SESSIONS[session].put(body)
+        self.answer({"session": session})
 
     def log_message(self, format, *args):
         # At once: with PYTHONUNBUFFERED, `print` writes in pieces, and another thread's lines come between.

@@ -141,3 +141,74 @@ fn a_new_session_waits_for_a_place_and_wrong_affinity_is_told() {
     }
     node.stop();
 }
+
+/// Sessions of the Model Context Protocol have the ids that the function gives them.
+#[test]
+fn a_session_of_streamable_mcp_has_the_instance_that_began_it() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let more = "[session_affinity]\nmcp = \"streamable\"\nsessions = 1";
+    let _ = node.deploy("demo", "python", more, &["--max-instances", "2"]).ok();
+    let call = |method: &str, session: Option<&str>| {
+        let headers: Vec<_> = session.iter().map(|id| ("mcp-session-id", *id)).collect();
+        node.own("demo").request(method, "/mcp", &headers, b"{}")
+    };
+    let id = |answer: &Response| answer.header("mcp-session-id").expect("a session").to_owned();
+    let (one, two) = (call("POST", None).ok(), call("POST", None).ok());
+    assert_ne!(instance(&one), instance(&two), "each has one session");
+    for _ in 0..3 {
+        for answer in [&one, &two] {
+            let again = call("POST", Some(&id(answer))).ok();
+            assert_eq!((instance(&again), id(&again)), (instance(answer), id(answer)));
+        }
+    }
+    // Both are taken; another waits until one is over.
+    let third = thread::scope(|scope| {
+        let third = scope.spawn(|| call("POST", None).ok());
+        thread::sleep(Duration::from_millis(300));
+        let _ = call("DELETE", Some(&id(&one))).ok();
+        third.join().expect("answered")
+    });
+    assert_eq!(instance(&third), instance(&one));
+    // The function knows what is over, and what never was.
+    assert_eq!((call("POST", Some(&id(&one))).status, call("POST", Some("made-up")).status), (404, 404));
+    assert_eq!(instance(&call("POST", Some(&id(&two))).ok()), instance(&two));
+    node.stop();
+}
+
+#[test]
+fn a_session_of_mcp_over_sse_is_its_stream() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let more = "[session_affinity]\nmcp = \"sse\"\nsessions = 1";
+    let _ = node.deploy("demo", "python", more, &["--max-instances", "2"]).ok();
+    let open = || {
+        let mut stream = node.own("demo");
+        stream.send_head("GET", "/sse", &[]);
+        let head = stream.read_head();
+        let first = stream.read_part().expect("an event");
+        let first = String::from_utf8(first).expect("text");
+        let address =
+            first.strip_prefix("event: endpoint\ndata: ").expect("the first event").trim().to_owned();
+        (stream, instance(&head), address)
+    };
+    let post = |address: &str, text: &str| node.own("demo").request("POST", address, &[], text.as_bytes());
+    let (mut first, one, at_one) = open();
+    let (mut second, two, at_two) = open();
+    assert_ne!(one, two, "each has one session");
+    for round in 0..3 {
+        for (stream, its, address) in [(&mut first, &one, &at_one), (&mut second, &two, &at_two)] {
+            let text = format!("{{\"round\":{round}}}");
+            assert_eq!(&instance(&post(address, &text).ok()), its);
+            let event = stream.read_part().expect("an event");
+            assert_eq!(String::from_utf8_lossy(&event), format!("event: message\ndata: {text}\n\n"));
+        }
+    }
+    // With its stream a session is over, and its place is another's.
+    let _ = post(&at_one, "bye").ok();
+    assert_eq!(first.read_part(), None);
+    let (_third, its, _) = open();
+    assert_eq!(its, one);
+    assert_eq!(post(&at_one, "{}").status, 404);
+    node.stop();
+}

@@ -27,6 +27,8 @@ pub const AFFINITY_CONCURRENCY: u32 = 200;
 pub struct SessionAffinity {
     /// The request header that has a session's id; the cookie of the platform when `None`.
     pub header: Option<HeaderName>,
+    /// Sessions of the Model Context Protocol, whose ids are the function's.
+    pub mcp: Option<Mcp>,
     /// Sessions that one instance may have at once, 1 to 200.
     pub sessions: u32,
     /// How long a session lives, from its first call on.
@@ -35,10 +37,33 @@ pub struct SessionAffinity {
     pub idle: Duration,
 }
 
+/// How clients of the Model Context Protocol talk with the function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mcp {
+    /// Streamable HTTP: the answer to a POST has the session's id in `Mcp-Session-Id`, and DELETE ends it.
+    Streamable,
+    /// HTTP with SSE: a stream is the session, and its first event names the id.
+    Sse {
+        /// The path of the stream.
+        path: String,
+    },
+}
+
+impl Mcp {
+    /// Where the stream of SSE is, unless told.
+    pub const SSE_PATH: &str = "/sse";
+}
+
 impl Default for SessionAffinity {
     /// By cookie, 20 sessions for six hours, half an hour of them idle.
     fn default() -> Self {
-        Self { header: None, sessions: DEFAULT_SESSIONS, lifetime: DEFAULT_LIFETIME, idle: DEFAULT_IDLE }
+        Self {
+            header: None,
+            mcp: None,
+            sessions: DEFAULT_SESSIONS,
+            lifetime: DEFAULT_LIFETIME,
+            idle: DEFAULT_IDLE,
+        }
     }
 }
 
@@ -58,7 +83,16 @@ pub(super) fn check(config: &FunctionConfig, faults: &mut Vec<String>) {
     } else if sessions > concurrency {
         fault(format!(" sessions {sessions}: must not be more than the concurrency, {concurrency}"));
     }
-    let most = if affinity.header.is_some() { MAX_LIFETIME } else { DEFAULT_LIFETIME };
+    if affinity.header.is_some() && affinity.mcp.is_some() {
+        fault(": sessions of MCP have no header of their own; leave header out".to_owned());
+    }
+    if let Some(Mcp::Sse { path }) = &affinity.mcp
+        && !(path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?'))
+    {
+        fault(format!(" path {path:?}: must be an address's path, such as {}", Mcp::SSE_PATH));
+    }
+    let most =
+        if affinity.header.is_some() || affinity.mcp.is_some() { MAX_LIFETIME } else { DEFAULT_LIFETIME };
     let second = Duration::from_secs(1);
     if !(second..=most).contains(&affinity.lifetime) {
         fault(format!(" lifetime {:?}: must be 1 s to {} s", affinity.lifetime, most.as_secs()));
@@ -102,6 +136,14 @@ mod tests {
         one("platform fc2 has none", faults(|config, _| config.platform = fc2()));
         one("no HTTP requests", faults(|config, _| config.mode = Mode::Job));
         let header = |name: &'static str| Some(HeaderName::from_static(name));
+        let mcp = |path: &str| Some(Mcp::Sse { path: path.to_owned() });
+        one("path \"sse\"", faults(|_, affinity| affinity.mcp = mcp("sse")));
+        one(
+            "leave header out",
+            faults(|_, affinity| {
+                (affinity.mcp, affinity.header) = (mcp("/sse"), header("x-mine"));
+            }),
+        );
         one("header x-fc-mine", faults(|_, affinity| affinity.header = header("x-fc-mine")));
         let day = |_: &mut FunctionConfig, affinity: &mut SessionAffinity| {
             (affinity.header, affinity.lifetime) = (header("x-mine"), MAX_LIFETIME);

@@ -36,9 +36,7 @@ impl Session {
             Some(name) => headers.get(name).and_then(|value| value.to_str().ok()),
             None => cookie(headers),
         };
-        let is_one =
-            |id: &&str| (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-        match given.filter(is_one) {
+        match given.filter(|id| is_id(id)) {
             Some(id) => Self { id: id.to_owned(), made: false },
             None => Self { id: new_session_id(), made: true },
         }
@@ -71,6 +69,11 @@ impl Session {
             headers.insert(name.clone(), id);
         }
     }
+}
+
+/// Whether a text can be a session's id.
+pub(super) fn is_id(text: &str) -> bool {
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The session's id among the cookies.

@@ -89,6 +89,12 @@ impl Pool {
         mut request: Request<Body>,
     ) -> Response<Body> {
         let affinity = self.config().session_affinity.clone().unwrap_or_default();
+        if let Some(kind) = &affinity.mcp {
+            return self
+                .forward_mcp(kind, sessions, client, request)
+                .await
+                .unwrap_or_else(|r| self.refused(&r));
+        }
         let (session, begun) = (Session::of(&affinity, request.headers()), Instant::now());
         match self.acquire_for(sessions, &session.id).await {
             Ok((slot, bound)) => {
@@ -99,11 +105,13 @@ impl Pool {
                 session.tell_client(&affinity, bound, &mut response);
                 response
             }
-            Err(refusal) => {
-                let request_id = self.config().platform.new_request_id();
-                of_platform(refuse_http(self.config(), &refusal, &request_id))
-            }
+            Err(refusal) => self.refused(&refusal),
         }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Response<Body> {
+        let request_id = self.config().platform.new_request_id();
+        of_platform(refuse_http(self.config(), refusal, &request_id))
     }
 }
 

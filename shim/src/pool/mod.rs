@@ -16,6 +16,7 @@ mod function;
 mod inner;
 mod jobs;
 mod launch;
+mod mcp;
 pub(crate) mod observe;
 pub(crate) mod room;
 #[cfg(test)]

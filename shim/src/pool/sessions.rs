@@ -26,6 +26,8 @@ pub(super) struct Sessions {
 #[derive(Default)]
 struct Inner {
     sessions: HashMap<Arc<str>, Session>,
+    /// The ids that functions have chosen for sessions, by what these were known as before.
+    names: HashMap<Arc<str>, Arc<str>>,
     /// Of each instance, by its id: those that sessions have, and those that are kept for one.
     places: HashMap<Arc<str>, u32>,
 }
@@ -37,6 +39,10 @@ struct Session {
     used: Instant,
     /// Calls that run.
     running: usize,
+    /// It goes on without a call.
+    lasts: bool,
+    /// What it was known as before its function chose an id.
+    made: Option<Arc<str>>,
 }
 
 /// What is known of a session.
@@ -93,7 +99,7 @@ impl Sessions {
             None => {}
         }
         let id: Arc<str> = id.into();
-        let session = Session { instance: None, begun: now, used: now, running: 0 };
+        let session = Session { instance: None, begun: now, used: now, running: 0, lasts: true, made: None };
         inner.sessions.insert(Arc::clone(&id), session);
         Found::New(Search { sessions: Arc::clone(self), id })
     }
@@ -101,7 +107,43 @@ impl Sessions {
     fn is_over(&self, session: &Session, now: Instant) -> bool {
         let Some(_) = session.instance else { return false };
         let idle = session.running == 0 && now.saturating_duration_since(session.used) >= self.rules.idle;
-        idle || now.saturating_duration_since(session.begun) >= self.rules.lifetime
+        session.lasts && (idle || now.saturating_duration_since(session.begun) >= self.rules.lifetime)
+    }
+
+    /// Whether there is such a session, and an instance for it.
+    pub(super) fn knows(&self, id: &str) -> bool {
+        let (now, inner) = (Instant::now(), self.inner());
+        inner.sessions.get(id).is_some_and(|one| one.instance.is_some() && !self.is_over(one, now))
+    }
+
+    /// From now on it is over when none of its calls runs.
+    pub(super) fn ends_with_its_calls(&self, id: &str) {
+        if let Some(session) = self.inner().sessions.get_mut(id) {
+            session.lasts = false;
+        }
+    }
+
+    /// Gives a session that is known as `made` the id that its function has chosen, unless that is another's. It
+    /// goes on without a call if it `lasts`.
+    pub(super) fn name(&self, made: &str, id: &str, lasts: bool) {
+        {
+            let mut inner = self.inner();
+            if inner.sessions.contains_key(id) {
+                return;
+            }
+            let Some((made, mut session)) = inner.sessions.remove_entry(made) else { return };
+            let id: Arc<str> = id.into();
+            (session.lasts, session.made) = (lasts, Some(Arc::clone(&made)));
+            inner.names.insert(made, Arc::clone(&id));
+            inner.sessions.insert(id, session);
+        }
+        self.news.notify_waiters();
+    }
+
+    /// Ends a session, whatever runs.
+    pub(super) fn end(&self, id: &str) {
+        self.inner().remove(id);
+        self.news.notify_waiters();
     }
 
     /// Keeps a place of an instance for a session, if there is one.
@@ -155,8 +197,10 @@ impl Sessions {
     pub(super) fn forget(&self, instance: &str) {
         {
             let mut inner = self.inner();
-            inner.sessions.retain(|_, session| session.instance.as_deref() != Some(instance));
-            inner.places.remove(instance);
+            let Inner { sessions, names, places } = &mut *inner;
+            sessions.retain(|_, session| session.instance.as_deref() != Some(instance));
+            names.retain(|_, id| sessions.contains_key(id));
+            places.remove(instance);
         }
         self.news.notify_waiters();
     }
@@ -173,7 +217,11 @@ impl Sessions {
 
 impl Inner {
     fn remove(&mut self, id: &str) {
-        if let Some(instance) = self.sessions.remove(id).and_then(|session| session.instance) {
+        let Some(session) = self.sessions.remove(id) else { return };
+        if let Some(made) = session.made {
+            self.names.remove(&made);
+        }
+        if let Some(instance) = session.instance {
             self.give_back(&instance);
         }
     }
@@ -226,9 +274,13 @@ impl Drop for Use {
     fn drop(&mut self) {
         {
             let mut inner = self.sessions.inner();
-            if let Some(session) = inner.sessions.get_mut(&self.id) {
+            let id = inner.names.get(&self.id).map_or_else(|| Arc::clone(&self.id), Arc::clone);
+            if let Some(session) = inner.sessions.get_mut(&id) {
                 session.running = session.running.saturating_sub(1);
                 session.used = Instant::now();
+                if session.running == 0 && !session.lasts {
+                    inner.remove(&id);
+                }
             }
         }
         self.sessions.news.notify_waiters();
@@ -281,6 +333,47 @@ mod tests {
         assert_eq!(bound(&sessions, "three").as_deref(), Some("j"));
         assert!(sessions.use_of("one", "i").is_some() && sessions.use_of("one", "j").is_none());
         assert!(sessions.has("i") && !sessions.has("k"));
+    }
+
+    #[test]
+    fn a_session_may_have_its_id_from_its_function() {
+        let sessions = sessions(|_| ());
+        let first = bind(&sessions, "made", "i").expect("a place");
+        sessions.ends_with_its_calls("made");
+        sessions.name("made", "chosen", true);
+        assert!(sessions.knows("chosen") && !sessions.knows("made"));
+        drop(first);
+        assert!(sessions.knows("chosen"));
+        assert_eq!(sessions.inner().sessions["chosen"].running, 0);
+        // An id that is another's already, and one that never came: over with the call.
+        for id in [Some("chosen"), None] {
+            let made = format!("made for {id:?}");
+            let second = bind(&sessions, &made, "i").expect("a place");
+            sessions.ends_with_its_calls(&made);
+            id.into_iter().for_each(|id| sessions.name(&made, id, true));
+            drop(second);
+            assert!(!sessions.knows(&made) && sessions.knows("chosen"));
+        }
+        sessions.end("chosen");
+        assert!(!sessions.knows("chosen") && !sessions.has("i") && sessions.inner().names.is_empty());
+        let _third = bind(&sessions, "made again", "i").expect("a place");
+        sessions.name("made again", "chosen", true);
+        sessions.forget("i");
+        assert!(!sessions.knows("chosen") && sessions.inner().names.is_empty());
+    }
+
+    #[test]
+    fn a_session_that_does_not_last_is_over_with_its_last_call() {
+        let sessions = sessions(|rules| rules.lifetime = Duration::ZERO);
+        let stream = bind(&sessions, "made", "i").expect("a place");
+        sessions.ends_with_its_calls("made");
+        sessions.name("made", "chosen", false);
+        sessions.sweep();
+        let call = sessions.use_of("chosen", "i").expect("its instance");
+        drop(stream);
+        assert!(sessions.knows("chosen"), "a call runs");
+        drop(call);
+        assert!(!sessions.knows("chosen") && !sessions.has("i"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fields::Fields;
 use super::tree::Value;
 use crate::FunctionConfig;
-use crate::function::{AFFINITY_CONCURRENCY, SessionAffinity};
+use crate::function::{AFFINITY_CONCURRENCY, Mcp, SessionAffinity};
 
 /// The longest time of a session with any affinity, in seconds.
 const MAX_S: i64 = 86_400;
@@ -15,20 +15,22 @@ pub(super) fn read(props: &Fields<'_>, config: &mut FunctionConfig) {
     let Some(node) = props.get(KEY) else {
         return props.ignored("sessionAffinityConfig", "there is no sessionAffinity");
     };
-    let by_header = match &node.value {
+    let (by_header, mcp) = match &node.value {
         Value::Text(kind) => match kind.as_str() {
             "NONE" => return props.ignored("sessionAffinityConfig", "there is no sessionAffinity"),
-            "GENERATED_COOKIE" => false,
-            "HEADER_FIELD" => true,
-            "MCP_SSE" | "MCP_STREAMABLE" => {
-                return props.all_ignored(&[KEY, "sessionAffinityConfig"], "Skiff knows no sessions of MCP");
+            "GENERATED_COOKIE" => (false, None),
+            "HEADER_FIELD" => (true, None),
+            "MCP_STREAMABLE" => (false, Some(Mcp::Streamable)),
+            "MCP_SSE" => (false, Some(Mcp::Sse { path: Mcp::SSE_PATH.to_owned() })),
+            _ => {
+                let kinds = "must be NONE, GENERATED_COOKIE, HEADER_FIELD, MCP_SSE or MCP_STREAMABLE";
+                return props.fault(node.place, KEY, kinds);
             }
-            _ => return props.fault(node.place, KEY, "must be NONE, GENERATED_COOKIE or HEADER_FIELD"),
         },
         other => return props.fault(node.place, KEY, &format!("must be a text, and is {}", other.kind())),
     };
     props.named("session affinity", node.place);
-    let mut affinity = SessionAffinity::default();
+    let mut affinity = SessionAffinity { mcp, ..SessionAffinity::default() };
     if let Some(table) = props.table("sessionAffinityConfig") {
         details(&table, &mut affinity);
         table.finish();
@@ -46,6 +48,9 @@ pub(super) fn read(props: &Fields<'_>, config: &mut FunctionConfig) {
 
 fn details(table: &Fields<'_>, affinity: &mut SessionAffinity) {
     affinity.header = table.parsed("affinityHeaderFieldName", "");
+    if let (Some(Mcp::Sse { path }), Some(told)) = (&mut affinity.mcp, table.text("sseEndpointPath", "")) {
+        *path = told;
+    }
     let sessions = table.number("sessionConcurrencyPerInstance", "", 1..=200);
     if let Some(sessions) = sessions.and_then(|count| u32::try_from(count).ok()) {
         affinity.sessions = sessions;

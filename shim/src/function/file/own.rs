@@ -7,7 +7,7 @@ use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
 use crate::api::{AsyncOptions, MAX_RETRIES};
-use crate::function::{AFFINITY_CONCURRENCY, HealthCheck, Mode, RoleSource, SessionAffinity};
+use crate::function::{AFFINITY_CONCURRENCY, HealthCheck, Mcp, Mode, RoleSource, SessionAffinity};
 use crate::platform::{self, HttpEvent};
 use crate::units::{Cpus, DiskSize, Memory};
 
@@ -132,11 +132,27 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
 /// Which calls belong to one session.
 fn affinity(table: &Fields<'_>) -> SessionAffinity {
     let mut affinity = SessionAffinity { header: table.parsed("header", ""), ..SessionAffinity::default() };
+    affinity.mcp = mcp(table);
     let sessions = table.number("sessions", "", 1..=200);
     set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
     set(&mut affinity.lifetime, table.time("lifetime", ""));
     set(&mut affinity.idle, table.time("idle", ""));
     affinity
+}
+
+/// Which sessions of the Model Context Protocol it has.
+fn mcp(table: &Fields<'_>) -> Option<Mcp> {
+    table.get("mcp")?;
+    let sse = |path| Mcp::Sse { path };
+    let kind = one_of(table, "mcp", &["streamable", "sse"], |name| match name {
+        "streamable" => Some(Mcp::Streamable),
+        "sse" => Some(sse(Mcp::SSE_PATH.to_owned())),
+        _ => None,
+    });
+    match kind {
+        Some(Mcp::Sse { .. }) => table.text("path", "").map(sse).or(kind),
+        kind => kind,
+    }
 }
 
 /// What becomes of events and requests that are for later.

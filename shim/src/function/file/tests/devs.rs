@@ -146,11 +146,23 @@ fn session_affinity_is_read() {
     assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
     let cookie = parse(&with("sessionAffinity: GENERATED_COOKIE"), Language::Yaml).expect("a function");
     assert_eq!(cookie.config.session_affinity, Some(crate::function::SessionAffinity::default()));
-    let mcp = parse(&with("sessionAffinity: MCP_SSE\nsessionAffinityConfig: {}"), Language::Yaml)
-        .expect("a function");
-    assert_eq!((mcp.config.session_affinity, mcp.warnings.len()), (None, 2));
+    let mcp = |text: &str| {
+        let file = parse(&with(text), Language::Yaml).expect("a function");
+        assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
+        let affinity = file.config.session_affinity.expect("affinity");
+        (affinity.mcp.expect("of MCP"), affinity.sessions)
+    };
+    let sse = |path: &str| Mcp::Sse { path: path.to_owned() };
+    assert_eq!(mcp("sessionAffinity: MCP_STREAMABLE"), (Mcp::Streamable, 20));
+    assert_eq!(mcp("sessionAffinity: MCP_SSE\nsessionAffinityConfig: {}"), (sse("/sse"), 20));
+    let all = "sessionAffinity: MCP_SSE\nsessionAffinityConfig:\n  sseEndpointPath: /events\n  \
+        sessionConcurrencyPerInstance: 5";
+    assert_eq!(mcp(all), (sse("/events"), 5));
     for (wrong, part) in [
-        ("sessionAffinity: STICKY", "must be NONE, GENERATED_COOKIE or HEADER_FIELD"),
+        (
+            "sessionAffinity: STICKY",
+            "must be NONE, GENERATED_COOKIE, HEADER_FIELD, MCP_SSE or MCP_STREAMABLE",
+        ),
         ("sessionAffinity: HEADER_FIELD", "needs sessionAffinityConfig.affinityHeaderFieldName"),
         (
             "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  sessionConcurrencyPerInstance: 201",

@@ -8,6 +8,7 @@ use skiff_runtime::{Network, Writable};
 
 use super::*;
 use crate::api::Destination;
+use crate::function::Mcp;
 use crate::function::{Mode, SessionAffinity};
 use crate::platform::HttpEvent;
 
@@ -259,6 +260,11 @@ fn session_affinity_says_which_calls_belong_together() {
         (affinity.header.map(|name| name.to_string()).as_deref(), config.concurrency),
         (Some("x-mine"), 10)
     );
+    let of = |text: &str| toml(&format!("name = \"f\"\n[session_affinity]\n{text}")).config.session_affinity;
+    let mcp = |text: &str| of(text).expect("affinity").mcp;
+    assert_eq!((mcp("mcp = \"streamable\""), mcp("sessions = 3")), (Some(Mcp::Streamable), None));
+    assert_eq!(mcp("mcp = \"sse\""), Some(Mcp::Sse { path: "/sse".into() }));
+    assert_eq!(mcp("mcp = \"sse\"\npath = \"/events\""), Some(Mcp::Sse { path: "/events".into() }));
     let wrong =
         "concurrency = 2\nplatform = \"scf\"\n[session_affinity]\nheader = \"two words\"\nsessions = 3";
     let told = faults(wrong, Language::Toml);

@@ -1,0 +1,253 @@
+//! Sessions of the Model Context Protocol (<https://modelcontextprotocol.io/specification>), whose ids functions
+//! choose: in a header of the answer (Streamable HTTP), or in the first event of a stream (HTTP with SSE).
+//!
+//! What FC's documentation leaves open: a request with an id that is no session's goes to any instance, which tells
+//! its client so, and a request without an id that begins no session does too.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+use super::affinity::is_id;
+use super::inner::Slot;
+use super::sessions::Sessions;
+use super::{Pool, Refusal};
+use crate::function::Mcp;
+use crate::instance::invocation::Waited;
+use crate::platform::new_session_id;
+use crate::proxy::body::{Body, BodyError};
+
+const ID: HeaderName = HeaderName::from_static("mcp-session-id");
+
+/// Names of the parameter that has the id in an address, as servers write it.
+const PARAMETERS: [&str; 2] = ["session_id", "sessionId"];
+
+/// Bytes of a stream in which its first event is looked for.
+const MAX_FIRST: usize = 16 * 1024;
+
+/// What a request is to the sessions.
+enum Part {
+    /// Of this session.
+    Of(String),
+    /// It asks for a new one, which is known by this name until the function has chosen its id.
+    Begins(String),
+    /// None of theirs.
+    Other,
+}
+
+impl Part {
+    fn of<B>(kind: &Mcp, sessions: &Sessions, request: &Request<B>) -> Self {
+        let given = match kind {
+            Mcp::Streamable => id_in(request.headers()),
+            Mcp::Sse { .. } => request.uri().query().and_then(id_in_query),
+        };
+        let begins = match kind {
+            Mcp::Streamable => request.method() == Method::POST,
+            Mcp::Sse { path } => request.method() == Method::GET && request.uri().path() == path,
+        };
+        match given {
+            Some(id) if sessions.knows(id) => Self::Of(id.to_owned()),
+            None if begins => Self::Begins(new_session_id()),
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Pool {
+    /// Passes a request on to the instance of its session.
+    pub(super) async fn forward_mcp(
+        &self,
+        kind: &Mcp,
+        sessions: &Arc<Sessions>,
+        client: Option<SocketAddr>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Refusal> {
+        let (part, begun) = (Part::of(kind, sessions, &request), Instant::now());
+        let slot = self.acquire_part(sessions, &part).await?;
+        request.extensions_mut().insert(Waited(begun.elapsed()));
+        let ends = request.method() == Method::DELETE;
+        let instance = Arc::clone(slot.instance());
+        // Until it has its name: the slot may be let go before the answer is here.
+        let _until_named = match &part {
+            Part::Begins(made) => sessions.use_of(made, instance.id()),
+            Part::Of(_) | Part::Other => None,
+        };
+        let response = instance.pass(client, request, Some(Box::new(slot))).await;
+        Ok(match (part, kind) {
+            (Part::Begins(made), Mcp::Streamable) => {
+                if let Some(id) = id_in(response.headers()) {
+                    sessions.name(&made, id, true);
+                }
+                response
+            }
+            (Part::Begins(made), Mcp::Sse { .. }) if is_stream(response.headers()) => {
+                let sessions = Arc::clone(sessions);
+                response
+                    .map(|body| Opening::of(body, move |id| sessions.name(&made, id, false)).boxed_unsync())
+            }
+            (Part::Of(id), Mcp::Streamable) if ends && response.status().is_success() => {
+                sessions.end(&id);
+                response
+            }
+            _ => response,
+        })
+    }
+
+    async fn acquire_part(&self, sessions: &Arc<Sessions>, part: &Part) -> Result<Slot, Refusal> {
+        match part {
+            Part::Of(id) => self.acquire_for(sessions, id).await.map(|(slot, _)| slot),
+            Part::Begins(made) => {
+                let (slot, _) = self.acquire_for(sessions, made).await?;
+                sessions.ends_with_its_calls(made);
+                Ok(slot)
+            }
+            Part::Other => self.acquire().await,
+        }
+    }
+}
+
+fn id_in(headers: &HeaderMap) -> Option<&str> {
+    headers.get(ID).and_then(|value| value.to_str().ok()).filter(|id| is_id(id))
+}
+
+fn id_in_query(query: &str) -> Option<&str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(name, _)| PARAMETERS.contains(name)).map(|(_, id)| id).filter(|id| is_id(id))
+}
+
+fn is_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("text/event-stream"))
+}
+
+/// A stream whose first event `endpoint` names the session; it passes unchanged.
+struct Opening<F> {
+    body: Body,
+    /// What has come; `None` when the session has a name, or will have none.
+    seen: Option<(Vec<u8>, F)>,
+}
+
+impl<F: FnOnce(&str) + Send + Unpin + 'static> Opening<F> {
+    fn of(body: Body, named: F) -> Self {
+        Self { body, seen: Some((Vec::new(), named)) }
+    }
+
+    fn look(&mut self, bytes: &[u8]) {
+        let Some((mut seen, named)) = self.seen.take() else { return };
+        seen.extend_from_slice(&bytes[..bytes.len().min(MAX_FIRST.saturating_sub(seen.len()))]);
+        match endpoint(&seen) {
+            Some(address) => {
+                if let Some(id) = address.split_once('?').and_then(|(_, query)| id_in_query(query)) {
+                    named(id);
+                }
+            }
+            None if seen.len() < MAX_FIRST => self.seen = Some((seen, named)),
+            None => {}
+        }
+    }
+}
+
+/// The address in the first whole event `endpoint`.
+fn endpoint(stream: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
+    let (whole, _) = text.rsplit_once("\n\n")?;
+    whole.split("\n\n").find_map(|event| {
+        let field = |name: &str| {
+            event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+        };
+        field("event").filter(|name| *name == "endpoint")?;
+        field("data").map(str::to_owned)
+    })
+}
+
+impl<F: FnOnce(&str) + Send + Unpin + 'static> HttpBody for Opening<F> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(bytes) = frame.data_ref()
+        {
+            // Before its client can answer.
+            self.look(bytes);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[test]
+    fn the_id_is_in_the_address_of_the_first_event() {
+        let whole = "event: endpoint\ndata: /messages/?x=1&session_id=s-1\n\n";
+        for cut in 0..whole.len() {
+            assert_eq!(endpoint(&whole.as_bytes()[..cut]), None, "{cut}");
+        }
+        for (stream, address) in [
+            (whole, Some("/messages/?x=1&session_id=s-1")),
+            ("event:endpoint\r\ndata:/m?sessionId=s\r\n\r\nevent: message\r\n", Some("/m?sessionId=s")),
+            (": ping\n\nevent: endpoint\ndata: /m\n\n", Some("/m")),
+            ("event: message\ndata: /m\n\n", None),
+            ("data: /m?sessionId=s\n\n", None),
+            ("event: endpoint\n\n", None),
+        ] {
+            assert_eq!(endpoint(stream.as_bytes()).as_deref(), address, "{stream:?}");
+        }
+        assert_eq!(id_in_query("x=1&session_id=s-1"), Some("s-1"));
+        let long = format!("sessionId={}", "x".repeat(200));
+        for none in ["", "session_id=", "session=1", "sessionId", "sessionId=a b", &long] {
+            assert_eq!(id_in_query(none), None, "{none:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_passes_unchanged_however_it_comes() {
+        let whole = "event: endpoint\ndata: /m?sessionId=s-7\n\nevent: message\ndata: {}\n\n";
+        for size in [1, 7, whole.len()] {
+            let parts: Vec<Bytes> = whole.as_bytes().chunks(size).map(Bytes::copy_from_slice).collect();
+            let frames = parts.into_iter().map(|part| Ok::<_, BodyError>(Frame::data(part)));
+            let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+            let named = Arc::new(Mutex::new(Vec::new()));
+            let noted = Arc::clone(&named);
+            let opening =
+                Opening::of(body, move |id: &str| noted.lock().expect("a lock").push(id.to_owned()));
+            let passed = opening.collect().await.expect("passed").to_bytes();
+            assert_eq!(
+                (passed, &*named.lock().expect("a lock")),
+                (Bytes::from(whole), &vec!["s-7".to_owned()])
+            );
+        }
+        // One that names none costs no more than its beginning.
+        let noise = Bytes::from(vec![b'x'; 3 * MAX_FIRST]);
+        let body = crate::proxy::body::full(noise.clone());
+        let mut opening = Opening::of(body, |_: &str| panic!("there is no event"));
+        opening.look(&noise);
+        assert!(opening.seen.is_none());
+    }
+}
