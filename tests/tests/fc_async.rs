@@ -31,13 +31,13 @@ fn events_for_later_have_an_instance_each() {
     for _ in 0..3 {
         let headers = [("X-Fc-Invocation-Type", "Async")];
         let target = "/2023-03-30/functions/demo/invocations";
-        let answer = node.connection().request("POST", target, &headers, b"{\"sleep_ms\":3000}");
+        let answer = node.connection().request("POST", target, &headers, b"{\"sleep_ms\":10000}");
         assert_eq!(answer.status, 202, "{}", answer.text());
     }
     let busy = || node.info("demo")["instances"]["running"].as_u64().unwrap_or_default();
-    let most = wait_for(Duration::from_secs(20), || (busy() == 3).then_some(()));
+    let most = wait_for(Duration::from_secs(40), || (busy() == 3).then_some(()));
     assert!(most.is_some(), "{}", node.info("demo"));
-    let all = wait_for(Duration::from_secs(20), || {
+    let all = wait_for(Duration::from_secs(40), || {
         std::fs::read_to_string(&done).ok().filter(|text| text.lines().count() == 3)
     });
     assert!(all.is_some(), "{}", node.info("demo"));

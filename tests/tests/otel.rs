@@ -98,8 +98,12 @@ fn header(seen: &Value, name: &str) -> Option<String> {
 #[test]
 fn an_http_request_has_a_span_between_its_caller_and_the_function() {
     let (sandbox, collector) = (Sandbox::new(), Collector::start(0));
-    let node = node(&sandbox, &["--otlp-endpoint", &collector.address], &[]);
+    let options = ["--otlp-endpoint", &collector.address, "--max-instances", "1"];
+    let node = node(&sandbox, &options, &[]);
+    let _ = node.deploy("other", "function", "", &[]).ok();
     let _ = node.deploy("demo", "function", "", &[]).ok();
+    // The call needs an instance: the other function's is the only one that may be.
+    let _ = node.get("other", "/status/200").ok();
     let parent = format!("00-{TRACE}-{CALLER}-01");
     let context = [("traceparent", parent.as_str()), ("tracestate", "a=1"), ("tracestate", "b=2")];
     let answer = node.own("demo").request("GET", "/headers", &context, b"").ok();
@@ -123,7 +127,6 @@ fn an_http_request_has_a_span_between_its_caller_and_the_function() {
     });
     assert_eq!(told, &expected);
     assert!(told["faas.instance"].as_str().is_some_and(|id| id.starts_with("c-")), "{told}");
-    // The deploy had started it already: its start is before the call.
     assert_eq!(names(&below), ["rootfs", "network", "spawn", "listen", "initialize", "invoke"]);
     let invoke = below.last().expect("one");
     assert_eq!((&invoke["kind"], &below[0]["kind"]), (&json!(CLIENT), &json!(INTERNAL)));
@@ -131,6 +134,7 @@ fn an_http_request_has_a_span_between_its_caller_and_the_function() {
     let id = invoke["id"].as_str().expect("an id");
     assert_eq!(header(&seen, "traceparent"), Some(format!("00-{TRACE}-{id}-01")));
     assert_eq!(header(&seen, "tracestate").as_deref(), Some("a=1,b=2"));
+    assert!(below.iter().all(|span| span["start"].as_u64() >= root["start"].as_u64()), "{below:#?}");
     // A warm one of a caller who has no trace begins one.
     let answer = node.own("demo").request("GET", "/headers", &[], b"").ok();
     let (root, below) = collector.of(answer.header("x-fc-request-id").expect("an id"));
@@ -157,7 +161,7 @@ fn events_and_failures_have_spans() {
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret-of-the-collector"),
     ];
     let node = node(&sandbox, &["--log-level", "trace"], &variables);
-    let _ = node.deploy("demo", "function", "timeout = \"1s\"", &[]).ok();
+    let _ = node.deploy("demo", "function", "timeout = \"3s\"", &[]).ok();
     let told = node.stdout();
     let address = told.lines().find_map(|line| line.split("http://").nth(1)).expect("an address").to_owned();
     let parent = format!("00-{TRACE}-{CALLER}-01");
@@ -172,6 +176,8 @@ fn events_and_failures_have_spans() {
     let answer = invoke(&json!({ "k": 1 }), &[]).ok();
     let (root, below) = collector.of(&id(&answer));
     assert_eq!((&root["trace"], &root["parent"]), (&json!(TRACE), &json!(CALLER)));
+    // The deploy has started its instance: no start is told, though it is the first call.
+    assert_eq!((names(&below), &root["attributes"]["faas.coldstart"]), (vec!["invoke"], &json!(false)));
     assert_eq!(
         (&root["attributes"]["faas.trigger"], &root["resource"]["service.name"]),
         (&json!("other"), &json!("node-7"))
@@ -181,7 +187,7 @@ fn events_and_failures_have_spans() {
     assert_eq!(answer.json()["headers"]["traceparent"], format!("00-{TRACE}-{own}-01"));
 
     // One that takes too long, and one of whose failure the function tells.
-    let (root, _) = collector.of(&id(&invoke(&json!({ "sleep_ms": 5000 }), &[])));
+    let (root, _) = collector.of(&id(&invoke(&json!({ "sleep_ms": 30000 }), &[])));
     assert_eq!(root["status"][0], 2, "an error: {root}");
     assert_eq!(
         (&root["attributes"]["error.type"], &root["status"][1]),
@@ -244,12 +250,25 @@ fn a_collector_may_fail() {
 #[test]
 fn what_is_no_collector_is_told() {
     let sandbox = Sandbox::new();
+    let variables = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+    let users = ["https://user:pa55w0rd@host:4318", "https://user:pa55^w0rd@host", "http://pa55w0rd@"];
     for address in
-        ["localhost:4318", "ftp://collector", "http://", "https://user:pa55w0rd@", "unix:/run/otel.sock"]
+        ["localhost:4318", "ftp://collector", "http://", "unix:/run/otel.sock"].iter().chain(&users)
     {
-        let outcome = sandbox.run(&["serve", "--otlp-endpoint", address]);
-        let shown = address.rsplit('@').next().expect("a part");
-        let outcome = outcome.fails(2, &[&format!("{shown:?}"), "http://localhost:4318"]);
-        assert!(!outcome.stderr.contains("pa55w0rd"), "{}", outcome.stderr);
+        let by_option = sandbox.run(&["serve", "--otlp-endpoint", address]);
+        let by_variable = variables.map(|name| {
+            let mut command = sandbox.skiff(&["serve"]);
+            command.env(name, address);
+            sandbox.finish(command)
+        });
+        for outcome in by_variable.into_iter().chain([by_option]) {
+            let texts = if users.contains(address) {
+                ["has a user", "OTEL_EXPORTER_OTLP_HEADERS"]
+            } else {
+                [*address, "http://localhost:4318"]
+            };
+            let outcome = outcome.fails(2, &texts);
+            assert!(!outcome.stderr.contains("pa55"), "{}", outcome.stderr);
+        }
     }
 }

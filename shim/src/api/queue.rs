@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -213,7 +213,8 @@ impl Queue {
     pub(super) fn push(self: &Arc<Self>, event: Event) -> Result<(), usize> {
         let full = |_| MAX_EVENTS - self.room.available_permits();
         let room = Arc::clone(&self.room).try_acquire_owned().map_err(full)?;
-        let length = u32::try_from(event.work.size()).unwrap_or(u32::MAX);
+        let size = event.work.size() + event.caller.as_ref().map_or(0, TraceContext::size);
+        let length = u32::try_from(size).unwrap_or(u32::MAX);
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(length).map_err(full)?;
         let (queue, room) = (Arc::clone(self), Room([room, bytes]));
         let mut events = locked(&self.events);
@@ -250,13 +251,32 @@ impl Queue {
     }
 
     fn places(&self, function: &dyn Function) -> Arc<Semaphore> {
+        self.with_places(function, |places, wanted| {
+            places.adjust(wanted);
+            Arc::clone(&places.free)
+        })
+    }
+
+    /// Lets another event have a place, if there are not too many: others wait for it already.
+    fn give_back(&self, function: &dyn Function, place: SemaphorePermit<'_>) {
+        self.with_places(function, |places, wanted| {
+            if places.all > wanted {
+                place.forget();
+                places.all -= 1;
+            } else {
+                drop(place);
+                places.adjust(wanted);
+            }
+        });
+    }
+
+    /// With its places, and how many it is to have by now.
+    fn with_places<T>(&self, function: &dyn Function, work: impl FnOnce(&mut Places, usize) -> T) -> T {
         let config = function.config();
+        let wanted = function.places().clamp(1, MAX_EVENTS);
         let mut all = locked(&self.places);
-        let places = all
-            .entry(format!("{}/{}", config.namespace, config.name))
-            .or_insert_with(|| Places { free: Arc::new(Semaphore::new(0)), all: 0 });
-        places.adjust(function.places().clamp(1, MAX_EVENTS));
-        Arc::clone(&places.free)
+        let place = all.entry(format!("{}/{}", config.namespace, config.name));
+        work(place.or_insert_with(|| Places { free: Arc::new(Semaphore::new(0)), all: 0 }), wanted)
     }
 
     async fn run(&self, event: Event) {
@@ -281,12 +301,12 @@ impl Queue {
         let asked = self.options_of(event);
         let retries = asked.retries.unwrap_or(event.policy.retries);
         let max_age = asked.max_age.unwrap_or(event.policy.max_age);
-        let places = self.places(&*event.function);
         let (mut tries, mut errors) = (0, 0);
         if !event.while_it_waits(self.rest(event.delay)).await.unwrap_or(true) {
             return None;
         }
         loop {
+            let places = self.places(&*event.function);
             let Some(place) = event.while_it_waits(places.acquire()).await else {
                 return Some((given_up(event), TERMINATED, tries));
             };
@@ -303,7 +323,7 @@ impl Queue {
                 tracked.retried(tries);
             }
             let outcome = event.work.run(&*event.function, options).await;
-            drop(place);
+            self.give_back(&*event.function, place);
             let verdict = verdict(&outcome);
             errors += u32::from(verdict == Verdict::Error);
             let pause = event.policy.pause(verdict, tries);

@@ -193,6 +193,26 @@ async fn as_many_run_at_once_as_the_instances_work_on() {
 }
 
 #[tokio::test]
+async fn a_change_reaches_those_that_wait() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (queue, function) = (queue(None, &dir), Failing::new(fc(), 0, function_error));
+    function.places.store(4, Ordering::SeqCst);
+    for _ in 0..60 {
+        push(&queue, &function);
+    }
+    for (done, places) in [(10, 1), (30, 3)] {
+        let _ = records(&dir, "good", done).await;
+        function.places.store(places, Ordering::SeqCst);
+        // Those that run end first.
+        let _ = records(&dir, "good", done + 6).await;
+        function.most.store(0, Ordering::SeqCst);
+        let _ = records(&dir, "good", done + 15).await;
+        assert_eq!(function.most.load(Ordering::SeqCst), places);
+    }
+    let _ = records(&dir, "good", 60).await;
+}
+
+#[tokio::test]
 async fn places_that_are_taken_go_when_they_are_free() {
     let mut places = Places { free: Arc::new(Semaphore::new(0)), all: 0 };
     places.adjust(3);

@@ -111,7 +111,8 @@ impl Traced<'_> {
                 at += ms(time);
             }
             let rest = waited - at;
-            if rest > 0.0 {
+            // Of an instance that was there before, nobody knows here when it had been initialized.
+            if rest > 0.0 && at >= 0.0 {
                 steps.push(TraceStep { name: "initialize", start_ms: at, ms: rest });
             }
         }

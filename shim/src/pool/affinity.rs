@@ -99,6 +99,25 @@ impl Pool {
         sessions: &Arc<Sessions>,
         id: &str,
     ) -> std::result::Result<(Slot, bool), Refusal> {
+        self.acquire_session(sessions, id, true).await
+    }
+
+    /// The same of a session that only its function begins: any slot when there is no such session any more, or
+    /// when its instance takes no calls.
+    pub(super) async fn acquire_known(
+        &self,
+        sessions: &Arc<Sessions>,
+        id: &str,
+    ) -> std::result::Result<Slot, Refusal> {
+        self.acquire_session(sessions, id, false).await.map(|(slot, _)| slot)
+    }
+
+    async fn acquire_session(
+        &self,
+        sessions: &Arc<Sessions>,
+        id: &str,
+        begins: bool,
+    ) -> std::result::Result<(Slot, bool), Refusal> {
         let begun = Instant::now();
         let until = begun + self.longest_wait();
         let mut waiting = None;
@@ -106,7 +125,12 @@ impl Pool {
             // Before looking: nothing that happens meanwhile is missed.
             let mut news = std::pin::pin!(sessions.news());
             news.as_mut().enable();
-            match sessions.find(id) {
+            let found = match (begins, sessions.bound(id)) {
+                (true, _) => sessions.find(id),
+                (false, Some(instance)) => Found::Bound(instance),
+                (false, None) => return self.acquire().await.map(|slot| (slot, false)),
+            };
+            match found {
                 Found::New(search) => {
                     let mut slot = self.acquire_where(true).await?;
                     let place = slot.place.take().ok_or(Refusal::Throttled)?;
@@ -121,6 +145,7 @@ impl Pool {
                         return Ok((slot, false));
                     }
                     Ok(None) => {}
+                    Err(()) if !begins => return self.acquire().await.map(|slot| (slot, false)),
                     Err(()) => {
                         sessions.unbind(id, &instance);
                         continue;

@@ -81,6 +81,8 @@ impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take().and_then(|pool| pool.upgrade()) {
             let last = pool.slots().release(self.number);
+            // Somebody may wait for their places.
+            drop((self.session.take(), self.place.take()));
             pool.stop(last);
             pool.go_on();
         }

@@ -30,8 +30,9 @@ const ID: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Names of the parameter that has the id in an address, as servers write it.
 const PARAMETERS: [&str; 2] = ["session_id", "sessionId"];
 
-/// Bytes of a stream in which its first event is looked for.
-const MAX_FIRST: usize = 16 * 1024;
+/// Bytes of a stream in which its first event is looked for, each time that some have come: not so many that single bytes
+/// would cost much.
+const MAX_FIRST: usize = 4 * 1024;
 
 /// What a request is to the sessions.
 enum Part {
@@ -54,7 +55,7 @@ impl Part {
             Mcp::Sse { path } => request.method() == Method::GET && request.uri().path() == path,
         };
         match given {
-            Some(id) if sessions.knows(id) => Self::Of(id.to_owned()),
+            Some(id) if sessions.bound(id).is_some() => Self::Of(id.to_owned()),
             None if begins => Self::Begins(new_session_id()),
             _ => Self::Other,
         }
@@ -76,12 +77,12 @@ impl Pool {
         let ends = request.method() == Method::DELETE;
         let instance = Arc::clone(slot.instance());
         // Until it has its name: the slot may be let go before the answer is here.
-        let _until_named = match &part {
+        let until_named = match &part {
             Part::Begins(made) => sessions.use_of(made, instance.id()),
             Part::Of(_) | Part::Other => None,
         };
         let response = instance.pass(client, request, Some(Box::new(slot))).await;
-        Ok(match (part, kind) {
+        let response = match (part, kind) {
             (Part::Begins(made), Mcp::Streamable) => {
                 if let Some(id) = id_in(response.headers()) {
                     sessions.name(&made, id, true);
@@ -98,12 +99,16 @@ impl Pool {
                 response
             }
             _ => response,
-        })
+        };
+        drop(until_named);
+        // A place may be free by now that somebody waits for.
+        self.0.go_on();
+        Ok(response)
     }
 
     async fn acquire_part(&self, sessions: &Arc<Sessions>, part: &Part) -> Result<Slot, Refusal> {
         match part {
-            Part::Of(id) => self.acquire_for(sessions, id).await.map(|(slot, _)| slot),
+            Part::Of(id) => self.acquire_known(sessions, id).await,
             Part::Begins(made) => {
                 let (slot, _) = self.acquire_for(sessions, made).await?;
                 sessions.ends_with_its_calls(made);
@@ -141,9 +146,10 @@ impl<F: FnOnce(&str) + Send + Unpin + 'static> Opening<F> {
     }
 
     fn look(&mut self, bytes: &[u8]) {
+        let breaks = bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
         let Some((mut seen, named)) = self.seen.take() else { return };
         seen.extend_from_slice(&bytes[..bytes.len().min(MAX_FIRST.saturating_sub(seen.len()))]);
-        match endpoint(&seen) {
+        match breaks.then(|| endpoint(&seen)).flatten() {
             Some(address) => {
                 if let Some(id) = address.split_once('?').and_then(|(_, query)| id_in_query(query)) {
                     named(id);

@@ -60,10 +60,12 @@ pub struct PoolOptions {
 }
 
 impl PoolOptions {
-    /// How many calls all instances can work on at once.
+    /// How many calls all instances can work on at once; beyond one instance's, at most a quarter of those that may
+    /// wait: the node may have no room for all instances, and callers have to get in beside them.
     pub(crate) fn places(&self, config: &FunctionConfig) -> usize {
         let each = if config.mode == Mode::Job { 1 } else { config.concurrency.max(1) };
-        self.max_instances.max(1).saturating_mul(usize::try_from(each).unwrap_or(usize::MAX))
+        let each = usize::try_from(each).unwrap_or(usize::MAX);
+        self.max_instances.max(1).saturating_mul(each).min(each.max(self.max_waiting / 4))
     }
 }
 

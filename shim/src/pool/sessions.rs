@@ -110,10 +110,10 @@ impl Sessions {
         session.lasts && (idle || now.saturating_duration_since(session.begun) >= self.rules.lifetime)
     }
 
-    /// Whether there is such a session, and an instance for it.
-    pub(super) fn knows(&self, id: &str) -> bool {
+    /// The instance of a session, if there is such a session.
+    pub(super) fn bound(&self, id: &str) -> Option<Arc<str>> {
         let (now, inner) = (Instant::now(), self.inner());
-        inner.sessions.get(id).is_some_and(|one| one.instance.is_some() && !self.is_over(one, now))
+        inner.sessions.get(id).filter(|session| !self.is_over(session, now))?.instance.clone()
     }
 
     /// From now on it is over when none of its calls runs.
@@ -341,9 +341,9 @@ mod tests {
         let first = bind(&sessions, "made", "i").expect("a place");
         sessions.ends_with_its_calls("made");
         sessions.name("made", "chosen", true);
-        assert!(sessions.knows("chosen") && !sessions.knows("made"));
+        assert!(sessions.bound("chosen").is_some() && sessions.bound("made").is_none());
         drop(first);
-        assert!(sessions.knows("chosen"));
+        assert!(sessions.bound("chosen").is_some());
         assert_eq!(sessions.inner().sessions["chosen"].running, 0);
         // An id that is another's already, and one that never came: over with the call.
         for id in [Some("chosen"), None] {
@@ -352,14 +352,16 @@ mod tests {
             sessions.ends_with_its_calls(&made);
             id.into_iter().for_each(|id| sessions.name(&made, id, true));
             drop(second);
-            assert!(!sessions.knows(&made) && sessions.knows("chosen"));
+            assert!(sessions.bound(&made).is_none() && sessions.bound("chosen").is_some());
         }
         sessions.end("chosen");
-        assert!(!sessions.knows("chosen") && !sessions.has("i") && sessions.inner().names.is_empty());
+        assert!(
+            sessions.bound("chosen").is_none() && !sessions.has("i") && sessions.inner().names.is_empty()
+        );
         let _third = bind(&sessions, "made again", "i").expect("a place");
         sessions.name("made again", "chosen", true);
         sessions.forget("i");
-        assert!(!sessions.knows("chosen") && sessions.inner().names.is_empty());
+        assert!(sessions.bound("chosen").is_none() && sessions.inner().names.is_empty());
     }
 
     #[test]
@@ -371,9 +373,9 @@ mod tests {
         sessions.sweep();
         let call = sessions.use_of("chosen", "i").expect("its instance");
         drop(stream);
-        assert!(sessions.knows("chosen"), "a call runs");
+        assert!(sessions.bound("chosen").is_some(), "a call runs");
         drop(call);
-        assert!(!sessions.knows("chosen") && !sessions.has("i"));
+        assert!(sessions.bound("chosen").is_none() && !sessions.has("i"));
     }
 
     #[test]

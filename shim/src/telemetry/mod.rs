@@ -36,6 +36,11 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
+/// Bytes of a parent at most, of which today's have 55, and of states, of which 512 are what everybody passes on:
+/// a context waits with its call. More is as good as none.
+const MAX_PARENT: usize = 256;
+const MAX_STATE: usize = 4096;
+
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 
@@ -45,13 +50,19 @@ impl TraceContext {
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let mut parents = headers.get_all(TRACEPARENT).iter();
         let traceparent = parents.next()?.to_str().ok()?.to_owned();
-        if parents.next().is_some() {
+        if parents.next().is_some() || traceparent.len() > MAX_PARENT {
             return None;
         }
         let states: Option<Vec<&str>> =
             headers.get_all(TRACESTATE).iter().map(|state| state.to_str().ok()).collect();
         let tracestate = states.filter(|states| !states.is_empty()).map(|states| states.join(","));
+        let tracestate = tracestate.filter(|state| state.len() <= MAX_STATE);
         Some(Self { traceparent, tracestate })
+    }
+
+    /// Bytes that it keeps.
+    pub(crate) fn size(&self) -> usize {
+        self.traceparent.len() + self.tracestate.as_ref().map_or(0, String::len)
     }
 }
 
@@ -74,7 +85,13 @@ mod tests {
             (context.traceparent.as_str(), context.tracestate.as_deref()),
             ("00-1-2-01", Some("a=1,b=2,c=3"))
         );
+        assert_eq!(context.size(), 9 + 11);
+        let long = |length| HeaderValue::from_str(&"x".repeat(length)).expect("a value");
+        headers.append(TRACESTATE, long(MAX_STATE));
+        assert_eq!(TraceContext::of(&headers).expect("a context").tracestate, None, "too much state");
         headers.append(TRACEPARENT, HeaderValue::from_static("00-1-3-01"));
         assert_eq!(TraceContext::of(&headers), None, "two parents");
+        headers.insert(TRACEPARENT, long(MAX_PARENT + 1));
+        assert_eq!(TraceContext::of(&headers), None, "no parent is so long");
     }
 }

@@ -20,8 +20,8 @@ use crate::{Error, ErrorKind, FunctionConfig, Result, RuntimeErrorKind};
 /// Where a collector takes spans, below its base address (OTLP specification, "OTLP/HTTP Request").
 const PATH: &str = "/v1/traces";
 
-/// How long the last spans may take to get out.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the last spans may take to get out: a restart waits for it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What exports spans. Clones are the same.
 #[derive(Clone)]
@@ -48,15 +48,26 @@ impl TraceExport {
     /// # Errors
     /// `InvalidArgument` for an address that is none of HTTP.
     pub fn otlp(endpoint: Option<&str>) -> Result<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        let told = match (endpoint, variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")) {
+            (Some(endpoint), _) => Some(address(endpoint, PATH)?),
+            // As it is, by OpenTelemetry's specification.
+            (None, Some(endpoint)) => Some(address(&endpoint, "")?),
+            (None, None) => {
+                variable("OTEL_EXPORTER_OTLP_ENDPOINT").map(|base| address(&base, PATH)).transpose()?
+            }
+        };
         let mut builder = SpanExporter::builder().with_http();
-        if let Some(endpoint) = endpoint {
-            builder = builder.with_endpoint(address(endpoint)?);
+        if let Some(address) = told {
+            builder = builder.with_endpoint(address);
         }
         // Its client takes the process's, which fails where there is one already: that one will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let exporter = builder.build().map_err(|error| {
-            invalid(format!("cannot export traces: {error}"))
-                .advise("look at the variables OTEL_EXPORTER_OTLP_…, and at the collector's address")
+        // Its own words could show headers.
+        let exporter = builder.build().map_err(|_| {
+            invalid("the exporter of traces cannot be set up".to_owned()).advise(
+                "look at the variables OTEL_EXPORTER_OTLP_…: headers, protocol (http/protobuf), time-out",
+            )
         })?;
         let named = std::env::var_os("OTEL_SERVICE_NAME").is_some()
             || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|all| all.contains("service.name="));
@@ -69,7 +80,7 @@ impl TraceExport {
         Ok(Self::new(provider))
     }
 
-    /// Exports what has not been exported. Blocks for up to five seconds.
+    /// Exports what has not been exported. Blocks for up to two seconds.
     ///
     /// # Errors
     /// A text that says why spans may be lost.
@@ -113,18 +124,24 @@ fn invalid(why: String) -> Error {
 }
 
 /// Where to post spans.
-fn address(endpoint: &str) -> Result<String> {
+fn address(endpoint: &str, path: &str) -> Result<String> {
     let uri = endpoint.parse::<Uri>().ok();
     let usable = uri.is_some_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
     });
+    if endpoint.contains('@') {
+        return Err(invalid("the collector's address has a user, who would not be told to it".to_owned())
+            .advise("give the collector's credentials in OTEL_EXPORTER_OTLP_HEADERS"));
+    }
     if !usable {
-        // It may hold a password.
-        let shown = endpoint.rsplit('@').next().unwrap_or_default();
-        let why = format!("the collector's address {shown:?} is none of HTTP");
+        let why = format!("the collector's address {endpoint:?} is none of HTTP");
         return Err(invalid(why).advise("give one such as http://localhost:4318"));
     }
-    Ok(format!("{}{PATH}", endpoint.trim_end_matches('/')))
+    Ok(if path.is_empty() {
+        endpoint.to_owned()
+    } else {
+        format!("{}{path}", endpoint.trim_end_matches('/'))
+    })
 }
 
 /// The span of one invocation, and that of what its function does.
@@ -151,10 +168,15 @@ impl Span {
     /// Ends it, as its trace tells. `trigger` is one of the convention's for functions, and `failed` whether the
     /// function reported a failure of its own.
     pub(crate) fn end(&self, trace: &Trace, arrived: SystemTime, trigger: &'static str, failed: bool) {
-        let mut last = arrived;
+        let (mut last, mut cold) = (arrived, false);
         for step in &trace.steps {
             let (since, until) = (after(arrived, step.start_ms), after(arrived, step.start_ms + step.ms));
+            if until <= arrived {
+                // Of the start of an instance that was there before the call.
+                continue;
+            }
             last = last.max(until);
+            cold |= !["wait", "invoke"].contains(&step.name);
             if step.name == "invoke" {
                 self.invoke.span().end_with_timestamp(until);
                 continue;
@@ -163,7 +185,7 @@ impl Span {
             span.span().end_with_timestamp(until);
         }
         let root = self.root.span();
-        root.set_attributes(attributes(trace, trigger));
+        root.set_attributes(attributes(trace, cold, trigger));
         let error = match (&trace.error, failed) {
             (Some(code), _) => Some(code.clone()),
             (None, true) => Some("function_error".to_owned()),
@@ -178,13 +200,13 @@ impl Span {
 }
 
 /// By the semantic conventions for functions and for HTTP; what has no name there has Skiff's.
-fn attributes(trace: &Trace, trigger: &'static str) -> Vec<KeyValue> {
+fn attributes(trace: &Trace, cold: bool, trigger: &'static str) -> Vec<KeyValue> {
     let mut all = vec![
         KeyValue::new("faas.name", trace.function.clone()),
         KeyValue::new("faas.invocation_id", trace.request_id.clone()),
         KeyValue::new("faas.instance", trace.instance.clone()),
         KeyValue::new("faas.version", trace.revision.to_string()),
-        KeyValue::new("faas.coldstart", trace.cold),
+        KeyValue::new("faas.coldstart", cold),
         KeyValue::new("faas.trigger", trigger),
     ];
     if !trace.namespace.is_empty() {

@@ -65,7 +65,10 @@ pub(crate) async fn serve(
         cleaned = end => cleaned.map_err(Failure::from),
         _ = interrupts.second() => node.runtime().shutdown().await.map_err(|e| skiff::Error::from(e).into()),
     };
-    end_of_traces(spans).await;
+    tokio::select! {
+        () = end_of_traces(spans) => {}
+        _ = interrupts.second() => {}
+    }
     served?;
     cleaned?;
     Ok(ExitCode::SUCCESS)
