@@ -283,10 +283,7 @@ fn no_line_is_lost_over_restarts_and_kills_of_the_node() {
         let all: BTreeSet<u64> = seen.iter().copied().collect();
         (0..said).filter(|number| !all.contains(number)).collect()
     };
-    let whole = read(&node, "/v1/functions/demo/logs");
-    let holds = |line: &&str| missing.iter().any(|number| line.contains(&number.to_string()));
-    let near: Vec<&str> = lines(&whole, "stdout").into_iter().filter(holds).collect();
-    assert!(missing.is_empty() && said > 1000, "of {said}: {missing:?}, {near:?}");
+    assert!(missing.is_empty() && said > 1000, "of {said}: {missing:?}");
     node.stop();
 }
 

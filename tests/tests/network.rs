@@ -362,10 +362,14 @@ fn what_a_bridge_lacks_is_told() {
     assert_restored(&topology, &before);
     let _ = topology.host.shell("ip route del default; ip -6 route del default");
     run(&[]).fails(3, &["no default route", "--network bridge"]);
-    // Other tests' runs have one too, each for a moment.
-    let lock = std::path::Path::new("/run/skiff-uplink.lock");
-    let gone = wait_for(Duration::from_secs(20), || (!lock.exists()).then_some(()));
-    assert!(gone.is_some(), "{} is left", lock.display());
+    // With a /run of its own: other tests' runs have the lock there too, and their end would remove what is left.
+    let own = sandbox.path().join("own-run");
+    std::fs::create_dir(&own).expect("a directory");
+    let script = format!("mount --bind {} /run", own.display());
+    sandbox.finish(topology.host.inside_after(&script, &plain)).fails(3, &["no default route"]);
+    let left: Vec<_> =
+        std::fs::read_dir(&own).expect("a directory").flatten().map(|e| e.file_name()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
 }
 
 /// Without a way out over IPv6 there is no IPv6 at all between a container and the host.

@@ -197,19 +197,19 @@ async fn a_change_reaches_those_that_wait() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (queue, function) = (queue(None, &dir), Failing::new(fc(), 0, function_error));
     function.places.store(4, Ordering::SeqCst);
-    for _ in 0..60 {
+    for _ in 0..100 {
         push(&queue, &function);
     }
-    for (done, places) in [(10, 1), (30, 3)] {
-        let _ = records(&dir, "good", done).await;
+    for (done, places) in [(10, 1), (50, 3)] {
+        let done = records(&dir, "good", done).await.len();
         function.places.store(places, Ordering::SeqCst);
-        // Those that run end first.
-        let _ = records(&dir, "good", done + 6).await;
+        // Those that run end first, and records come later than what they tell of.
+        let done = records(&dir, "good", done + 15).await.len();
         function.most.store(0, Ordering::SeqCst);
-        let _ = records(&dir, "good", done + 15).await;
+        let _ = records(&dir, "good", done + 10).await;
         assert_eq!(function.most.load(Ordering::SeqCst), places);
     }
-    let _ = records(&dir, "good", 60).await;
+    let _ = records(&dir, "good", 100).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use skiff_runtime::Exit;
 use tokio::sync::watch;
 
@@ -18,6 +19,7 @@ use crate::FunctionConfig;
 use crate::meter::{Busy, Tap};
 use crate::platform::{InstanceStep, InvocationFailure};
 use crate::proxy::pool::{Pool, SendError};
+use crate::telemetry::TraceContext;
 
 /// How long the news of a container's end may lag behind the break of its connections, on a host that has much
 /// to do: an exit that is taken for a broken connection gets another answer.
@@ -52,6 +54,11 @@ impl Shared {
     /// The timeline, for the first that asks: its invocation is the cold start's.
     pub(super) fn cold_start(&self) -> Option<&Timeline> {
         self.cold.swap(false, Ordering::Relaxed).then_some(&self.timeline)
+    }
+
+    /// The place in a trace that a request comes from, where anybody wants to know.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Option<TraceContext> {
+        self.tracer.as_ref()?.caller(headers)
     }
 
     /// Highest memory use so far in bytes.

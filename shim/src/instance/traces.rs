@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use serde::Serialize;
 
 use super::Timeline;
@@ -173,6 +174,11 @@ pub(crate) struct Tracer {
 }
 
 impl Tracer {
+    /// Its caller's place in a trace, where spans are exported.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Option<TraceContext> {
+        self.traces.export.as_ref().and_then(|_| TraceContext::of(headers))
+    }
+
     /// The span of an invocation that begins after so long a wait, where spans are exported.
     pub(crate) fn span(
         &self,

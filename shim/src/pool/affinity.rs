@@ -125,10 +125,12 @@ impl Pool {
             // Before looking: nothing that happens meanwhile is missed.
             let mut news = std::pin::pin!(sessions.news());
             news.as_mut().enable();
-            let found = match (begins, sessions.bound(id)) {
-                (true, _) => sessions.find(id),
-                (false, Some(instance)) => Found::Bound(instance),
-                (false, None) => return self.acquire().await.map(|slot| (slot, false)),
+            let found = if begins {
+                sessions.find(id)
+            } else if let Some(instance) = sessions.bound(id) {
+                Found::Bound(instance)
+            } else {
+                return self.acquire().await.map(|slot| (slot, false));
             };
             match found {
                 Found::New(search) => {

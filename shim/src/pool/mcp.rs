@@ -5,16 +5,12 @@
 //! its client so, and a request without an id that begins no session does too.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::affinity::is_id;
 use super::inner::Slot;
@@ -23,7 +19,7 @@ use super::{Pool, Refusal};
 use crate::function::Mcp;
 use crate::instance::invocation::Waited;
 use crate::platform::new_session_id;
-use crate::proxy::body::{Body, BodyError};
+use crate::proxy::body::Body;
 
 const ID: HeaderName = HeaderName::from_static("mcp-session-id");
 
@@ -77,7 +73,7 @@ impl Pool {
         let ends = request.method() == Method::DELETE;
         let instance = Arc::clone(slot.instance());
         // Until it has its name: the slot may be let go before the answer is here.
-        let until_named = match &part {
+        let mut until_named = match &part {
             Part::Begins(made) => sessions.use_of(made, instance.id()),
             Part::Of(_) | Part::Other => None,
         };
@@ -91,18 +87,19 @@ impl Pool {
             }
             (Part::Begins(made), Mcp::Sse { .. }) if is_stream(response.headers()) => {
                 let sessions = Arc::clone(sessions);
-                response
-                    .map(|body| Opening::of(body, move |id| sessions.name(&made, id, false)).boxed_unsync())
+                response.map(|body| opening(body, move |id| sessions.name(&made, id, false)))
             }
             (Part::Of(id), Mcp::Streamable) if ends && response.status().is_success() => {
                 sessions.end(&id);
+                // Somebody may wait for its place.
+                self.0.go_on();
                 response
             }
             _ => response,
         };
-        drop(until_named);
-        // A place may be free by now that somebody waits for.
-        self.0.go_on();
+        if until_named.take().is_some() {
+            self.0.go_on();
+        }
         Ok(response)
     }
 
@@ -133,22 +130,29 @@ fn is_stream(headers: &HeaderMap) -> bool {
     kind.is_some_and(|kind| kind.starts_with("text/event-stream"))
 }
 
-/// A stream whose first event `endpoint` names the session; it passes unchanged.
-struct Opening<F> {
-    body: Body,
-    /// What has come; `None` when the session has a name, or will have none.
+/// The same stream, whose first event `endpoint` names the session.
+fn opening(body: Body, named: impl FnOnce(&str) + Send + 'static) -> Body {
+    let mut beginning = Beginning { seen: Some((Vec::new(), named)) };
+    body.map_frame(move |frame| {
+        if let Some(bytes) = frame.data_ref() {
+            // Before its client can answer.
+            beginning.look(bytes);
+        }
+        frame
+    })
+    .boxed_unsync()
+}
+
+/// What has come of a stream; `None` when the session has a name, or will have none.
+struct Beginning<F> {
     seen: Option<(Vec<u8>, F)>,
 }
 
-impl<F: FnOnce(&str) + Send + Unpin + 'static> Opening<F> {
-    fn of(body: Body, named: F) -> Self {
-        Self { body, seen: Some((Vec::new(), named)) }
-    }
-
+impl<F: FnOnce(&str)> Beginning<F> {
     fn look(&mut self, bytes: &[u8]) {
-        let breaks = bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
         let Some((mut seen, named)) = self.seen.take() else { return };
         seen.extend_from_slice(&bytes[..bytes.len().min(MAX_FIRST.saturating_sub(seen.len()))]);
+        let breaks = bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
         match breaks.then(|| endpoint(&seen)).flatten() {
             Some(address) => {
                 if let Some(id) = address.split_once('?').and_then(|(_, query)| id_in_query(query)) {
@@ -174,40 +178,16 @@ fn endpoint(stream: &[u8]) -> Option<String> {
     })
 }
 
-impl<F: FnOnce(&str) + Send + Unpin + 'static> HttpBody for Opening<F> {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(bytes) = frame.data_ref()
-        {
-            // Before its client can answer.
-            self.look(bytes);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
+    use bytes::Bytes;
     use http_body_util::StreamBody;
+    use hyper::body::Frame;
 
     use super::*;
+    use crate::proxy::body::BodyError;
 
     #[test]
     fn the_id_is_in_the_address_of_the_first_event() {
@@ -241,19 +221,17 @@ mod tests {
             let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
             let named = Arc::new(Mutex::new(Vec::new()));
             let noted = Arc::clone(&named);
-            let opening =
-                Opening::of(body, move |id: &str| noted.lock().expect("a lock").push(id.to_owned()));
-            let passed = opening.collect().await.expect("passed").to_bytes();
+            let opened = opening(body, move |id: &str| noted.lock().expect("a lock").push(id.to_owned()));
+            let passed = opened.collect().await.expect("passed").to_bytes();
             assert_eq!(
                 (passed, &*named.lock().expect("a lock")),
                 (Bytes::from(whole), &vec!["s-7".to_owned()])
             );
         }
         // One that names none costs no more than its beginning.
-        let noise = Bytes::from(vec![b'x'; 3 * MAX_FIRST]);
-        let body = crate::proxy::body::full(noise.clone());
-        let mut opening = Opening::of(body, |_: &str| panic!("there is no event"));
-        opening.look(&noise);
-        assert!(opening.seen.is_none());
+        let noise = vec![b'x'; 3 * MAX_FIRST];
+        let mut beginning = Beginning { seen: Some((Vec::new(), |_: &str| panic!("there is no event"))) };
+        beginning.look(&noise);
+        assert!(beginning.seen.is_none());
     }
 }

@@ -15,7 +15,6 @@ use crate::instance::event;
 use crate::instance::invocation::{Arrival, Held, Invocation, Waited};
 use crate::instance::shared::Shared;
 use crate::platform::{HttpCall, HttpEvent, InvocationFailure, remove_prefixed};
-use crate::telemetry::TraceContext;
 
 /// Invokes the function with the event that a request becomes. Every failure is an answer.
 pub(super) async fn forward(
@@ -27,7 +26,7 @@ pub(super) async fn forward(
 ) -> Response<Body> {
     let platform = shared.config.platform;
     let waited = Waited::of(&request);
-    let caller = TraceContext::of(request.headers());
+    let caller = shared.caller(request.headers());
     let arrival = Arrival { client, held, waited, caller, ..Arrival::event(platform.event_path()) };
     let mut invocation = Invocation::begin(&shared, arrival).await;
     // A body that comes slowly takes of the function's time, as one that is passed through does.

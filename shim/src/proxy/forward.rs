@@ -20,7 +20,6 @@ use crate::FunctionConfig;
 use crate::instance::invocation::{Arrival, Held, Invocation, Waited};
 use crate::instance::shared::Shared;
 use crate::platform::{InvocationFailure, InvocationKind, Limits, PlatformAnswer};
-use crate::telemetry::TraceContext;
 
 /// In a request that was taken for later: what its caller has been told, and how often it was tried before.
 #[derive(Clone, Debug)]
@@ -71,7 +70,7 @@ pub(crate) async fn forward(
         held,
         trigger: None,
         waited: Waited::of(&request),
-        caller: TraceContext::of(request.headers()),
+        caller: shared.caller(request.headers()),
     };
     let invocation = Invocation::begin(&shared, arrival).await;
     if let Some(failure) = over_a_limit(shared.config.platform.limits(), &request) {
