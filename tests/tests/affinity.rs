@@ -1,4 +1,4 @@
-//! Session affinity of fc: the calls of a session go to one instance of a node's function.
+//! Session affinity: the calls of a session go to one instance of a node's function.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -132,13 +132,112 @@ fn a_new_session_waits_for_a_place_and_wrong_affinity_is_told() {
     assert_eq!((two.status, instance(&two)), (200, instance(&one)));
     assert_ne!(begun(&two), begun(&one));
     for (more, part) in [
-        ("platform = \"scf\"\n[session_affinity]", "platform scf has none"),
+        ("platform = \"scf\"\n[session_affinity]", "say where its id is"),
+        ("platform = \"fc2\"\n[session_affinity]", "platform fc2 has none"),
+        ("[session_affinity]\nquery = \"session\"", "fc has no sessions by query"),
         ("[session_affinity]\nsessions = 201", "201 must be 1 to 200"),
         ("[session_affinity]\nheader = \"x-fc-mine\"", "the platform's"),
         ("[session_affinity]\ncolour = \"red\"", "colour"),
     ] {
         let _ = node.deploy("wrong", "function", more, &[]).fails(2, &[part]);
     }
+    node.stop();
+}
+
+/// Which instance of a function of scf answers: it has a name of its own.
+fn scf_instance(node: &Node<'_>, query: &str, headers: &[(&str, &str)]) -> (String, Response) {
+    let target = format!("/read?path=/etc/hostname{query}");
+    let answer = node.own("default.demo").request("GET", &target, headers, b"").ok();
+    (answer.text(), answer)
+}
+
+fn deploy_scf(node: &Node<'_>, affinity: &str) {
+    let more = format!("platform = \"scf\"\n[session_affinity]\nsessions = 1\n{affinity}");
+    let _ = node.deploy("demo", "function", &more, &["--max-instances", "2"]).ok();
+}
+
+#[test]
+fn on_scf_a_parameter_leads_to_the_instance_of_its_session() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    deploy_scf(&node, "query = \"session\"");
+    let by = |id: &str| scf_instance(&node, &format!("&session={id}"), &[]).0;
+    let (one, two) = (by("one"), by("two"));
+    assert_ne!(one, two, "each has one session");
+    for _ in 0..3 {
+        assert_eq!((by("one"), by("two")), (one.clone(), two.clone()));
+    }
+    // Who names none has none: all places are taken, and nobody waits for one.
+    for query in ["", "&session=", "&session=a.b", "&sessions=three"] {
+        let (its, answer) = scf_instance(&node, query, &[("session", "three")]);
+        assert!(its == one || its == two, "{its}");
+        assert_eq!((answer.header("session"), answer.header("set-cookie")), (None, None));
+    }
+    node.stop();
+}
+
+#[test]
+fn on_scf_clients_may_choose_the_ids_of_cookies_and_headers() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    deploy_scf(&node, "cookie = \"my-session\"\nidle = \"5m\"\nlifetime = \"10m\"");
+    let by = |cookie: &str| scf_instance(&node, "", &[("cookie", cookie)]);
+    let (one, answer) = by("my-session=one");
+    assert_eq!(answer.header("set-cookie"), None, "it is the client's");
+    let (two, answer) = by("theme=dark");
+    let cookie = answer.header("set-cookie").expect("a cookie");
+    let (cookie, rest) = cookie.split_once(';').expect("attributes");
+    assert!(cookie.starts_with("my-session=") && rest == " Max-Age=600" && one != two, "{cookie};{rest}");
+    let (cookie, its) = (cookie.to_owned(), one);
+    assert_eq!((by(&cookie).0, by("my-session=one").0), (two, its));
+    deploy_scf(&node, "header = \"my-session\"");
+    let by = |id: &str| scf_instance(&node, "", &[("my-session", id)]);
+    let ((one, answer), (two, made)) = (by("one"), by("not.one"));
+    assert_eq!(answer.header("my-session"), None);
+    let id = made.header("my-session").expect("an id").to_owned();
+    assert_eq!((by("one").0, by(&id).0), (one, two));
+    // An event has no session, and needs none of the places.
+    let headers = [("X-TC-Action", "Invoke"), ("X-TC-Version", "2018-04-16")];
+    let event = br#"{"FunctionName": "demo"}"#;
+    let answer = node.connection().request("POST", "/", &headers, event).ok().json();
+    assert_eq!(answer["Response"]["Result"]["InvokeResult"], 0, "{answer}");
+    node.stop();
+}
+
+#[test]
+fn an_id_that_is_used_up_begins_no_other_session() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    deploy(&node, "header = \"x-session\"\nidle = \"1s\"\nsingle_use = true");
+    let call = |id: &str| node.own("demo").request("GET", "/status/200", &[("x-session", id)], b"");
+    let one = call("one").ok();
+    assert_eq!(instance(&call("one").ok()), instance(&one));
+    thread::sleep(Duration::from_millis(1500));
+    for _ in 0..2 {
+        let refused = call("one");
+        let told = refused.json();
+        assert_eq!((refused.status, &told["Code"]), (400, &"InvalidArgument".into()), "{told}");
+        assert!(told["Message"].as_str().is_some_and(|text| text.contains("'one' has expired")), "{told}");
+    }
+    let _ = call("two").ok();
+    node.stop();
+}
+
+#[test]
+fn sessions_that_need_instances_of_their_own_get_as_many() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let more = "[session_affinity]\nheader = \"x-session\"\nsessions = 1";
+    let _ = node.deploy("demo", "function", more, &["--max-instances", "4"]).ok();
+    let at_once: BTreeSet<String> = thread::scope(|scope| {
+        let call = |id: u32| {
+            let id = id.to_string();
+            instance(&node.own("demo").request("GET", "/sleep/100", &[("x-session", &id)], b"").ok())
+        };
+        let calls: Vec<_> = (0..4).map(|id| scope.spawn(move || call(id))).collect();
+        calls.into_iter().map(|call| call.join().expect("answered")).collect()
+    });
+    assert_eq!(at_once.len(), 4);
     node.stop();
 }
 

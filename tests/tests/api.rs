@@ -79,6 +79,7 @@ fn events_of_tencents_are_json_of_known_actions() {
         call("Invoke", "2018-04-16", &all)
     };
     assert_eq!(function(&json!({}))["Result"]["InvokeResult"], 0, "an event may be missing");
+    assert_eq!(function(&json!({ "RoutingKey": "a" }))["Result"]["InvokeResult"], 0, "there is one version");
     for (fields, code) in [
         (json!({ "ClientContext": "no json" }), "InvalidParameterValue.ClientContext"),
         (json!({ "InvocationType": "Later" }), "InvalidParameterValue"),

@@ -195,7 +195,7 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], cause: Cause<'_>) {
         thread::sleep(Duration::from_millis(100));
         doomed.end();
         let node = Node::start(sandbox, &[]);
-        if node.ask("GET", "/v1/functions/demo", "").status == 200 {
+        if is_deployed(&node) {
             assert_eq!(node.invoke("demo", &json!({ "k": 2 })).ok().json()["event"]["k"], 2, "{what}");
         }
         let _ = deploy_as(sandbox, "demo", "function", "", &[]).ok();
@@ -205,6 +205,17 @@ fn crash(sandbox: &Sandbox, place: &str, victims: &[Role], cause: Cause<'_>) {
     });
     let gone = wait_for(PATIENCE, || keepers(&run_dir).is_empty().then_some(()));
     assert!(gone.is_some(), "{what}: a keeper lives on: {:?}", keepers(&run_dir));
+}
+
+/// Whether the node has the function. One whose first deployment was cut off is taken up again, and takes no calls
+/// before it has ended.
+fn is_deployed(node: &Node<'_>) -> bool {
+    let known = wait_for(PATIENCE, || {
+        let answer = node.ask("GET", "/v1/functions/demo", "");
+        let known = answer.status == 200;
+        (!known || answer.json()["state"] != "Pending").then_some(known)
+    });
+    known.unwrap_or_else(|| panic!("it stays pending: {}", node.log()))
 }
 
 fn scene() -> (Sandbox, String) {

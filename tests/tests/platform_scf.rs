@@ -280,3 +280,49 @@ fn an_event_that_is_too_large_is_refused_before_anything_starts() {
     assert_ne!(outcome.code(), 0);
     assert!(outcome.stderr.contains("6291456"), "{}", outcome.stderr);
 }
+
+#[test]
+fn requests_outside_the_rules_of_http_are_refused() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&["--platform", "scf"]);
+    for head in [
+        "GET /exit/3 HTTP/1.1\r\nHost: a\r\nbad name: x\r\n\r\n",
+        "GET /exit/3 HTTP/1.1\r\nHost: a\r\nx-bad: a\u{1}b\r\n\r\n",
+        "GET /exit/3 HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+        "GET /exit/3 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+    ] {
+        let mut connection = served.connect();
+        connection.send(head.as_bytes());
+        assert_eq!(connection.read_head().status, 400, "{head:?}");
+    }
+    // The function has got none of them: it would be gone.
+    let _ = served.get("/headers").ok();
+    served.stop();
+}
+
+#[test]
+fn headers_and_paths_may_be_longer_than_those_of_old_http_functions() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&["--platform", "scf"]);
+    let path = format!("/headers?{}", "p".repeat(20_000));
+    let long = "h".repeat(60_000);
+    let headers = served.request("GET", &path, &[("x-long", &long)], b"").ok().json();
+    assert_eq!(header(&headers, "x-long"), Some(long.as_str()));
+    let longer = "h".repeat(66_000);
+    let refused = served.request("GET", "/headers", &[("x-long", &longer)], b"");
+    assert_eq!(refused.status, 406, "{}", refused.text());
+    served.stop();
+}
+
+/// What the container writes before its server listens comes before the first `START`.
+#[test]
+fn output_of_the_start_comes_when_it_is_written() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.event(&images::oci("function"), &["--platform", "scf", "--", "log", "3"]).ok();
+    let place = |text: &str| {
+        let place = outcome.stderr.find(text);
+        place.unwrap_or_else(|| panic!("no {text} in {}", outcome.stderr))
+    };
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    assert!(place("line 2") < place("START RequestId:"), "{lines:#?}");
+}

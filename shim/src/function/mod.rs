@@ -13,7 +13,7 @@ mod validate;
 use std::fmt;
 use std::time::Duration;
 
-pub use affinity::{AFFINITY_CONCURRENCY, Mcp, SessionAffinity};
+pub use affinity::{Mcp, SessionAffinity, SessionKey};
 pub use callbacks::{Callback, Callbacks, HealthCheck, Mode};
 pub use name::name_from_image;
 pub use role::{RoleCallback, RoleLease, RoleRequest, RoleSource};

@@ -217,6 +217,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The answer to a caller for whom there is no instance: all are busy, and too many callers wait.
     fn throttled(&self, config: &FunctionConfig, request_id: &str, kind: InvocationKind) -> PlatformAnswer;
 
+    /// The answer to a caller whose session is over and whose id begins no other. It is not documented.
+    fn session_over(&self, id: &str, request_id: &str, kind: InvocationKind) -> PlatformAnswer;
+
     /// The answer to the caller whose invocation failed on the way.
     fn invocation_failure(
         &self,

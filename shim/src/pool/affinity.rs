@@ -8,17 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use http::header::{COOKIE, HeaderName, HeaderValue, SET_COOKIE};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 
 use super::inner::Slot;
 use super::sessions::{Found, Sessions};
 use super::{Pool, Refusal};
-use crate::function::SessionAffinity;
-use crate::platform::new_session_id;
+use crate::FunctionConfig;
+use crate::function::{SessionAffinity, SessionKey};
+use crate::platform::{self, new_session_id};
 use crate::proxy::body::Body;
-
-/// The cookie that has a session's id.
-const COOKIE_NAME: &str = "x-fc-cookie-session-id";
 
 /// Bytes of an id at most; a client's that is longer is none.
 const MAX_ID: usize = 128;
@@ -31,31 +29,43 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn of(affinity: &SessionAffinity, headers: &HeaderMap) -> Self {
-        let given = match &affinity.header {
-            Some(name) => headers.get(name).and_then(|value| value.to_str().ok()),
-            None => cookie(headers),
+    /// `None` when it is of none.
+    pub(super) fn of<B>(
+        config: &FunctionConfig,
+        affinity: &SessionAffinity,
+        request: &Request<B>,
+    ) -> Option<Self> {
+        let headers = request.headers();
+        let given = match &affinity.key {
+            SessionKey::Header(name) => headers.get(name).and_then(|value| value.to_str().ok()),
+            SessionKey::Cookie(name) => cookie(headers, name),
+            SessionKey::Query(name) => request.uri().query().and_then(|query| in_query(query, name)),
+            SessionKey::Mcp(_) => None,
         };
-        match given.filter(|id| is_id(id)) {
-            Some(id) => Self { id: id.to_owned(), made: false },
-            None => Self { id: new_session_id(), made: true },
+        let narrow = config.platform.name() == platform::scf().name();
+        match (given.filter(|id| is_id(id) && (!narrow || is_narrow(id))), &affinity.key) {
+            (Some(id), _) => Some(Self { id: id.to_owned(), made: false }),
+            (None, SessionKey::Query(_) | SessionKey::Mcp(_)) => None,
+            (None, _) => Some(Self { id: new_session_id(), made: true }),
         }
     }
 
     /// Tells the function which session it is, where its client has not.
     pub(super) fn tell_function(&self, affinity: &SessionAffinity, headers: &mut HeaderMap) {
-        if let (Some(name), true) = (&affinity.header, self.made) {
+        if let (SessionKey::Header(name), true) = (&affinity.key, self.made) {
             self.insert(name, headers);
         }
     }
 
     /// Tells the client, when it does not know the session or its instance is another.
     pub(super) fn tell_client(&self, affinity: &SessionAffinity, bound: bool, response: &mut Response<Body>) {
-        match &affinity.header {
-            Some(name) if self.made => self.insert(name, response.headers_mut()),
-            None if self.made || bound => {
+        // On scf clients may choose ids, and their cookies are theirs.
+        let anew = |name: &str| bound && name == SessionKey::FC_COOKIE;
+        match &affinity.key {
+            SessionKey::Header(name) if self.made => self.insert(name, response.headers_mut()),
+            SessionKey::Cookie(name) if self.made || anew(name) => {
                 let seconds = affinity.lifetime.as_secs();
-                let cookie = format!("{COOKIE_NAME}={}; Max-Age={seconds}", self.id);
+                let cookie = format!("{name}={}; Max-Age={seconds}", self.id);
                 if let Ok(cookie) = HeaderValue::from_str(&cookie) {
                     response.headers_mut().append(SET_COOKIE, cookie);
                 }
@@ -76,11 +86,22 @@ pub(super) fn is_id(text: &str) -> bool {
     (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// Whether it has only what SCF's documents allow.
+fn is_narrow(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+/// The value of a query's parameter, as it stands there.
+pub(super) fn in_query<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 /// The session's id among the cookies.
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let all = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, id)| id)
+    pairs.find(|(key, _)| *key == name).map(|(_, id)| id)
 }
 
 /// Counts a caller as long as it waits.
@@ -154,6 +175,7 @@ impl Pool {
                     }
                 },
                 Found::Searched => {}
+                Found::Over => return Err(Refusal::SessionOver(id.to_owned())),
             }
             if waiting.is_none() {
                 let before = self.0.session_waiting.fetch_add(1, Ordering::SeqCst);
@@ -181,12 +203,23 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn of(affinity: &SessionAffinity, headers: &[(&'static str, &str)]) -> Session {
-        let mut map = HeaderMap::new();
+    fn on(
+        platform: &'static dyn crate::Platform,
+        key: SessionKey,
+        target: &str,
+        headers: &[(&'static str, &str)],
+    ) -> (SessionAffinity, Option<Session>) {
+        let affinity = SessionAffinity { key, ..SessionAffinity::default() };
+        let mut request = Request::get(target).body(()).expect("a request");
         for (name, value) in headers {
-            map.append(*name, value.parse().expect("a value"));
+            request.headers_mut().append(*name, value.parse().expect("a value"));
         }
-        Session::of(affinity, &map)
+        let session = Session::of(&FunctionConfig::new("f", platform), &affinity, &request);
+        (affinity, session)
+    }
+
+    fn of(affinity: &SessionAffinity, headers: &[(&'static str, &str)]) -> Session {
+        on(platform::fc(), affinity.key.clone(), "/", headers).1.expect("a session")
     }
 
     fn told(affinity: &SessionAffinity, session: &Session, bound: bool, name: &str) -> Option<String> {
@@ -217,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_header_names_the_session_or_is_made() {
-        let affinity =
-            SessionAffinity { header: Some(HeaderName::from_static("x-mine")), ..SessionAffinity::default() };
+        let key = SessionKey::Header(HeaderName::from_static("x-mine"));
+        let affinity = SessionAffinity { key, ..SessionAffinity::default() };
         let known = of(&affinity, &[("x-mine", "s-1"), ("cookie", "x-fc-cookie-session-id=s-2")]);
         assert_eq!((known.id.as_str(), told(&affinity, &known, true, "x-mine")), ("s-1", None));
         let made = of(&affinity, &[("x-mine", "two words")]);
@@ -228,5 +261,29 @@ mod tests {
         let mut headers = HeaderMap::new();
         made.tell_function(&affinity, &mut headers);
         assert_eq!(headers.get("x-mine").and_then(|id| id.to_str().ok()), Some(made.id.as_str()));
+    }
+
+    #[test]
+    fn on_scf_an_id_is_in_what_the_function_names() {
+        let id = |(_, session): (SessionAffinity, Option<Session>)| session.map(|session| session.id);
+        let on = |key: &SessionKey, target: &str, headers: &[(&'static str, &str)]| {
+            super::tests::on(platform::scf(), key.clone(), target, headers)
+        };
+        let query = SessionKey::Query("session".to_owned());
+        assert_eq!(id(on(&query, "/a?x=1&session=s-1&session=s-2", &[])).as_deref(), Some("s-1"));
+        for none in ["/", "/?session=", "/?session", "/?session=a.b", "/?sessions=a", "/session=a"] {
+            assert_eq!(id(on(&query, none, &[("session", "a")])), None, "{none}");
+        }
+        let cookie = SessionKey::Cookie("session".to_owned());
+        let (affinity, known) = on(&cookie, "/", &[("cookie", "session=s_1")]);
+        let known = known.expect("a session");
+        assert_eq!((known.id.as_str(), told(&affinity, &known, true, "set-cookie")), ("s_1", None));
+        let (affinity, made) = on(&cookie, "/", &[("cookie", "session=a.b")]);
+        let made = made.expect("a session");
+        let set = told(&affinity, &made, true, "set-cookie").expect("a cookie");
+        assert_eq!(set, format!("session={}; Max-Age=21600", made.id));
+        let header = SessionKey::Header(HeaderName::from_static("x-mine"));
+        assert_eq!(id(on(&header, "/", &[("x-mine", "s-1")])).as_deref(), Some("s-1"));
+        assert_ne!(id(on(&header, "/", &[("x-mine", "s:1")])).as_deref(), Some("s:1"));
     }
 }

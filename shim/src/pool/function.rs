@@ -12,6 +12,7 @@ use super::affinity::Session;
 use super::sessions::Sessions;
 use super::{Pool, Refusal};
 use crate::api::Function;
+use crate::function::{SessionAffinity, SessionKey};
 use crate::instance::invocation::Waited;
 use crate::platform::{InvocationKind, PlatformAnswer};
 use crate::proxy::body::Body;
@@ -58,10 +59,17 @@ impl Function for Pool {
         async move {
             let begun = Instant::now();
             // What is for later belongs to no session, as in the cloud.
-            if let Some(sessions) =
-                pool.0.sessions.clone().filter(|_| request.extensions().get::<Later>().is_none())
+            let sessions = pool.0.sessions.as_ref().zip(pool.config().session_affinity.as_ref());
+            if let Some((sessions, affinity)) =
+                sessions.filter(|_| request.extensions().get::<Later>().is_none())
             {
-                return pool.forward_session(&sessions, client, request).await;
+                if let SessionKey::Mcp(kind) = &affinity.key {
+                    let passed = pool.forward_mcp(kind, sessions, client, request).await;
+                    return passed.unwrap_or_else(|refusal| pool.refused(&refusal));
+                }
+                if let Some(session) = Session::of(pool.config(), affinity, &request) {
+                    return pool.forward_session(&session, sessions, affinity, client, request).await;
+                }
             }
             match pool.acquire().await {
                 Ok(slot) => {
@@ -84,25 +92,20 @@ impl Pool {
     /// Passes a request on to the instance of its session.
     async fn forward_session(
         &self,
+        session: &Session,
         sessions: &Arc<Sessions>,
+        affinity: &SessionAffinity,
         client: Option<SocketAddr>,
         mut request: Request<Body>,
     ) -> Response<Body> {
-        let affinity = self.config().session_affinity.clone().unwrap_or_default();
-        if let Some(kind) = &affinity.mcp {
-            return self
-                .forward_mcp(kind, sessions, client, request)
-                .await
-                .unwrap_or_else(|r| self.refused(&r));
-        }
-        let (session, begun) = (Session::of(&affinity, request.headers()), Instant::now());
+        let begun = Instant::now();
         match self.acquire_for(sessions, &session.id).await {
             Ok((slot, bound)) => {
-                session.tell_function(&affinity, request.headers_mut());
+                session.tell_function(affinity, request.headers_mut());
                 request.extensions_mut().insert(Waited(begun.elapsed()));
                 let instance = Arc::clone(slot.instance());
                 let mut response = instance.pass(client, request, Some(Box::new(slot))).await;
-                session.tell_client(&affinity, bound, &mut response);
+                session.tell_client(affinity, bound, &mut response);
                 response
             }
             Err(refusal) => self.refused(&refusal),
@@ -126,6 +129,7 @@ fn refuse(
     match refusal {
         Refusal::Start(error) => error.answer_to(request_id, kind).unwrap_or_else(throttled),
         Refusal::Throttled => throttled(),
+        Refusal::SessionOver(id) => config.platform.session_over(id, request_id, kind),
     }
 }
 

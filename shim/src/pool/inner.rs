@@ -12,7 +12,7 @@ use super::launch::{Known, Launch};
 use super::observe::{Unwatched, Watch};
 use super::room::{Room, Share, Tenant};
 use super::sessions::{Place, Sessions, Use};
-use super::slots::{Bounds, Slots};
+use super::slots::{Bounds, Slots, Waits};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
 use crate::{Error, ErrorKind, FunctionConfig, Instance};
@@ -27,7 +27,24 @@ const MAX_ENDS: usize = 64;
 pub(super) const BACK_OFF: Duration = Duration::from_secs(1);
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
-pub(super) type Caller = oneshot::Sender<std::result::Result<Slot, Refusal>>;
+/// One who waits for a slot.
+pub(super) struct Caller {
+    pub(super) answer: oneshot::Sender<std::result::Result<Slot, Refusal>>,
+    /// With a place for a session.
+    pub(super) for_session: bool,
+}
+
+impl Caller {
+    pub(super) fn is_gone(&self) -> bool {
+        self.answer.is_closed()
+    }
+}
+
+impl Waits for Caller {
+    fn for_session(&self) -> bool {
+        self.for_session
+    }
+}
 
 pub(super) struct Inner {
     pub(super) config: Arc<FunctionConfig>,
@@ -112,6 +129,9 @@ impl Inner {
         let bounds = Bounds {
             concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX).max(1),
             instances: options.max_instances.max(1),
+            sessions: config.session_affinity.as_ref().map_or(usize::MAX, |affinity| {
+                usize::try_from(affinity.sessions).unwrap_or(usize::MAX).max(1)
+            }),
             waiting: options.max_waiting,
         };
         let inner = Arc::new(Self {
@@ -255,13 +275,12 @@ impl Inner {
     /// Hands free slots to those that wait. Who has gone meanwhile is passed over.
     fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
         loop {
-            slots.forget(Caller::is_closed);
-            // Where there are sessions, those that wait are for one.
-            let for_session = self.sessions.is_some();
-            let served = slots.serve(|instance| self.has_room(instance, for_session));
+            slots.forget(Caller::is_gone);
+            let served = slots.serve(|instance, for_session| self.has_room(instance, for_session));
             let mut gone = Vec::new();
             for (number, instance, caller) in served {
-                if let Err(Ok(mut slot)) = caller.send(Ok(self.slot(number, instance, for_session))) {
+                let slot = self.slot(number, instance, caller.for_session);
+                if let Err(Ok(mut slot)) = caller.answer.send(Ok(slot)) {
                     // Not by its drop, which would wait for what is held here.
                     slot.pool = None;
                     gone.push(number);
@@ -311,7 +330,7 @@ impl Inner {
         let error = Arc::new(error);
         for caller in told {
             // Who has gone need not know.
-            let _ = caller.send(Err(Refusal::Start(Arc::clone(&error))));
+            let _ = caller.answer.send(Err(Refusal::Start(Arc::clone(&error))));
         }
     }
 

@@ -12,7 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::BodyExt as _;
 
-use super::affinity::is_id;
+use super::affinity::{in_query, is_id};
 use super::inner::Slot;
 use super::sessions::Sessions;
 use super::{Pool, Refusal};
@@ -21,9 +21,7 @@ use crate::instance::invocation::Waited;
 use crate::platform::new_session_id;
 use crate::proxy::body::Body;
 
-const ID: HeaderName = HeaderName::from_static("mcp-session-id");
-
-/// Names of the parameter that has the id in an address, as servers write it.
+/// Names of the parameter that has the id in an address, as servers write it, unless the function says another.
 const PARAMETERS: [&str; 2] = ["session_id", "sessionId"];
 
 /// Bytes of a stream in which its first event is looked for, each time that some have come: not so many that single bytes
@@ -43,12 +41,14 @@ enum Part {
 impl Part {
     fn of<B>(kind: &Mcp, sessions: &Sessions, request: &Request<B>) -> Self {
         let given = match kind {
-            Mcp::Streamable => id_in(request.headers()),
-            Mcp::Sse { .. } => request.uri().query().and_then(id_in_query),
+            Mcp::Streamable { header } => id_in(request.headers(), header),
+            Mcp::Sse { parameter, .. } => {
+                request.uri().query().and_then(|query| id_in_query(query, parameter.as_deref()))
+            }
         };
         let begins = match kind {
-            Mcp::Streamable => request.method() == Method::POST,
-            Mcp::Sse { path } => request.method() == Method::GET && request.uri().path() == path,
+            Mcp::Streamable { .. } => request.method() == Method::POST,
+            Mcp::Sse { path, .. } => request.method() == Method::GET && request.uri().path() == path,
         };
         match given {
             Some(id) if sessions.bound(id).is_some() => Self::Of(id.to_owned()),
@@ -79,17 +79,17 @@ impl Pool {
         };
         let response = instance.pass(client, request, Some(Box::new(slot))).await;
         let response = match (part, kind) {
-            (Part::Begins(made), Mcp::Streamable) => {
-                if let Some(id) = id_in(response.headers()) {
+            (Part::Begins(made), Mcp::Streamable { header }) => {
+                if let Some(id) = id_in(response.headers(), header) {
                     sessions.name(&made, id, true);
                 }
                 response
             }
-            (Part::Begins(made), Mcp::Sse { .. }) if is_stream(response.headers()) => {
-                let sessions = Arc::clone(sessions);
-                response.map(|body| opening(body, move |id| sessions.name(&made, id, false)))
+            (Part::Begins(made), Mcp::Sse { parameter, .. }) if is_stream(response.headers()) => {
+                let (sessions, parameter) = (Arc::clone(sessions), parameter.clone());
+                response.map(|body| opening(body, parameter, move |id| sessions.name(&made, id, false)))
             }
-            (Part::Of(id), Mcp::Streamable) if ends && response.status().is_success() => {
+            (Part::Of(id), Mcp::Streamable { .. }) if ends && response.status().is_success() => {
                 sessions.end(&id);
                 // Somebody may wait for its place.
                 self.0.go_on();
@@ -116,13 +116,16 @@ impl Pool {
     }
 }
 
-fn id_in(headers: &HeaderMap) -> Option<&str> {
-    headers.get(ID).and_then(|value| value.to_str().ok()).filter(|id| is_id(id))
+fn id_in<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok()).filter(|id| is_id(id))
 }
 
-fn id_in_query(query: &str) -> Option<&str> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(name, _)| PARAMETERS.contains(name)).map(|(_, id)| id).filter(|id| is_id(id))
+fn id_in_query<'a>(query: &'a str, parameter: Option<&str>) -> Option<&'a str> {
+    let id = match parameter {
+        Some(name) => in_query(query, name),
+        None => PARAMETERS.iter().find_map(|name| in_query(query, name)),
+    };
+    id.filter(|id| is_id(id))
 }
 
 fn is_stream(headers: &HeaderMap) -> bool {
@@ -131,8 +134,8 @@ fn is_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The same stream, whose first event `endpoint` names the session.
-fn opening(body: Body, named: impl FnOnce(&str) + Send + 'static) -> Body {
-    let mut beginning = Beginning { seen: Some((Vec::new(), named)) };
+fn opening(body: Body, parameter: Option<String>, named: impl FnOnce(&str) + Send + 'static) -> Body {
+    let mut beginning = Beginning { seen: Some((Vec::new(), named)), parameter };
     body.map_frame(move |frame| {
         if let Some(bytes) = frame.data_ref() {
             // Before its client can answer.
@@ -146,6 +149,7 @@ fn opening(body: Body, named: impl FnOnce(&str) + Send + 'static) -> Body {
 /// What has come of a stream; `None` when the session has a name, or will have none.
 struct Beginning<F> {
     seen: Option<(Vec<u8>, F)>,
+    parameter: Option<String>,
 }
 
 impl<F: FnOnce(&str)> Beginning<F> {
@@ -155,7 +159,8 @@ impl<F: FnOnce(&str)> Beginning<F> {
         let breaks = bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
         match breaks.then(|| endpoint(&seen)).flatten() {
             Some(address) => {
-                if let Some(id) = address.split_once('?').and_then(|(_, query)| id_in_query(query)) {
+                let query = address.split_once('?').map(|(_, query)| query);
+                if let Some(id) = query.and_then(|query| id_in_query(query, self.parameter.as_deref())) {
                     named(id);
                 }
             }
@@ -205,10 +210,12 @@ mod tests {
         ] {
             assert_eq!(endpoint(stream.as_bytes()).as_deref(), address, "{stream:?}");
         }
-        assert_eq!(id_in_query("x=1&session_id=s-1"), Some("s-1"));
+        assert_eq!(id_in_query("x=1&session_id=s-1", None), Some("s-1"));
+        assert_eq!(id_in_query("x=1&session_id=s-1", Some("x")), Some("1"));
+        assert_eq!(id_in_query("x=1&session_id=s-1", Some("y")), None);
         let long = format!("sessionId={}", "x".repeat(200));
         for none in ["", "session_id=", "session=1", "sessionId", "sessionId=a b", &long] {
-            assert_eq!(id_in_query(none), None, "{none:?}");
+            assert_eq!(id_in_query(none, None), None, "{none:?}");
         }
     }
 
@@ -221,7 +228,8 @@ mod tests {
             let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
             let named = Arc::new(Mutex::new(Vec::new()));
             let noted = Arc::clone(&named);
-            let opened = opening(body, move |id: &str| noted.lock().expect("a lock").push(id.to_owned()));
+            let opened =
+                opening(body, None, move |id: &str| noted.lock().expect("a lock").push(id.to_owned()));
             let passed = opened.collect().await.expect("passed").to_bytes();
             assert_eq!(
                 (passed, &*named.lock().expect("a lock")),
@@ -230,7 +238,8 @@ mod tests {
         }
         // One that names none costs no more than its beginning.
         let noise = vec![b'x'; 3 * MAX_FIRST];
-        let mut beginning = Beginning { seen: Some((Vec::new(), |_: &str| panic!("there is no event"))) };
+        let named = |_: &str| panic!("there is no event");
+        let mut beginning = Beginning { seen: Some((Vec::new(), named)), parameter: None };
         beginning.look(&noise);
         assert!(beginning.seen.is_none());
     }

@@ -101,6 +101,8 @@ pub(crate) enum Refusal {
     Start(Arc<Error>),
     /// All instances are busy, and too many wait or it has waited too long.
     Throttled,
+    /// The session of this id is over, and begins no other.
+    SessionOver(String),
 }
 
 /// The instances of one function. Clones are the same pool; when the last one is dropped, its instances are
@@ -169,7 +171,7 @@ impl Pool {
         match self.take(false).await.0 {
             Ok(slot) => Ok(Arc::clone(slot.instance())),
             Err(Refusal::Start(error)) => Err(error),
-            Err(Refusal::Throttled) => {
+            Err(Refusal::Throttled | Refusal::SessionOver(_)) => {
                 let message = "all instances are busy, or there is no room for another";
                 let error = Error::new(crate::ErrorKind::Busy, message);
                 Err(Arc::new(error.advise(
@@ -217,15 +219,15 @@ impl Pool {
                 return (Err(Refusal::Throttled), false);
             }
             // Who has gone keeps nobody out.
-            slots.forget(Caller::is_closed);
+            slots.forget(Caller::is_gone);
             match slots.take(|instance| self.0.has_room(instance, for_session), || self.0.room()) {
                 Taken::Slot(number, instance) => {
                     return (Ok(self.0.slot(number, instance, for_session)), false);
                 }
                 Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
-                    let (caller, waits) = oneshot::channel();
-                    slots.wait(caller);
+                    let (answer, waits) = oneshot::channel();
+                    slots.wait(Caller { answer, for_session });
                     (waits, covered)
                 }
             }

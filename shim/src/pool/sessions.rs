@@ -6,7 +6,7 @@
 //!
 //! A session keeps a place of its instance, of which there are so many. Nothing here waits but for news.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -14,6 +14,9 @@ use tokio::sync::Notify;
 
 use super::inner::lock;
 use crate::function::SessionAffinity;
+
+/// Ids that are remembered after their sessions' time, the latest, where none may be used again.
+const MAX_OVER: usize = 65_536;
 
 /// The sessions of a pool.
 pub(super) struct Sessions {
@@ -30,6 +33,15 @@ struct Inner {
     names: HashMap<Arc<str>, Arc<str>>,
     /// Of each instance, by its id: those that sessions have, and those that are kept for one.
     places: HashMap<Arc<str>, u32>,
+    over: Over,
+}
+
+/// Ids of sessions whose time is up, where none may be used again.
+#[derive(Default)]
+struct Over {
+    ids: HashSet<Arc<str>>,
+    /// Oldest first.
+    order: VecDeque<Arc<str>>,
 }
 
 struct Session {
@@ -53,6 +65,8 @@ pub(super) enum Found {
     New(Search),
     /// Somebody else looks.
     Searched,
+    /// Its time is up, and its id begins no other.
+    Over,
 }
 
 /// The task to find an instance for a session; dropping it gives it up.
@@ -93,10 +107,13 @@ impl Sessions {
         let now = Instant::now();
         let mut inner = self.inner();
         match inner.sessions.get(id) {
-            Some(session) if self.is_over(session, now) => inner.remove(id),
+            Some(session) if self.is_over(session, now) => self.expire(&mut inner, id),
             Some(Session { instance: Some(instance), .. }) => return Found::Bound(Arc::clone(instance)),
             Some(_) => return Found::Searched,
             None => {}
+        }
+        if inner.over.ids.contains(id) {
+            return Found::Over;
         }
         let id: Arc<str> = id.into();
         let session = Session { instance: None, begun: now, used: now, running: 0, lasts: true, made: None };
@@ -197,7 +214,7 @@ impl Sessions {
     pub(super) fn forget(&self, instance: &str) {
         {
             let mut inner = self.inner();
-            let Inner { sessions, names, places } = &mut *inner;
+            let Inner { sessions, names, places, .. } = &mut *inner;
             sessions.retain(|_, session| session.instance.as_deref() != Some(instance));
             names.retain(|_, id| sessions.contains_key(id));
             places.remove(instance);
@@ -211,7 +228,29 @@ impl Sessions {
         let mut inner = self.inner();
         let over = inner.sessions.iter().filter(|(_, session)| self.is_over(session, now));
         let over: Vec<Arc<str>> = over.map(|(id, _)| Arc::clone(id)).collect();
-        over.iter().for_each(|id| inner.remove(id));
+        over.iter().for_each(|id| self.expire(&mut inner, id));
+    }
+
+    /// The time of a session is up.
+    fn expire(&self, inner: &mut Inner, id: &str) {
+        inner.remove(id);
+        if self.rules.single_use {
+            inner.over.add(id.into());
+        }
+    }
+}
+
+impl Over {
+    fn add(&mut self, id: Arc<str>) {
+        if !self.ids.insert(Arc::clone(&id)) {
+            return;
+        }
+        self.order.push_back(id);
+        if self.order.len() > MAX_OVER
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
     }
 }
 
@@ -303,7 +342,7 @@ mod tests {
     fn search(sessions: &Arc<Sessions>, id: &str) -> Search {
         match sessions.find(id) {
             Found::New(search) => search,
-            Found::Bound(_) | Found::Searched => panic!("{id} is known"),
+            Found::Bound(_) | Found::Searched | Found::Over => panic!("{id} is known"),
         }
     }
 
@@ -317,7 +356,7 @@ mod tests {
     fn bound(sessions: &Arc<Sessions>, id: &str) -> Option<String> {
         match sessions.find(id) {
             Found::Bound(instance) => Some(instance.to_string()),
-            Found::New(_) | Found::Searched => None,
+            Found::New(_) | Found::Searched | Found::Over => None,
         }
     }
 
@@ -390,6 +429,37 @@ mod tests {
         drop((again, place));
         assert!(!sessions.has("i"), "the place is given back");
         assert!(sessions.inner().sessions.is_empty());
+    }
+
+    #[test]
+    fn an_id_is_used_again_only_where_it_may_be() {
+        for single_use in [false, true] {
+            let sessions = sessions(|rules| (rules.idle, rules.single_use) = (Duration::ZERO, single_use));
+            for id in ["swept", "found"] {
+                drop(bind(&sessions, id, "i").expect("a place"));
+                if id == "swept" {
+                    sessions.sweep();
+                }
+                assert_eq!(matches!(sessions.find(id), Found::Over), single_use, "{id}");
+                assert!(!sessions.has("i"), "{id}: its place is free");
+            }
+            // One whose instance has gone, and one that nobody found an instance for, have not ended by themselves.
+            let _running = bind(&sessions, "gone", "j").expect("a place");
+            sessions.forget("j");
+            drop(search(&sessions, "gone"));
+            assert!(matches!(sessions.find("gone"), Found::New(_)));
+        }
+    }
+
+    #[test]
+    fn ids_that_are_over_are_bounded() {
+        let mut over = Over::default();
+        for number in 0..MAX_OVER + 10 {
+            over.add(number.to_string().into());
+            over.add(number.to_string().into());
+        }
+        assert_eq!((over.ids.len(), over.order.len()), (MAX_OVER, MAX_OVER));
+        assert!(!over.ids.contains("9") && over.ids.contains("10"));
     }
 
     #[test]

@@ -16,8 +16,16 @@ pub(super) struct Bounds {
     pub(super) concurrency: usize,
     /// Instances at once, those that start among them; at least 1.
     pub(super) instances: usize,
+    /// Sessions that one instance may have; at least 1.
+    pub(super) sessions: usize,
     /// Callers that may wait besides those that some start is for.
     pub(super) waiting: usize,
+}
+
+/// One who waits.
+pub(super) trait Waits {
+    /// Whether it needs a place for a session too.
+    fn for_session(&self) -> bool;
 }
 
 /// An instance that takes invocations.
@@ -53,7 +61,7 @@ pub(super) enum Taken<I> {
     Full,
 }
 
-impl<I: Clone, W> Slots<I, W> {
+impl<I: Clone, W: Waits> Slots<I, W> {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (warm, leaving, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
         Self { bounds, warm, leaving, starting: 0, waiting, next: 0 }
@@ -94,19 +102,32 @@ impl<I: Clone, W> Slots<I, W> {
         self.waiting.retain(|caller| !gone(caller));
     }
 
-    /// Gives free slots to those that wait, oldest first: each caller with its instance.
-    pub(super) fn serve(&mut self, usable: impl Fn(&I) -> bool) -> Vec<(u64, I, W)> {
-        let mut served = Vec::new();
-        while !self.waiting.is_empty() {
-            let Some((number, instance)) = self.take_free(&usable) else { break };
-            served.extend(self.waiting.pop_front().map(|caller| (number, instance, caller)));
+    /// Gives free slots to those that wait, oldest first: each caller with its instance. Where no instance has a place
+    /// for a session, others go first. `usable` is asked whether an instance can be used, for a session or not.
+    pub(super) fn serve(&mut self, usable: impl Fn(&I, bool) -> bool) -> Vec<(u64, I, W)> {
+        let (mut served, mut next, mut places) = (Vec::new(), 0, true);
+        while let Some(caller) = self.waiting.get(next) {
+            let for_session = caller.for_session();
+            if for_session && !places {
+                next += 1;
+                continue;
+            }
+            match self.take_free(|instance| usable(instance, for_session)) {
+                Some((number, instance)) => {
+                    served.extend(self.waiting.remove(next).map(|caller| (number, instance, caller)));
+                }
+                None if for_session => places = false,
+                None => break,
+            }
         }
         served
     }
 
     /// How many instances are to be started now for those that wait, and to have `least` of them.
     pub(super) fn wanted(&self, least: usize) -> usize {
+        let for_sessions = self.waiting.iter().filter(|caller| caller.for_session()).count();
         let needed = self.waiting.len().div_ceil(self.bounds.concurrency);
+        let needed = needed.max(for_sessions.div_ceil(self.bounds.sessions));
         let kept = least.saturating_sub(self.warm.len());
         let wanted = needed.max(kept).saturating_sub(self.starting);
         wanted.min(self.bounds.instances.saturating_sub(self.alive()))
@@ -230,11 +251,24 @@ mod tests {
 
     use super::*;
 
+    /// A caller for a session, of those that are numbers.
+    const FOR_SESSION: u32 = 1_000_000;
+
+    impl Waits for u32 {
+        fn for_session(&self) -> bool {
+            *self >= FOR_SESSION
+        }
+    }
+
     fn slots(concurrency: usize, instances: usize, waiting: usize) -> Slots<u32, u32> {
-        Slots::new(Bounds { concurrency, instances, waiting })
+        Slots::new(Bounds { concurrency, instances, sessions: 1, waiting })
     }
 
     fn all(_: &u32) -> bool {
+        true
+    }
+
+    fn any(_: &u32, _: bool) -> bool {
         true
     }
 
@@ -306,11 +340,45 @@ mod tests {
         assert_eq!(start(&mut slots, 0), 1);
         assert_eq!(start(&mut slots, 0), 0, "no more than there may be");
         let number = slots.started(7);
-        assert_eq!(slots.serve(all), [(number, 7, 0), (number, 7, 1)]);
+        assert_eq!(slots.serve(any), [(number, 7, 0), (number, 7, 1)]);
         assert_eq!(call(&mut slots, 6), Taken::Full);
         slots.release(number);
-        assert_eq!(slots.serve(all), [(number, 7, 2)]);
+        assert_eq!(slots.serve(any), [(number, 7, 2)]);
         assert_eq!(call(&mut slots, 7), Taken::Wait { covered: false });
+    }
+
+    #[test]
+    fn one_without_a_session_does_not_wait_for_a_place_of_one() {
+        let mut slots = slots(5, 1, 9);
+        for caller in [FOR_SESSION, FOR_SESSION + 1, 2, 3] {
+            assert_eq!(call(&mut slots, caller), Taken::Wait { covered: true });
+        }
+        assert_eq!(start(&mut slots, 0), 1);
+        let number = slots.started(7);
+        // The instance has a place for one session.
+        let places = std::cell::Cell::new(1);
+        let usable = |_: &u32, for_session: bool| {
+            !for_session || {
+                let left = places.get();
+                places.set(left.max(1) - 1);
+                left > 0
+            }
+        };
+        let served: Vec<u32> = slots.serve(usable).into_iter().map(|(_, _, caller)| caller).collect();
+        assert_eq!((served, slots.status().waiting), (vec![FOR_SESSION, 2, 3], 1));
+        assert_eq!(slots.serve(any), [(number, 7, FOR_SESSION + 1)]);
+    }
+
+    #[test]
+    fn sessions_start_as_many_as_have_places_for_them() {
+        let mut slots = slots(100, 3, 9);
+        for (caller, starts) in [(1, 1), (2, 0), (FOR_SESSION, 0), (FOR_SESSION + 1, 1), (FOR_SESSION + 2, 1)]
+        {
+            call(&mut slots, caller);
+            assert_eq!(start(&mut slots, 0), starts, "{caller}");
+        }
+        call(&mut slots, FOR_SESSION + 3);
+        assert_eq!(start(&mut slots, 0), 0, "there may be three");
     }
 
     #[test]
@@ -355,7 +423,7 @@ mod tests {
         assert_eq!(start(&mut slots, 0), 1);
         slots.started(1);
         slots.started(2);
-        assert_eq!(slots.serve(all).len(), 3);
+        assert_eq!(slots.serve(any).len(), 3);
     }
 
     #[test]
@@ -437,7 +505,7 @@ mod tests {
                     Step::Reap => drop(slots.reap(Instant::now(), least, 9, |_| false)),
                     _ => {}
                 }
-                for (number, _, caller) in slots.serve(all) {
+                for (number, _, caller) in slots.serve(any) {
                     running.push(number);
                     heard.push(caller);
                 }

@@ -1,54 +1,142 @@
-//! Session affinity as API 3.0 writes it: `sessionAffinity`, and `sessionAffinityConfig` with what belongs to it.
+//! Session affinity as the vendors write it: FC's `sessionAffinity` with `sessionAffinityConfig`, and the `SessionConfig`
+//! of SCF's `InstanceConcurrencyConfig`.
 
 use std::time::Duration;
+
+use http::HeaderName;
 
 use super::fields::Fields;
 use super::tree::Value;
 use crate::FunctionConfig;
-use crate::function::{AFFINITY_CONCURRENCY, Mcp, SessionAffinity};
+use crate::function::{Mcp, SessionAffinity, SessionKey};
 
 /// The longest time of a session with any affinity, in seconds.
 const MAX_S: i64 = 86_400;
 
-pub(super) fn read(props: &Fields<'_>, config: &mut FunctionConfig) {
+/// Of API 3.0.
+pub(super) fn read_fc(props: &Fields<'_>, config: &mut FunctionConfig) {
     const KEY: &str = "sessionAffinity";
     let Some(node) = props.get(KEY) else {
         return props.ignored("sessionAffinityConfig", "there is no sessionAffinity");
     };
-    let (by_header, mcp) = match &node.value {
+    let mut affinity = SessionAffinity::default();
+    let mut by_header = false;
+    match &node.value {
         Value::Text(kind) => match kind.as_str() {
             "NONE" => return props.ignored("sessionAffinityConfig", "there is no sessionAffinity"),
-            "GENERATED_COOKIE" => (false, None),
-            "HEADER_FIELD" => (true, None),
-            "MCP_STREAMABLE" => (false, Some(Mcp::Streamable)),
-            "MCP_SSE" => (false, Some(Mcp::Sse { path: Mcp::SSE_PATH.to_owned() })),
+            "GENERATED_COOKIE" => {}
+            "HEADER_FIELD" => by_header = true,
+            "MCP_STREAMABLE" => affinity.key = SessionKey::Mcp(Mcp::streamable()),
+            "MCP_SSE" => affinity.key = SessionKey::Mcp(Mcp::sse(Mcp::SSE_PATH)),
             _ => {
                 let kinds = "must be NONE, GENERATED_COOKIE, HEADER_FIELD, MCP_SSE or MCP_STREAMABLE";
                 return props.fault(node.place, KEY, kinds);
             }
         },
         other => return props.fault(node.place, KEY, &format!("must be a text, and is {}", other.kind())),
-    };
+    }
     props.named("session affinity", node.place);
-    let mut affinity = SessionAffinity { mcp, ..SessionAffinity::default() };
     if let Some(table) = props.table("sessionAffinityConfig") {
-        details(&table, &mut affinity);
+        details(&table, &mut affinity, by_header);
         table.finish();
     }
-    if by_header && affinity.header.is_none() {
+    if by_header && !matches!(affinity.key, SessionKey::Header(_)) {
         return props.fault(
             node.place,
             KEY,
             "HEADER_FIELD needs sessionAffinityConfig.affinityHeaderFieldName",
         );
     }
-    config.concurrency = AFFINITY_CONCURRENCY;
+    config.concurrency = *config.platform.limits().concurrency.end();
     config.session_affinity = Some(affinity);
 }
 
-fn details(table: &Fields<'_>, affinity: &mut SessionAffinity) {
-    affinity.header = table.parsed("affinityHeaderFieldName", "");
-    if let (Some(Mcp::Sse { path }), Some(told)) = (&mut affinity.mcp, table.text("sseEndpointPath", "")) {
+/// Of SCF, where instances take calls by session (`Type` is `Session-Based`).
+pub(super) fn read_scf(instance: &Fields<'_>, config: &mut FunctionConfig) {
+    let Some(node) = instance.get("SessionConfig") else {
+        return instance.fault_here("is Session-Based, and has no SessionConfig");
+    };
+    instance.named("session affinity", node.place);
+    let Some(table) = instance.table("SessionConfig") else { return };
+    let mut affinity = SessionAffinity::default();
+    if let Some(key) = scf_key(&table) {
+        affinity.key = key;
+        let sessions = table.number("MaximumConcurrencySessionPerInstance", "", 1..=100);
+        set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
+        set(&mut affinity.lifetime, table.seconds("MaximumTTLInSeconds", "", MAX_S));
+        set(&mut affinity.idle, table.seconds("MaximumIdleTimeInSeconds", "", MAX_S));
+        config.session_affinity = Some(affinity);
+    }
+    if table.text("IdleTimeoutStrategy", "").is_some_and(|strategy| strategy != "FATAL") {
+        table.ignored("IdleTimeoutStrategy", "a session whose time is up is over");
+    }
+    // Without the source, they say nothing.
+    table.known(&["MaximumConcurrencySessionPerInstance", "MaximumTTLInSeconds", "MaximumIdleTimeInSeconds"]);
+    table.finish();
+}
+
+/// Where SCF is to look for an id. The sources of MCP are in the console alone; here they have FC's names too.
+fn scf_key(table: &Fields<'_>) -> Option<SessionKey> {
+    const SOURCE: &str = "SessionSource";
+    let (name, path) = (table.text("SessionName", ""), table.text("SessionPath", ""));
+    let Some(source) = table.text(SOURCE, "") else {
+        if table.get(SOURCE).is_none() {
+            table.fault_here("has no SessionSource");
+        }
+        return None;
+    };
+    let place = table.get(SOURCE)?.place;
+    let needed = |name: Option<String>| {
+        if name.is_none() {
+            table.fault(place, SOURCE, &format!("{source} needs a SessionName"));
+        }
+        name
+    };
+    let header = |name: String| match name.parse::<HeaderName>() {
+        Ok(header) => Some(header),
+        Err(why) => {
+            table.fault(
+                place,
+                "SessionName",
+                &format!("{:?}: {why}", crate::function::validate::short(&name)),
+            );
+            None
+        }
+    };
+    match source.as_str() {
+        "HEADER" => needed(name).and_then(header).map(SessionKey::Header),
+        "COOKIE" => needed(name).map(SessionKey::Cookie),
+        "QUERY_STRING" => needed(name).map(SessionKey::Query),
+        "MCP_SSE" => {
+            let path = path.unwrap_or_else(|| Mcp::SSE_PATH.to_owned());
+            Some(SessionKey::Mcp(Mcp::Sse { path, parameter: name }))
+        }
+        "MCP_STREAMABLE" => {
+            let header = name.map_or(Some(Mcp::HEADER), header)?;
+            Some(SessionKey::Mcp(Mcp::Streamable { header }))
+        }
+        _ => {
+            let sources = "must be HEADER, COOKIE, QUERY_STRING, MCP_SSE or MCP_STREAMABLE";
+            table.fault(place, SOURCE, sources);
+            None
+        }
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn details(table: &Fields<'_>, affinity: &mut SessionAffinity, by_header: bool) {
+    match (table.parsed("affinityHeaderFieldName", ""), by_header) {
+        (Some(header), true) => affinity.key = SessionKey::Header(header),
+        (_, true) | (None, _) => {}
+        (Some(_), false) => table.ignored("affinityHeaderFieldName", "ids are not in a header of its own"),
+    }
+    let path = table.text("sseEndpointPath", "");
+    if let (SessionKey::Mcp(Mcp::Sse { path, .. }), Some(told)) = (&mut affinity.key, path) {
         *path = told;
     }
     let sessions = table.number("sessionConcurrencyPerInstance", "", 1..=200);
@@ -62,5 +150,5 @@ fn details(table: &Fields<'_>, affinity: &mut SessionAffinity) {
     if let Some(seconds) = time("sessionIdleTimeoutInSeconds") {
         affinity.idle = Duration::from_secs(seconds);
     }
-    table.ignored("disableSessionIdReuse", "the id of a session that is over begins a new one");
+    affinity.single_use = table.boolean("disableSessionIdReuse").unwrap_or_default();
 }

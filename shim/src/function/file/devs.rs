@@ -243,7 +243,7 @@ fn three(props: &Fields<'_>) -> Option<(Option<String>, FunctionConfig)> {
         life.finish();
     }
     asynchronous(props, "asyncInvokeConfig", &mut config);
-    affinity::read(props, &mut config);
+    affinity::read_fc(props, &mut config);
     others(props);
     Some((image, config))
 }

@@ -7,7 +7,7 @@ use super::fields::{Fields, Report};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
 use crate::api::{AsyncOptions, MAX_RETRIES};
-use crate::function::{AFFINITY_CONCURRENCY, HealthCheck, Mcp, Mode, RoleSource, SessionAffinity};
+use crate::function::{HealthCheck, Mcp, Mode, RoleSource, SessionAffinity, SessionKey};
 use crate::platform::{self, HttpEvent};
 use crate::units::{Cpus, DiskSize, Memory};
 
@@ -131,26 +131,51 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
 
 /// Which calls belong to one session.
 fn affinity(table: &Fields<'_>) -> SessionAffinity {
-    let mut affinity = SessionAffinity { header: table.parsed("header", ""), ..SessionAffinity::default() };
-    affinity.mcp = mcp(table);
+    let mut affinity = SessionAffinity::default();
+    set(&mut affinity.key, session_key(table));
     let sessions = table.number("sessions", "", 1..=200);
     set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
     set(&mut affinity.lifetime, table.time("lifetime", ""));
     set(&mut affinity.idle, table.time("idle", ""));
+    affinity.single_use = table.boolean("single_use").unwrap_or_default();
     affinity
+}
+
+/// Where a session's id is. Those of the Model Context Protocol may be in a header, or parameter, of another name.
+fn session_key(table: &Fields<'_>) -> Option<SessionKey> {
+    let (header, cookie) = (table.parsed("header", ""), table.text("cookie", ""));
+    let query = table.text("query", "");
+    match (mcp(table), cookie, header, query) {
+        (None, None, None, None) => None,
+        (None, Some(cookie), None, None) => Some(SessionKey::Cookie(cookie)),
+        (None, None, Some(header), None) => Some(SessionKey::Header(header)),
+        (None, None, None, Some(query)) => Some(SessionKey::Query(query)),
+        (Some(Mcp::Streamable { .. }), None, Some(header), None) => {
+            Some(SessionKey::Mcp(Mcp::Streamable { header }))
+        }
+        (Some(Mcp::Sse { path, .. }), None, None, parameter) => {
+            Some(SessionKey::Mcp(Mcp::Sse { path, parameter }))
+        }
+        (Some(kind), None, None, None) => Some(SessionKey::Mcp(kind)),
+        (_, cookie, header, query) => {
+            table.fault_here("says more than once where an id is: keep one of header, cookie, query and mcp");
+            // The others of its faults are to be told too.
+            let some = header.map(SessionKey::Header).or(cookie.map(SessionKey::Cookie));
+            some.or(query.map(SessionKey::Query))
+        }
+    }
 }
 
 /// Which sessions of the Model Context Protocol it has.
 fn mcp(table: &Fields<'_>) -> Option<Mcp> {
     table.get("mcp")?;
-    let sse = |path| Mcp::Sse { path };
     let kind = one_of(table, "mcp", &["streamable", "sse"], |name| match name {
-        "streamable" => Some(Mcp::Streamable),
-        "sse" => Some(sse(Mcp::SSE_PATH.to_owned())),
+        "streamable" => Some(Mcp::streamable()),
+        "sse" => Some(Mcp::sse(Mcp::SSE_PATH)),
         _ => None,
     });
     match kind {
-        Some(Mcp::Sse { .. }) => table.text("path", "").map(sse).or(kind),
+        Some(Mcp::Sse { .. }) => table.text("path", "").map(Mcp::sse).or(kind),
         kind => kind,
     }
 }
@@ -188,8 +213,9 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
             config.session_affinity = Some(affinity(&table));
             table.finish();
         }
-        // As in the cloud, where it cannot be chosen.
-        set(&mut config.concurrency, concurrency.is_none().then_some(AFFINITY_CONCURRENCY));
+        // As in fc's cloud, where it cannot be chosen: the sessions of an instance share it.
+        let most = *config.platform.limits().concurrency.end();
+        set(&mut config.concurrency, concurrency.is_none().then_some(most));
     }
     set(&mut config.freeze, fields.boolean("freeze"));
     config.metrics_period = fields.time("metrics_period", "metrics period");

@@ -1,5 +1,6 @@
 //! Tencent's function configuration: the parameters of `CreateFunction` in JSON.
 
+use super::affinity;
 use super::fields::{Fields, Report};
 use super::tree::{Node, Value};
 use crate::FunctionConfig;
@@ -78,12 +79,37 @@ fn concurrency(fields: &Fields<'_>, config: &mut FunctionConfig) {
     if let Some(count) = instance.number("MaxConcurrency", "concurrency", 0..=i64::from(u32::MAX)) {
         config.concurrency = u32::try_from(count).unwrap_or_default();
     }
-    instance.ignored("DynamicEnabled", "concurrency here is what MaxConcurrency says");
-    instance.all_ignored(
-        &["InstanceIsolationEnabled", "Type", "MixNodeConfig", "SessionConfig"],
-        "there are no sessions",
-    );
+    dynamic(&instance, config);
+    let by_session = instance.get("Type").is_some_and(|node| {
+        let kind = instance.text("Type", "");
+        if kind.as_deref().is_some_and(|kind| !matches!(kind, "Request-Based" | "Session-Based")) {
+            instance.fault(node.place, "Type", "must be Request-Based or Session-Based");
+        }
+        kind.as_deref() == Some("Session-Based")
+    });
+    if by_session {
+        if instance.get("MaxConcurrency").is_none() {
+            config.concurrency = *config.platform.limits().concurrency.end();
+        }
+        affinity::read_scf(&instance, config);
+    } else {
+        instance.ignored("SessionConfig", "Type is not Session-Based");
+    }
+    if instance.text("InstanceIsolationEnabled", "").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+        instance.ignored("InstanceIsolationEnabled", "instances are containers, and end as others do");
+    }
     instance.finish();
+}
+
+/// `FALSE` is what there is here, and nothing (`""`) takes a function's concurrency away.
+fn dynamic(instance: &Fields<'_>, config: &mut FunctionConfig) {
+    const KEYS: [&str; 2] = ["DynamicEnabled", "MixNodeConfig"];
+    match instance.text(KEYS[0], "").as_deref() {
+        Some("") => config.concurrency = 1,
+        None | Some("FALSE") => {}
+        Some(_) => instance.all_ignored(&KEYS, "concurrency here is what MaxConcurrency says"),
+    }
+    instance.known(&KEYS);
 }
 
 /// Event and Web functions are served alike here.

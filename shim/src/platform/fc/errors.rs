@@ -262,6 +262,12 @@ pub(super) fn throttled(api: Api, request_id: &str) -> PlatformAnswer {
     api_error(api, StatusCode::TOO_MANY_REQUESTS, "ResourceExhausted", text, request_id)
 }
 
+pub(super) fn session_over(api: Api, id: &str, request_id: &str) -> PlatformAnswer {
+    let text =
+        format!("session ID '{id}' has expired and cannot be used again: begin a session with another");
+    api_error(api, StatusCode::BAD_REQUEST, "InvalidArgument", text, request_id)
+}
+
 /// An answer of the API itself, in its shape.
 pub(crate) fn api_error(
     api: Api,

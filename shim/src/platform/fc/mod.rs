@@ -293,6 +293,10 @@ impl Platform for Fc {
         errors::throttled(self.api, request_id)
     }
 
+    fn session_over(&self, id: &str, request_id: &str, _: InvocationKind) -> PlatformAnswer {
+        errors::session_over(self.api, id, request_id)
+    }
+
     fn invocation_failure(
         &self,
         context: &InvocationContext<'_>,

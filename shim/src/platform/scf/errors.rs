@@ -94,6 +94,12 @@ pub(super) fn throttled(config: &FunctionConfig, request_id: &str, kind: Invocat
     answer(432, "ResourceLimitReached", message, request_id, kind)
 }
 
+/// No function here forbids it; said all the same, rather than nothing.
+pub(super) fn session_over(id: &str, request_id: &str, kind: InvocationKind) -> PlatformAnswer {
+    let message = format!("session {id} is over and cannot be used again");
+    answer(400, "InvalidParameterValue", message, request_id, kind)
+}
+
 /// The answer for an invocation that failed on the way.
 pub(super) fn invocation(context: &InvocationContext<'_>, failure: &InvocationFailure) -> PlatformAnswer {
     let (status, code, message) = match failure {

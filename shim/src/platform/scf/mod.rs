@@ -252,6 +252,10 @@ impl Platform for Scf {
         errors::throttled(config, request_id, kind)
     }
 
+    fn session_over(&self, id: &str, request_id: &str, kind: InvocationKind) -> PlatformAnswer {
+        errors::session_over(id, request_id, kind)
+    }
+
     fn invocation_failure(
         &self,
         context: &InvocationContext<'_>,

@@ -141,19 +141,27 @@ fn session_affinity_is_read() {
         sessionConcurrencyPerInstance: 1\n  sessionIdleTimeoutInSeconds: 1800\n  sessionTTLInSeconds: 86400";
     let file = parse(&with(text), Language::Yaml).expect("a function");
     let affinity = file.config.session_affinity.expect("affinity");
-    assert_eq!(affinity.header.as_ref().map(http::HeaderName::as_str), Some("x-mine"));
+    assert_eq!(affinity.key, SessionKey::Header(http::HeaderName::from_static("x-mine")));
+    assert!(!affinity.single_use);
     assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (1, 86_400, 1800));
     assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
     let cookie = parse(&with("sessionAffinity: GENERATED_COOKIE"), Language::Yaml).expect("a function");
     assert_eq!(cookie.config.session_affinity, Some(crate::function::SessionAffinity::default()));
+    let once = "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  disableSessionIdReuse: true";
+    let once = parse(&with(once), Language::Yaml).expect("a function");
+    assert!(once.config.session_affinity.expect("affinity").single_use && once.warnings.is_empty());
+    let other =
+        "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  affinityHeaderFieldName: x-mine";
+    let other = parse(&with(other), Language::Yaml).expect("a function");
+    assert!(other.warnings[0].message.contains("affinityHeaderFieldName is ignored"), "{:?}", other.warnings);
     let mcp = |text: &str| {
         let file = parse(&with(text), Language::Yaml).expect("a function");
         assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
         let affinity = file.config.session_affinity.expect("affinity");
-        (affinity.mcp.expect("of MCP"), affinity.sessions)
+        (affinity.key, affinity.sessions)
     };
-    let sse = |path: &str| Mcp::Sse { path: path.to_owned() };
-    assert_eq!(mcp("sessionAffinity: MCP_STREAMABLE"), (Mcp::Streamable, 20));
+    let sse = |path: &str| SessionKey::Mcp(Mcp::sse(path));
+    assert_eq!(mcp("sessionAffinity: MCP_STREAMABLE"), (SessionKey::Mcp(Mcp::streamable()), 20));
     assert_eq!(mcp("sessionAffinity: MCP_SSE\nsessionAffinityConfig: {}"), (sse("/sse"), 20));
     let all = "sessionAffinity: MCP_SSE\nsessionAffinityConfig:\n  sseEndpointPath: /events\n  \
         sessionConcurrencyPerInstance: 5";

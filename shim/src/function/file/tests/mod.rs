@@ -8,8 +8,7 @@ use skiff_runtime::{Network, Writable};
 
 use super::*;
 use crate::api::Destination;
-use crate::function::Mcp;
-use crate::function::{Mode, SessionAffinity};
+use crate::function::{Mcp, Mode, SessionAffinity, SessionKey};
 use crate::platform::HttpEvent;
 
 fn parse(text: &str, language: Language) -> Result<FunctionFile> {
@@ -256,21 +255,51 @@ fn session_affinity_says_which_calls_belong_together() {
     let config = toml(all).config;
     let affinity = config.session_affinity.expect("affinity");
     assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (10, 86_400, 60));
-    assert_eq!(
-        (affinity.header.map(|name| name.to_string()).as_deref(), config.concurrency),
-        (Some("x-mine"), 10)
-    );
-    let of = |text: &str| toml(&format!("name = \"f\"\n[session_affinity]\n{text}")).config.session_affinity;
-    let mcp = |text: &str| of(text).expect("affinity").mcp;
-    assert_eq!((mcp("mcp = \"streamable\""), mcp("sessions = 3")), (Some(Mcp::Streamable), None));
-    assert_eq!(mcp("mcp = \"sse\""), Some(Mcp::Sse { path: "/sse".into() }));
-    assert_eq!(mcp("mcp = \"sse\"\npath = \"/events\""), Some(Mcp::Sse { path: "/events".into() }));
+    let header = |name: &'static str| SessionKey::Header(http::HeaderName::from_static(name));
+    assert_eq!((affinity.key, config.concurrency, affinity.single_use), (header("x-mine"), 10, false));
+    let once = toml("[session_affinity]\nsingle_use = true").config.session_affinity.expect("affinity");
+    assert_eq!(once, SessionAffinity { single_use: true, ..SessionAffinity::default() });
     let wrong =
-        "concurrency = 2\nplatform = \"scf\"\n[session_affinity]\nheader = \"two words\"\nsessions = 3";
+        "concurrency = 2\nplatform = \"fc2\"\n[session_affinity]\nheader = \"two words\"\nsessions = 3";
     let told = faults(wrong, Language::Toml);
     assert_eq!(told.len(), 3, "{told:#?}");
-    for part in ["header", "platform scf has none", "must not be more than the concurrency, 2"] {
+    for part in ["header", "platform fc2 has none", "must not be more than the concurrency, 2"] {
         assert!(told.iter().any(|fault| fault.contains(part)), "{part}: {told:#?}");
+    }
+}
+
+#[test]
+fn a_sessions_id_is_in_one_place() {
+    let of = |platform: &str, text: &str| {
+        let config = toml(&format!("platform = \"{platform}\"\n[session_affinity]\n{text}")).config;
+        (config.session_affinity.expect("affinity").key, config.concurrency)
+    };
+    let sse = |path: &str, parameter: Option<&str>| {
+        SessionKey::Mcp(Mcp::Sse { path: path.into(), parameter: parameter.map(str::to_owned) })
+    };
+    let streamable =
+        |name: &'static str| SessionKey::Mcp(Mcp::Streamable { header: http::HeaderName::from_static(name) });
+    assert_eq!(of("fc", "mcp = \"streamable\""), (streamable("mcp-session-id"), 200));
+    assert_eq!(of("fc", "mcp = \"sse\""), (sse("/sse", None), 200));
+    assert_eq!(of("fc", "mcp = \"sse\"\npath = \"/events\""), (sse("/events", None), 200));
+    for (text, key) in [
+        ("cookie = \"mine-1\"", SessionKey::Cookie("mine-1".into())),
+        ("query = \"mine_1\"", SessionKey::Query("mine_1".into())),
+        ("header = \"x-mine\"", SessionKey::Header(http::HeaderName::from_static("x-mine"))),
+        ("mcp = \"streamable\"\nheader = \"x-mine\"", streamable("x-mine")),
+        ("mcp = \"sse\"\nquery = \"mine_1\"", sse("/sse", Some("mine_1"))),
+    ] {
+        assert_eq!(of("scf", text), (key, 100), "{text}");
+    }
+    for (text, part) in [
+        ("", "say where its id is: header, cookie, query or mcp"),
+        ("cookie = \"mine-1\"\nheader = \"x-mine\"", "says more than once where an id is"),
+        ("mcp = \"streamable\"\nquery = \"mine_1\"", "says more than once where an id is"),
+        ("cookie = \"mine-1\"\npath = \"/sse\"", "session_affinity.path"),
+        ("query = \"mine_1\"\nsessions = 101", "sessions 101: must be 1 to 100"),
+    ] {
+        let told = faults(&format!("platform = \"scf\"\n[session_affinity]\n{text}"), Language::Toml);
+        assert!(told.len() == 1 && told[0].contains(part), "{text}: {told:#?}");
     }
 }
 

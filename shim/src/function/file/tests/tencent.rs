@@ -45,7 +45,7 @@ fn tencents_files_are_read() {
     assert!(config.acceleration && config.concurrency == 20 && config.port == Some(9000));
     assert_eq!(config.env, [("MODE".to_owned(), "prod".to_owned())]);
     let ignored: Vec<&str> = file.warnings.iter().map(|warning| warning.message.as_str()).collect();
-    assert_eq!(ignored.len(), 4, "{ignored:#?}");
+    assert_eq!(ignored.len(), 3, "{ignored:#?}");
     assert!(
         ignored.iter().any(|text| text.starts_with("line 22, column 11: Role is ignored")),
         "{ignored:#?}"
@@ -54,6 +54,81 @@ fn tencents_files_are_read() {
         .replace("\"ImagePort\": 9000", "\"ImagePort\": -1")
         .replace("\"MaxConcurrency\": 20", "\"MaxConcurrency\": 1");
     assert_eq!(parse(&job, Language::Json).expect("a job").config.mode, Mode::Job);
+}
+
+/// The function with this as its `InstanceConcurrencyConfig`.
+fn with_concurrency(json: &str) -> String {
+    let told = "{\"DynamicEnabled\": \"FALSE\", \"MaxConcurrency\": 20}";
+    assert!(TENCENT.contains(told));
+    TENCENT.replace(told, json)
+}
+
+#[test]
+fn dynamic_concurrency_is_named_and_none_takes_it_away() {
+    let of = |json: &str| {
+        let file = parse(&with_concurrency(json), Language::Json).expect("a function");
+        let named = file.warnings.iter().filter(|warning| warning.message.contains("Concurrency")).count();
+        (file.config.concurrency, named)
+    };
+    assert_eq!(of("{\"DynamicEnabled\": \"TRUE\", \"MaxConcurrency\": 7}"), (7, 1));
+    assert_eq!(of("{\"DynamicEnabled\": \"\", \"MaxConcurrency\": 7}"), (1, 0));
+    assert_eq!(of("{\"MaxConcurrency\": 7, \"Type\": \"Request-Based\"}"), (7, 0));
+    assert_eq!(of("{\"MaxConcurrency\": 7, \"InstanceIsolationEnabled\": \"TRUE\"}"), (7, 1));
+    assert_eq!(of("{\"MaxConcurrency\": 7, \"SessionConfig\": {\"SessionSource\": \"COOKIE\"}}"), (7, 1));
+}
+
+#[test]
+fn sessions_of_scf_are_read() {
+    let of = |more: &str| {
+        let json = format!("{{\"Type\": \"Session-Based\", \"SessionConfig\": {{{more}}}}}");
+        let config = parse(&with_concurrency(&json), Language::Json).expect("a function").config;
+        (config.session_affinity.expect("affinity"), config.concurrency)
+    };
+    let all = "\"SessionSource\": \"HEADER\", \"SessionName\": \"X-Mine\", \"MaximumTTLInSeconds\": 600, \
+        \"MaximumConcurrencySessionPerInstance\": 3, \"MaximumIdleTimeInSeconds\": 60, \
+        \"IdleTimeoutStrategy\": \"FATAL\"";
+    let header = |name: &'static str| http::HeaderName::from_static(name);
+    let (affinity, concurrency) = of(all);
+    assert_eq!((affinity.key, concurrency), (SessionKey::Header(header("x-mine")), 100));
+    assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (3, 600, 60));
+    let key = |source: &str, more: &str| of(&format!("\"SessionSource\": \"{source}\"{more}")).0.key;
+    let named = ", \"SessionName\": \"mine_1\"";
+    assert_eq!(key("COOKIE", named), SessionKey::Cookie("mine_1".into()));
+    assert_eq!(key("QUERY_STRING", named), SessionKey::Query("mine_1".into()));
+    assert_eq!(key("MCP_STREAMABLE", ""), SessionKey::Mcp(Mcp::streamable()));
+    assert_eq!(key("MCP_STREAMABLE", named), SessionKey::Mcp(Mcp::Streamable { header: header("mine_1") }));
+    assert_eq!(key("MCP_SSE", ", \"SessionPath\": \"/events\""), SessionKey::Mcp(Mcp::sse("/events")));
+    let sse = Mcp::Sse { path: "/sse".into(), parameter: Some("mine_1".into()) };
+    assert_eq!(key("MCP_SSE", named), SessionKey::Mcp(sse));
+}
+
+#[test]
+fn wrong_sessions_of_scf_are_told() {
+    let session = |config: &str| format!("{{\"Type\": \"Session-Based\", \"SessionConfig\": {config}}}");
+    for (json, part) in [
+        ("{\"Type\": \"Sticky\"}".to_owned(), "Type: must be Request-Based or Session-Based"),
+        ("{\"Type\": \"Session-Based\"}".to_owned(), "has no SessionConfig"),
+        (session("3"), "SessionConfig: must be a table"),
+        (session("{\"SessionName\": \"mine_1\"}"), "has no SessionSource"),
+        (session("{\"SessionSource\": \"BODY\"}"), "must be HEADER, COOKIE, QUERY_STRING"),
+        (session("{\"SessionSource\": \"COOKIE\"}"), "COOKIE needs a SessionName"),
+        (session("{\"SessionSource\": \"COOKIE\", \"SessionName\": \"a\"}"), "must be 5 to 40"),
+        (session("{\"SessionSource\": \"HEADER\", \"SessionName\": \"a b c\"}"), "SessionName: \"a b c\""),
+        (
+            session(
+                "{\"SessionSource\": \"COOKIE\", \"SessionName\": \"mine_1\", \
+                 \"MaximumConcurrencySessionPerInstance\": 101}",
+            ),
+            "101 must be 1 to 100",
+        ),
+        (
+            session("{\"SessionSource\": \"COOKIE\", \"SessionName\": \"mine_1\", \"SessionColour\": 1}"),
+            "SessionColour: no such key",
+        ),
+    ] {
+        let told = faults(&with_concurrency(&json), Language::Json);
+        assert!(told.len() == 1 && told[0].contains(part), "{json}: {told:#?}");
+    }
 }
 
 #[test]
@@ -122,4 +197,12 @@ fn wrong_files_of_tencents_are_told() {
         let found = faults(&TENCENT.replace(from, to), Language::Json);
         assert!(found[0].starts_with(told), "{found:?}");
     }
+}
+
+#[test]
+fn words_of_commands_are_split_at_spaces_alone() {
+    let quoted = TENCENT.replace("\"-u app.py\"", r#""-c \"import a\"  'b c'""#);
+    assert_ne!(quoted, TENCENT);
+    let args = parse(&quoted, Language::Json).expect("a function").config.cmd.expect("words");
+    assert_eq!(args, ["-c", "\"import", "a\"", "'b", "c'"]);
 }
