@@ -58,7 +58,9 @@ fn a_cookie_leads_to_the_instance_of_its_session() {
         calls.into_iter().map(|call| call.join().expect("answered")).collect()
     });
     assert_eq!(at_once, BTreeSet::from([instance(&one)]));
-    // Events have no session.
+    // Neither events nor what is for later have a session: there is no place for another one.
+    let later = node.own("demo").request("GET", "/status/200", &[("x-fc-invocation-type", "Async")], b"");
+    assert_eq!((later.status, later.header("set-cookie")), (202, None));
     assert_eq!(node.invoke("demo", &serde_json::json!({})).ok().header("set-cookie"), None);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
@@ -135,7 +137,7 @@ fn a_new_session_waits_for_a_place_and_wrong_affinity_is_told() {
         ("platform = \"scf\"\n[session_affinity]", "say where its id is"),
         ("platform = \"fc2\"\n[session_affinity]", "platform fc2 has none"),
         ("[session_affinity]\nquery = \"session\"", "fc has no sessions by query"),
-        ("[session_affinity]\nsessions = 201", "201 must be 1 to 200"),
+        ("[session_affinity]\nsessions = 201", "sessions 201: must be 1 to 200"),
         ("[session_affinity]\nheader = \"x-fc-mine\"", "the platform's"),
         ("[session_affinity]\ncolour = \"red\"", "colour"),
     ] {
@@ -208,11 +210,11 @@ fn on_scf_clients_may_choose_the_ids_of_cookies_and_headers() {
 fn an_id_that_is_used_up_begins_no_other_session() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    deploy(&node, "header = \"x-session\"\nidle = \"1s\"\nsingle_use = true");
+    deploy(&node, "header = \"x-session\"\nidle = \"3s\"\nsingle_use = true");
     let call = |id: &str| node.own("demo").request("GET", "/status/200", &[("x-session", id)], b"");
     let one = call("one").ok();
     assert_eq!(instance(&call("one").ok()), instance(&one));
-    thread::sleep(Duration::from_millis(1500));
+    thread::sleep(Duration::from_millis(3500));
     for _ in 0..2 {
         let refused = call("one");
         let told = refused.json();
@@ -220,24 +222,12 @@ fn an_id_that_is_used_up_begins_no_other_session() {
         assert!(told["Message"].as_str().is_some_and(|text| text.contains("'one' has expired")), "{told}");
     }
     let _ = call("two").ok();
-    node.stop();
-}
-
-#[test]
-fn sessions_that_need_instances_of_their_own_get_as_many() {
-    let sandbox = Sandbox::new();
-    let node = Node::start(&sandbox, &[]);
-    let more = "[session_affinity]\nheader = \"x-session\"\nsessions = 1";
-    let _ = node.deploy("demo", "function", more, &["--max-instances", "4"]).ok();
-    let at_once: BTreeSet<String> = thread::scope(|scope| {
-        let call = |id: u32| {
-            let id = id.to_string();
-            instance(&node.own("demo").request("GET", "/sleep/100", &[("x-session", &id)], b"").ok())
-        };
-        let calls: Vec<_> = (0..4).map(|id| scope.spawn(move || call(id))).collect();
-        calls.into_iter().map(|call| call.join().expect("answered")).collect()
-    });
-    assert_eq!(at_once.len(), 4);
+    // Clients keep a cookie for longer than its session lasts, and cannot choose: they get another.
+    deploy(&node, "idle = \"1s\"\nsingle_use = true");
+    let first = begun(&get(&node, "/status/200", None)).expect("a cookie");
+    thread::sleep(Duration::from_millis(1500));
+    let again = begun(&get(&node, "/status/200", Some(&first))).expect("a cookie");
+    assert_ne!(again, first);
     node.stop();
 }
 

@@ -241,3 +241,19 @@ fn requests_for_a_job_have_nowhere_to_go() {
         sandbox.run(&["run", &images::oci("function"), "--job", "--platform", "scf", "--listen", "8080"]);
     let _ = outcome.fails(2, &["a job has no server", "--api-listen"]);
 }
+
+#[test]
+fn calls_leave_an_instance_that_is_unhealthy() {
+    let sandbox = Sandbox::new();
+    let checks = ["--health-check", "/health", "--health-period", "1s", "--health-failures", "1"];
+    let served = sandbox.serve_function(&[&checks[..], &["--no-freeze", "--max-instances", "2"]].concat());
+    let id = |answer: &Response| answer.header("x-fc-instance-id").expect("an id").to_owned();
+    let first = id(&served.get("/sick/500").ok());
+    let other = wait_for(Duration::from_secs(20), || {
+        let its = id(&served.get("/status/200").ok());
+        (its != first).then_some(its)
+    });
+    let other = other.expect("another instance");
+    assert_eq!(id(&served.get("/status/200").ok()), other);
+    served.stop();
+}

@@ -134,7 +134,9 @@ fn the_initializer_comes_first_and_once() {
     assert_eq!(calls.iter().filter(|call| call.contains("/initialize")).count(), 1);
     let said = served.stop().stderr;
     for line in ["FC Initialize Start RequestId: ", "FC Initialize End RequestId: "] {
-        assert!(said.contains(line), "{line}: {said}");
+        let id = said.split_once(line).and_then(|(_, rest)| rest.split_whitespace().next());
+        let lengths: Vec<usize> = id.unwrap_or_default().split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12], "{line}: {said}");
     }
 }
 

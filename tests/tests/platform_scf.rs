@@ -304,7 +304,7 @@ fn requests_outside_the_rules_of_http_are_refused() {
 fn headers_and_paths_may_be_longer_than_those_of_old_http_functions() {
     let sandbox = Sandbox::new();
     let served = sandbox.serve_function(&["--platform", "scf"]);
-    let path = format!("/headers?{}", "p".repeat(20_000));
+    let path = format!("/headers/{}?{}", "p".repeat(20_000), "q".repeat(20_000));
     let long = "h".repeat(60_000);
     let headers = served.request("GET", &path, &[("x-long", &long)], b"").ok().json();
     assert_eq!(header(&headers, "x-long"), Some(long.as_str()));
@@ -318,7 +318,8 @@ fn headers_and_paths_may_be_longer_than_those_of_old_http_functions() {
 #[test]
 fn output_of_the_start_comes_when_it_is_written() {
     let sandbox = Sandbox::new();
-    let outcome = sandbox.event(&images::oci("function"), &["--platform", "scf", "--", "log", "3"]).ok();
+    let outcome =
+        sandbox.event(&images::oci("function"), &["--platform", "scf", "--", "log", "3", "500"]).ok();
     let place = |text: &str| {
         let place = outcome.stderr.find(text);
         place.unwrap_or_else(|| panic!("no {text} in {}", outcome.stderr))

@@ -120,6 +120,8 @@ fn check_fc(called: &Called, in_service: &str) {
     for name in ["x-fc-request-id", "x-fc-instance-id", "x-fc-invocation-duration", "x-fc-max-memory-usage"] {
         assert!(!called.header("success", name).is_empty(), "{name}: {}", called.outcomes["success"]);
     }
+    let kind = if in_service == "." { "function" } else { "service" };
+    assert_eq!(called.header("success", &format!("x-fc-invocation-{kind}-version")), "LATEST");
     assert!(called.header("success", "x-fc-log-result").starts_with("RkMgSW52b2tlIFN0YXJ0"), "no log");
     called.assert("function_error", "body", r#"{"errorMessage":"the function says no"}"#);
     assert_eq!(called.header("function_error", "x-fc-error-type"), "HandledInvocationError");

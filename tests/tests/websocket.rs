@@ -107,3 +107,16 @@ fn a_message_has_a_megabyte_at_most() {
     // The function goes on.
     assert_eq!(served.get("/status/200").status, 200);
 }
+
+#[test]
+fn one_ends_with_the_functions_time() {
+    for (platform, told) in [("fc", "Function timed out after 2 seconds"), ("scf", r#""statusCode":433}"#)] {
+        let sandbox = Sandbox::new();
+        let served = sandbox.serve_function(&["--platform", platform, "--timeout", "2s"]);
+        let mut connection = open(&served);
+        say(&mut connection, &frame(1, b"hello"));
+        served.wait_for_stderr(told);
+        assert_eq!(connection.read_part(), None, "{platform}: it is closed");
+        served.stop();
+    }
+}

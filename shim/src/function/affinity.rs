@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::HeaderName;
-use http::header;
 
 use super::{FunctionConfig, Mode};
 use crate::platform;
@@ -15,25 +14,38 @@ const SCF_SESSIONS: u32 = 100;
 /// As many as it has unless told, of both.
 const DEFAULT_SESSIONS: u32 = 20;
 
-/// How long a session lives unless told, and at most: with the cookie of fc six hours. Those of scf are not documented.
+/// How long a session lives unless told, and at most: with the cookie of fc six hours. Those of scf are not documented;
+/// seven days are what tools of its own allow.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(21_600);
 const MAX_LIFETIME: Duration = Duration::from_secs(86_400);
+const SCF_LIFETIME: Duration = Duration::from_secs(604_800);
 
 /// How long one may be without a call, unless told.
 const DEFAULT_IDLE: Duration = Duration::from_secs(1800);
 
-/// Headers with a meaning of their own on the way, which an id would take from them.
-const TAKEN: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::CONTENT_TYPE,
-    header::COOKIE,
-    header::EXPECT,
-    header::SET_COOKIE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
+/// Headers with a meaning of their own, which an id would take from them, or which do not pass.
+const TAKEN: [&str; 16] = [
+    "authorization",
+    "connection",
+    "cookie",
+    "expect",
+    "forwarded",
+    "keep-alive",
+    "location",
+    "origin",
+    "range",
+    "referer",
+    "server",
+    "set-cookie",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "www-authenticate",
 ];
+
+/// The same of all headers whose names begin so.
+const TAKEN_BEGINNINGS: [&str; 7] =
+    ["accept", "access-control-", "content-", "if-", "proxy-", "sec-", "x-forwarded-"];
 
 /// Which calls belong together, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,11 +150,18 @@ pub(super) fn check(config: &FunctionConfig, faults: &mut Vec<String>) {
     } else if sessions > concurrency && !scf {
         fault(format!(" sessions {sessions}: must not be more than the concurrency, {concurrency}"));
     }
-    if affinity.single_use && scf {
-        fault(" single_use: platform scf has none".to_owned());
+    match (affinity.single_use, &affinity.key) {
+        (true, _) if scf => fault(" single_use: platform scf has none".to_owned()),
+        (true, SessionKey::Mcp(_)) => {
+            fault(" single_use: ids of MCP are the function's to choose".to_owned());
+        }
+        _ => {}
     }
-    let by_cookie = matches!(affinity.key, SessionKey::Cookie(_)) && !scf;
-    let most = if by_cookie { DEFAULT_LIFETIME } else { MAX_LIFETIME };
+    let most = match &affinity.key {
+        _ if scf => SCF_LIFETIME,
+        SessionKey::Cookie(_) => DEFAULT_LIFETIME,
+        SessionKey::Header(_) | SessionKey::Query(_) | SessionKey::Mcp(_) => MAX_LIFETIME,
+    };
     for (what, time) in [("lifetime", affinity.lifetime), ("idle time", affinity.idle)] {
         if !(Duration::from_secs(1)..=most).contains(&time) {
             fault(format!(" {what} {time:?}: must be 1 s to {} s", most.as_secs()));
@@ -154,17 +173,22 @@ pub(super) fn check(config: &FunctionConfig, faults: &mut Vec<String>) {
 
 /// What is wrong with where fc is to look for an id.
 fn wrong_fc(key: &SessionKey) -> Option<String> {
+    let short = super::validate::short;
     match key {
         SessionKey::Cookie(name) if name != SessionKey::FC_COOKIE => {
-            Some(format!(" cookie {name}: on fc it is always {}", SessionKey::FC_COOKIE))
+            Some(format!(" cookie {:?}: on fc it is always {}", short(name), SessionKey::FC_COOKIE))
         }
-        SessionKey::Query(name) => Some(format!(" query {name}: fc has no sessions by query")),
+        SessionKey::Query(name) => Some(format!(" query {:?}: fc has no sessions by query", short(name))),
         SessionKey::Header(name) => wrong_name("header", name.as_str(), "x-fc-"),
         SessionKey::Mcp(Mcp::Streamable { header }) if *header != Mcp::HEADER => {
-            Some(format!(": sessions of MCP have no header of their own on fc; leave header out ({header})"))
+            let name = short(header.as_str());
+            Some(format!(" header {name:?}: sessions of MCP have no header of their own on fc; leave it out"))
         }
         SessionKey::Mcp(Mcp::Sse { parameter: Some(name), .. }) => {
-            Some(format!(": sessions of MCP have no parameter of their own on fc; leave query out ({name})"))
+            let name = short(name);
+            Some(format!(
+                " query {name:?}: sessions of MCP have no parameter of their own on fc; leave it out"
+            ))
         }
         SessionKey::Mcp(Mcp::Sse { path, .. }) => wrong_path(path),
         SessionKey::Cookie(_) | SessionKey::Mcp(Mcp::Streamable { .. }) => None,
@@ -175,7 +199,7 @@ fn wrong_fc(key: &SessionKey) -> Option<String> {
 fn wrong_scf(key: &SessionKey) -> Option<String> {
     match key {
         SessionKey::Cookie(name) if name == SessionKey::FC_COOKIE => {
-            Some(": say where its id is: header, cookie, query or mcp".to_owned())
+            Some(format!(": say where its id is: header, cookie, query or mcp ({name} is the cookie of fc)"))
         }
         SessionKey::Cookie(name) => wrong_name("cookie", name, "x-scf-"),
         SessionKey::Query(name) => wrong_name("query", name, "x-scf-"),
@@ -199,11 +223,15 @@ fn wrong_name(what: &str, name: &str, platforms: &str) -> Option<String> {
             " {what} {short:?}: must be 5 to 40 letters, digits, - and _, the first one a letter"
         ));
     }
-    if name.to_ascii_lowercase().starts_with(platforms) {
+    // As servers see it that make variables of headers.
+    let plain = name.to_ascii_lowercase().replace('_', "-");
+    if plain.starts_with(platforms) {
         return Some(format!(" {what} {short}: names beginning with {platforms} are the platform's"));
     }
-    let taken = what == "header" && TAKEN.iter().any(|taken| taken.as_str().eq_ignore_ascii_case(name));
-    taken.then(|| format!(" {what} {short}: it has a meaning of its own; name another one"))
+    let taken = TAKEN.contains(&plain.as_str())
+        || TAKEN_BEGINNINGS.iter().any(|beginning| plain.starts_with(beginning));
+    (what == "header" && taken)
+        .then(|| format!(" {what} {short}: it has a meaning of its own; name another one"))
 }
 
 fn wrong_path(path: &str) -> Option<String> {
@@ -272,12 +300,17 @@ mod tests {
             (SessionKey::Header(long.parse().expect("a name")), "5 to 40"),
             (header("1-mine"), "the first one a letter"),
             (header("x.mine"), "letters, digits"),
+            (header("x_fc-mine"), "names beginning with x-fc- are"),
             (header("content-length"), "a meaning of its own"),
-            (SessionKey::Cookie("mine".to_owned()), "always x-fc-cookie-session-id"),
+            (header("keep-alive"), "a meaning of its own"),
+            (
+                SessionKey::Cookie("mi\nne".to_owned()),
+                "cookie \"mi\\nne\": on fc it is always x-fc-cookie-session-id",
+            ),
             (SessionKey::Query("session".to_owned()), "fc has no sessions by query"),
             (sse("sse", None), "path \"sse\""),
-            (sse("/sse", Some("mine")), "leave query out (mine)"),
-            (streamable("x-mine"), "leave header out (x-mine)"),
+            (sse("/sse", Some("mine")), "query \"mine\": sessions of MCP"),
+            (streamable("x-mine"), "header \"x-mine\": sessions of MCP"),
         ] {
             one(part, &of(key));
         }
@@ -311,5 +344,11 @@ mod tests {
         };
         one("sessions 101: must be 1 to 100", &scf_of(|affinity| affinity.sessions = 101));
         one("single_use: platform scf", &scf_of(|affinity| affinity.single_use = true));
+        assert_eq!(scf_of(|affinity| affinity.lifetime = SCF_LIFETIME), [""; 0]);
+        one("lifetime", &scf_of(|affinity| affinity.lifetime = SCF_LIFETIME + Duration::from_secs(1)));
+        let of_mcp = |_: &mut FunctionConfig, affinity: &mut SessionAffinity| {
+            (affinity.key, affinity.single_use) = (SessionKey::Mcp(Mcp::streamable()), true);
+        };
+        one("single_use: ids of MCP", &faults(of_mcp));
     }
 }

@@ -166,6 +166,9 @@ fn env(config: &FunctionConfig, limits: &Limits, faults: &mut Vec<String>) {
         if let Some(prefix) = config.platform.reserved_env_prefixes().iter().find(|p| name.starts_with(**p)) {
             faults.push(format!("variable {shown:?}: names beginning with {prefix} are the platform's"));
         }
+        if config.platform.reserved_env_names().contains(&name.as_str()) {
+            faults.push(format!("variable {shown:?}: this name is the platform's"));
+        }
         if value.contains('\0') {
             faults.push(format!("variable {shown:?}: its value contains a NUL character"));
         }
@@ -207,7 +210,7 @@ pub(super) fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::{fc, scf};
+    use crate::platform::{fc, fc2, scf};
     use crate::{Credentials, ExitCode, Platform, Secret};
 
     fn with(platform: &'static dyn Platform, change: impl FnOnce(&mut FunctionConfig)) -> FunctionConfig {
@@ -329,6 +332,16 @@ mod tests {
             set(c, "KEY", "2");
         });
         assert_eq!(faults(&twice).len(), 1);
+    }
+
+    #[test]
+    fn some_names_of_variables_are_those_of_fc_two() {
+        for name in ["accessKeyID", "accessKeySecret", "securityToken", "topic"] {
+            let told = faults(&with(fc2(), |c| set(c, name, "x")));
+            assert_eq!(told, [format!("variable {name:?}: this name is the platform's")]);
+            assert!(faults(&with(fc(), |c| set(c, name, "x"))).is_empty());
+        }
+        assert!(faults(&with(fc2(), |c| set(c, "topics", "x"))).is_empty());
     }
 
     #[test]

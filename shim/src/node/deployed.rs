@@ -369,8 +369,8 @@ impl Function for Call {
     }
 }
 
-/// What a caller is told of a function that no instance could be started of. What the clouds say then is not
-/// documented: the words of a failed start are used.
+/// What a caller is told of a function that no instance could be started of. What FC says then is not documented: the
+/// words of a failed start are used.
 fn answer_not_active(
     deployed: &Deployed,
     request_id: Option<String>,
@@ -378,7 +378,7 @@ fn answer_not_active(
 ) -> (String, PlatformAnswer) {
     let config = deployed.config();
     let request_id = request_id.unwrap_or_else(|| config.platform.new_request_id());
-    let failure = StartFailure::of(&config, request_id.clone(), StartCause::Other(deployed.why_not()));
+    let failure = StartFailure::of(&config, request_id.clone(), StartCause::NotActive(deployed.why_not()));
     (request_id, config.platform.start_failure(&failure, kind))
 }
 

@@ -49,6 +49,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Prefixes of environment variables that users may not set.
     fn reserved_env_prefixes(&self) -> &'static [&'static str];
 
+    /// Other names of variables that users must not set.
+    fn reserved_env_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// A new request id.
     fn new_request_id(&self) -> String;
 

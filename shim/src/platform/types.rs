@@ -344,6 +344,8 @@ pub enum StartCause {
     InvalidEvent(String),
     /// The host has not enough of something, such as disk space; the message.
     OutOfResources(String),
+    /// The function has no instances yet, or could have none; its state.
+    NotActive(String),
     /// Anything else; the message.
     Other(String),
 }

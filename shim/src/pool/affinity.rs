@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use http::header::{COOKIE, HeaderName, HeaderValue, SET_COOKIE};
 use http::{HeaderMap, Request, Response};
 
 use super::inner::Slot;
-use super::sessions::{Found, Sessions};
-use super::{Pool, Refusal};
+use super::sessions::{Found, Search, Sessions};
+use super::{Pool, Refusal, Wish};
 use crate::FunctionConfig;
 use crate::function::{SessionAffinity, SessionKey};
 use crate::platform::{self, new_session_id};
@@ -46,8 +45,13 @@ impl Session {
         match (given.filter(|id| is_id(id) && (!narrow || is_narrow(id))), &affinity.key) {
             (Some(id), _) => Some(Self { id: id.to_owned(), made: false }),
             (None, SessionKey::Query(_) | SessionKey::Mcp(_)) => None,
-            (None, _) => Some(Self { id: new_session_id(), made: true }),
+            (None, _) => Some(Self::made()),
         }
+    }
+
+    /// A new one.
+    pub(super) fn made() -> Self {
+        Self { id: new_session_id(), made: true }
     }
 
     /// Tells the function which session it is, where its client has not.
@@ -139,8 +143,7 @@ impl Pool {
         id: &str,
         begins: bool,
     ) -> std::result::Result<(Slot, bool), Refusal> {
-        let begun = Instant::now();
-        let until = begun + self.longest_wait();
+        let until = tokio::time::Instant::now() + self.longest_wait();
         let mut waiting = None;
         loop {
             // Before looking: nothing that happens meanwhile is missed.
@@ -154,28 +157,30 @@ impl Pool {
                 return self.acquire().await.map(|slot| (slot, false));
             };
             match found {
-                Found::New(search) => {
-                    let mut slot = self.acquire_where(true).await?;
-                    let place = slot.place.take().ok_or(Refusal::Throttled)?;
-                    slot.session = Some(search.found(place));
-                    return Ok((slot, true));
-                }
-                Found::Bound(instance) => match self.0.slot_of(sessions, id, &instance) {
-                    Ok(Some(slot)) => {
-                        if waiting.is_some() {
-                            self.0.watch.waited(begun.elapsed());
+                Found::New(search) => return self.begin(search).await.map(|slot| (slot, true)),
+                Found::Bound(instance) => {
+                    let asked = self.acquire_where(Wish::Of(&instance));
+                    let slot =
+                        tokio::time::timeout_at(until, asked).await.map_err(|_| self.throttled())??;
+                    match slot {
+                        Some(mut slot) => {
+                            slot.session = sessions.use_of(id, &instance);
+                            if slot.session.is_some() {
+                                return Ok((slot, false));
+                            }
+                            // It has ended meanwhile.
                         }
-                        return Ok((slot, false));
+                        None if !begins => return self.acquire().await.map(|slot| (slot, false)),
+                        None => sessions.unbind(id, &instance),
                     }
-                    Ok(None) => {}
-                    Err(()) if !begins => return self.acquire().await.map(|slot| (slot, false)),
-                    Err(()) => {
-                        sessions.unbind(id, &instance);
-                        continue;
-                    }
-                },
+                    continue;
+                }
+                Found::Over => {
+                    // Somebody may wait for its place.
+                    self.0.go_on();
+                    return Err(Refusal::SessionOver(id.to_owned()));
+                }
                 Found::Searched => {}
-                Found::Over => return Err(Refusal::SessionOver(id.to_owned())),
             }
             if waiting.is_none() {
                 let before = self.0.session_waiting.fetch_add(1, Ordering::SeqCst);
@@ -184,11 +189,18 @@ impl Pool {
                     return Err(self.throttled());
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if tokio::time::timeout(left, news).await.is_err() {
+            if tokio::time::timeout_at(until, news).await.is_err() {
                 return Err(self.throttled());
             }
         }
+    }
+
+    /// An instance for a session that has none.
+    async fn begin(&self, search: Search) -> std::result::Result<Slot, Refusal> {
+        let mut slot = self.acquire_where(Wish::Place).await?.ok_or(Refusal::Throttled)?;
+        let place = slot.place.take().ok_or(Refusal::Throttled)?;
+        slot.session = Some(search.found(place));
+        Ok(slot)
     }
 
     fn throttled(&self) -> Refusal {

@@ -68,7 +68,7 @@ impl Function for Pool {
                     return passed.unwrap_or_else(|refusal| pool.refused(&refusal));
                 }
                 if let Some(session) = Session::of(pool.config(), affinity, &request) {
-                    return pool.forward_session(&session, sessions, affinity, client, request).await;
+                    return pool.forward_session(session, sessions, affinity, client, request).await;
                 }
             }
             match pool.acquire().await {
@@ -92,14 +92,20 @@ impl Pool {
     /// Passes a request on to the instance of its session.
     async fn forward_session(
         &self,
-        session: &Session,
+        mut session: Session,
         sessions: &Arc<Sessions>,
         affinity: &SessionAffinity,
         client: Option<SocketAddr>,
         mut request: Request<Body>,
     ) -> Response<Body> {
         let begun = Instant::now();
-        match self.acquire_for(sessions, &session.id).await {
+        let mut acquired = self.acquire_for(sessions, &session.id).await;
+        if matches!((&acquired, &affinity.key), (Err(Refusal::SessionOver(_)), SessionKey::Cookie(_))) {
+            // Ids of cookies are the platform's to choose; clients keep them longer than they last.
+            session = Session::made();
+            acquired = self.acquire_for(sessions, &session.id).await;
+        }
+        match acquired {
             Ok((slot, bound)) => {
                 session.tell_function(affinity, request.headers_mut());
                 request.extensions_mut().insert(Waited(begun.elapsed()));

@@ -12,7 +12,7 @@ use super::launch::{Known, Launch};
 use super::observe::{Unwatched, Watch};
 use super::room::{Room, Share, Tenant};
 use super::sessions::{Place, Sessions, Use};
-use super::slots::{Bounds, Slots, Waits};
+use super::slots::{Bounds, Need, Slots, Waits};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
 use crate::{Error, ErrorKind, FunctionConfig, Instance};
@@ -30,8 +30,7 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 /// One who waits for a slot.
 pub(super) struct Caller {
     pub(super) answer: oneshot::Sender<std::result::Result<Slot, Refusal>>,
-    /// With a place for a session.
-    pub(super) for_session: bool,
+    pub(super) need: Need,
 }
 
 impl Caller {
@@ -41,8 +40,8 @@ impl Caller {
 }
 
 impl Waits for Caller {
-    fn for_session(&self) -> bool {
-        self.for_session
+    fn need(&self) -> Need {
+        self.need
     }
 }
 
@@ -169,42 +168,18 @@ impl Inner {
         lock(&self.slots)
     }
 
-    /// With the place that [`Inner::has_room`] has kept, if it is for a session.
-    pub(super) fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>, for_session: bool) -> Slot {
-        let sessions = self.sessions.as_ref().filter(|_| for_session);
+    /// With the place that [`Inner::has_room`] has kept, if it is for a new session.
+    pub(super) fn slot(self: &Arc<Self>, number: u64, instance: Arc<Instance>, need: Need) -> Slot {
+        let sessions = self.sessions.as_ref().filter(|_| need == Need::Place);
         let place = sessions.map(|sessions| sessions.place(instance.id()));
         Slot { instance, number, pool: Some(Arc::downgrade(self)), place, session: None }
     }
 
-    /// Whether an instance takes an invocation. For a session it has a place then, and keeps it: it is asked last,
+    /// Whether an instance takes an invocation. For a new session it has a place then, and keeps it: it is asked last,
     /// and whoever asks takes the first that says yes.
-    pub(super) fn has_room(&self, instance: &Instance, for_session: bool) -> bool {
-        let sessions = self.sessions.as_ref().filter(|_| for_session);
+    pub(super) fn has_room(&self, instance: &Instance, need: Need) -> bool {
+        let sessions = self.sessions.as_ref().filter(|_| need == Need::Place);
         instance.is_usable() && sessions.is_none_or(|sessions| sessions.keep(instance.id()))
-    }
-
-    /// A slot of the instance that a session has: `None` when it is busy. The error is that it is gone.
-    pub(super) fn slot_of(
-        self: &Arc<Self>,
-        sessions: &Arc<Sessions>,
-        id: &str,
-        instance: &str,
-    ) -> Result<Option<Slot>, ()> {
-        let mut slots = self.slots();
-        let is_it = |one: &Arc<Instance>| one.id() == instance && one.is_usable();
-        let Some((number, taken)) = slots.take_free(is_it) else {
-            let busy = slots.all().iter().any(|(one, leaving)| !leaving && is_it(one));
-            return if busy { Ok(None) } else { Err(()) };
-        };
-        let mut slot = self.slot(number, taken, false);
-        slot.session = sessions.use_of(id, instance);
-        if slot.session.is_none() {
-            // It has ended meanwhile. Not by its drop, which would wait for what is held here.
-            slot.pool = None;
-            let _ = slots.release(number);
-            return Err(());
-        }
-        Ok(Some(slot))
     }
 
     /// How many instances are to be there without a call, now.
@@ -276,10 +251,10 @@ impl Inner {
     fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
         loop {
             slots.forget(Caller::is_gone);
-            let served = slots.serve(|instance, for_session| self.has_room(instance, for_session));
+            let served = slots.serve(|instance, need| self.has_room(instance, need));
             let mut gone = Vec::new();
             for (number, instance, caller) in served {
-                let slot = self.slot(number, instance, caller.for_session);
+                let slot = self.slot(number, instance, caller.need);
                 if let Err(Ok(mut slot)) = caller.answer.send(Ok(slot)) {
                     // Not by its drop, which would wait for what is held here.
                     slot.pool = None;

@@ -14,7 +14,7 @@ use http_body_util::BodyExt as _;
 
 use super::affinity::{in_query, is_id};
 use super::inner::Slot;
-use super::sessions::Sessions;
+use super::sessions::{Sessions, Use};
 use super::{Pool, Refusal};
 use crate::function::Mcp;
 use crate::instance::invocation::Waited;
@@ -58,6 +58,18 @@ impl Part {
     }
 }
 
+/// Has a session go on until its function has named it, or its client has left.
+struct UntilNamed<'a>(&'a Pool, Option<Use>);
+
+impl Drop for UntilNamed<'_> {
+    fn drop(&mut self) {
+        if self.1.take().is_some() {
+            // Somebody may wait for its place.
+            self.0.0.go_on();
+        }
+    }
+}
+
 impl Pool {
     /// Passes a request on to the instance of its session.
     pub(super) async fn forward_mcp(
@@ -73,12 +85,12 @@ impl Pool {
         let ends = request.method() == Method::DELETE;
         let instance = Arc::clone(slot.instance());
         // Until it has its name: the slot may be let go before the answer is here.
-        let mut until_named = match &part {
-            Part::Begins(made) => sessions.use_of(made, instance.id()),
+        let _until_named = match &part {
+            Part::Begins(made) => Some(UntilNamed(self, sessions.use_of(made, instance.id()))),
             Part::Of(_) | Part::Other => None,
         };
         let response = instance.pass(client, request, Some(Box::new(slot))).await;
-        let response = match (part, kind) {
+        Ok(match (part, kind) {
             (Part::Begins(made), Mcp::Streamable { header }) => {
                 if let Some(id) = id_in(response.headers(), header) {
                     sessions.name(&made, id, true);
@@ -96,11 +108,7 @@ impl Pool {
                 response
             }
             _ => response,
-        };
-        if until_named.take().is_some() {
-            self.0.go_on();
-        }
-        Ok(response)
+        })
     }
 
     async fn acquire_part(&self, sessions: &Arc<Sessions>, part: &Part) -> Result<Slot, Refusal> {

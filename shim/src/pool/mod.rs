@@ -39,7 +39,7 @@ pub use self::jobs::Jobs;
 use self::launch::Containers;
 pub(crate) use self::launch::{Identity, Known, Launch};
 pub(crate) use self::observe::Member;
-use self::slots::Taken;
+use self::slots::{Need, Taken};
 use crate::function::Mode;
 use crate::instance::{LogSink, State};
 use crate::{Error, FunctionConfig, Image, Instance, Result, Runtime};
@@ -105,6 +105,17 @@ pub(crate) enum Refusal {
     SessionOver(String),
 }
 
+/// What a caller wants a slot of.
+#[derive(Clone, Copy, Debug)]
+enum Wish<'a> {
+    /// Any instance.
+    Slot,
+    /// One that has a place for a new session.
+    Place,
+    /// The instance of this id.
+    Of(&'a str),
+}
+
 /// The instances of one function. Clones are the same pool; when the last one is dropped, its instances are
 /// killed.
 #[derive(Clone)]
@@ -168,10 +179,10 @@ impl Pool {
     /// # Errors
     /// As [`Instance::start`]; the same error may be another caller's too.
     pub async fn warm_up(&self) -> std::result::Result<Arc<Instance>, Arc<Error>> {
-        match self.take(false).await.0 {
-            Ok(slot) => Ok(Arc::clone(slot.instance())),
+        match self.take(Wish::Slot).await.0 {
+            Ok(Some(slot)) => Ok(Arc::clone(slot.instance())),
             Err(Refusal::Start(error)) => Err(error),
-            Err(Refusal::Throttled | Refusal::SessionOver(_)) => {
+            Ok(None) | Err(Refusal::Throttled | Refusal::SessionOver(_)) => {
                 let message = "all instances are busy, or there is no room for another";
                 let error = Error::new(crate::ErrorKind::Busy, message);
                 Err(Arc::new(error.advise(
@@ -194,13 +205,13 @@ impl Pool {
 
     /// A slot: a free one, or the first that becomes free.
     pub(crate) async fn acquire(&self) -> std::result::Result<Slot, Refusal> {
-        self.acquire_where(false).await
+        self.acquire_where(Wish::Slot).await?.ok_or(Refusal::Throttled)
     }
 
-    /// The same, with a place for a session if it is `for_session`.
-    async fn acquire_where(&self, for_session: bool) -> std::result::Result<Slot, Refusal> {
+    /// What it wishes; `None` when the instance is not there, or is no more.
+    async fn acquire_where(&self, wish: Wish<'_>) -> std::result::Result<Option<Slot>, Refusal> {
         let begun = Instant::now();
-        let (result, waited) = self.take(for_session).await;
+        let (result, waited) = self.take(wish).await;
         if waited {
             self.0.watch.waited(begun.elapsed());
         }
@@ -212,31 +223,42 @@ impl Pool {
     }
 
     /// The same for one who is no caller; and whether it had to wait.
-    async fn take(&self, for_session: bool) -> (std::result::Result<Slot, Refusal>, bool) {
-        let (waits, covered) = {
+    async fn take(&self, wish: Wish<'_>) -> (std::result::Result<Option<Slot>, Refusal>, bool) {
+        let (waits, need, covered) = {
             let mut slots = self.0.slots();
             if self.0.closed.load(Ordering::SeqCst) {
                 return (Err(Refusal::Throttled), false);
             }
             // Who has gone keeps nobody out.
             slots.forget(Caller::is_gone);
-            match slots.take(|instance| self.0.has_room(instance, for_session), || self.0.room()) {
+            let need = match wish {
+                Wish::Slot => Need::Slot,
+                Wish::Place => Need::Place,
+                Wish::Of(id) => match slots.number_of(|one| one.id() == id && one.is_usable()) {
+                    Some(number) => Need::Of(number),
+                    None => return (Ok(None), false),
+                },
+            };
+            match slots.take(need, |one, need| self.0.has_room(one, need), || self.0.room()) {
                 Taken::Slot(number, instance) => {
-                    return (Ok(self.0.slot(number, instance, for_session)), false);
+                    return (Ok(Some(self.0.slot(number, instance, need))), false);
                 }
                 Taken::Full => return (Err(Refusal::Throttled), false),
                 Taken::Wait { covered } => {
                     let (answer, waits) = oneshot::channel();
-                    slots.wait(Caller { answer, for_session });
-                    (waits, covered)
+                    slots.wait(Caller { answer, need });
+                    (waits, need, covered)
                 }
             }
         };
         self.0.go_on();
-        // A start may take its time.
-        let patience = if covered { self.longest_wait() } else { self.0.options.patience };
+        // A start may take its time; so may the instance that all its session's calls go to.
+        let is_bound = matches!(need, Need::Of(_));
+        let patience = if covered || is_bound { self.longest_wait() } else { self.0.options.patience };
         match tokio::time::timeout(patience, waits).await {
-            Ok(Ok(result)) => (result, true),
+            Ok(Ok(result)) => (result.map(Some), true),
+            // Let go: its instance is gone.
+            Ok(Err(_)) if is_bound && !self.0.closed.load(Ordering::SeqCst) => (Ok(None), true),
             Ok(Err(_)) | Err(_) => (Err(Refusal::Throttled), true),
         }
     }

@@ -22,10 +22,20 @@ pub(super) struct Bounds {
     pub(super) waiting: usize,
 }
 
+/// What a caller needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A slot of any instance.
+    Slot,
+    /// A slot of an instance that has a place for another session.
+    Place,
+    /// A slot of this instance.
+    Of(u64),
+}
+
 /// One who waits.
 pub(super) trait Waits {
-    /// Whether it needs a place for a session too.
-    fn for_session(&self) -> bool;
+    fn need(&self) -> Need;
 }
 
 /// An instance that takes invocations.
@@ -68,23 +78,57 @@ impl<I: Clone, W: Waits> Slots<I, W> {
     }
 
     /// Takes a free slot, or says whether there is a place to wait; the caller joins the queue by
-    /// [`Slots::wait`]. `room` tells how many more instances the node lets it have.
-    pub(super) fn take(&mut self, usable: impl Fn(&I) -> bool, room: impl Fn() -> usize) -> Taken<I> {
-        if let Some((number, instance)) = self.take_free(usable) {
+    /// [`Slots::wait`]. `usable` tells whether an instance fits the need, `room` how many more instances the node lets
+    /// it have.
+    pub(super) fn take(
+        &mut self,
+        need: Need,
+        usable: impl Fn(&I, Need) -> bool,
+        room: impl Fn() -> usize,
+    ) -> Taken<I> {
+        let like = |caller: &W| match (caller.need(), need) {
+            (Need::Of(_), Need::Of(_)) => true,
+            (its, need) => its == need,
+        };
+        let waiting = self.waiting.iter().filter(|caller| like(caller)).count();
+        // Nobody overtakes those that wait for the same.
+        if !self.waiting.iter().any(|caller| caller.need() == need)
+            && let Some((number, instance)) = self.take_free(need, usable)
+        {
             return Taken::Slot(number, instance);
         }
         // Those that starts are for, or will be, are not in anybody's way.
         let may_start = self.bounds.instances.saturating_sub(self.alive()).min(room());
-        let covered = (self.starting + may_start) * self.bounds.concurrency;
-        match self.waiting.len() {
-            waiting if waiting >= covered + self.bounds.waiting => Taken::Full,
-            waiting => Taken::Wait { covered: waiting < covered },
+        let covered = match need {
+            Need::Slot => (self.starting + may_start) * self.bounds.concurrency,
+            Need::Place => (self.starting + may_start) * self.places(),
+            Need::Of(_) => 0,
+        };
+        if waiting >= covered + self.bounds.waiting {
+            Taken::Full
+        } else {
+            Taken::Wait { covered: waiting < covered }
         }
     }
 
-    pub(super) fn take_free(&mut self, usable: impl Fn(&I) -> bool) -> Option<(u64, I)> {
+    /// How many sessions a new instance has places and slots for.
+    fn places(&self) -> usize {
+        self.bounds.sessions.min(self.bounds.concurrency)
+    }
+
+    /// The instance that is this one, if it gets invocations.
+    pub(super) fn number_of(&self, is_it: impl Fn(&I) -> bool) -> Option<u64> {
+        self.warm.iter().find(|warm| is_it(&warm.instance)).map(|warm| warm.number)
+    }
+
+    fn take_free(&mut self, need: Need, usable: impl Fn(&I, Need) -> bool) -> Option<(u64, I)> {
         let limit = self.bounds.concurrency;
-        let free = self.warm.iter().rposition(|warm| warm.used < limit && usable(&warm.instance))?;
+        let fits = |warm: &Warm<I>| match need {
+            Need::Of(number) => warm.number == number,
+            Need::Slot | Need::Place => true,
+        };
+        let free = |warm: &Warm<I>| warm.used < limit && fits(warm) && usable(&warm.instance, need);
+        let free = self.warm.iter().rposition(free)?;
         let mut warm = self.warm.remove(free);
         warm.used += 1;
         let taken = (warm.number, warm.instance.clone());
@@ -102,34 +146,56 @@ impl<I: Clone, W: Waits> Slots<I, W> {
         self.waiting.retain(|caller| !gone(caller));
     }
 
-    /// Gives free slots to those that wait, oldest first: each caller with its instance. Where no instance has a place
-    /// for a session, others go first. `usable` is asked whether an instance can be used, for a session or not.
-    pub(super) fn serve(&mut self, usable: impl Fn(&I, bool) -> bool) -> Vec<(u64, I, W)> {
-        let (mut served, mut next, mut places) = (Vec::new(), 0, true);
-        while let Some(caller) = self.waiting.get(next) {
-            let for_session = caller.for_session();
-            if for_session && !places {
-                next += 1;
-                continue;
-            }
-            match self.take_free(|instance| usable(instance, for_session)) {
-                Some((number, instance)) => {
-                    served.extend(self.waiting.remove(next).map(|caller| (number, instance, caller)));
+    /// Gives free slots to those that wait, oldest first: each caller with its instance. Who finds none that fits lets
+    /// others pass. Those whose instance is not there any more, or cannot be used, are let go.
+    pub(super) fn serve(&mut self, usable: impl Fn(&I, Need) -> bool) -> Vec<(u64, I, W)> {
+        let limit = self.bounds.concurrency;
+        let waiting = std::mem::take(&mut self.waiting);
+        let (mut served, mut in_vain) = (Vec::new(), Vec::new());
+        for caller in waiting {
+            let need = caller.need();
+            if let Need::Of(number) = need {
+                let its = self.warm.iter().find(|warm| warm.number == number);
+                match its {
+                    Some(warm) if usable(&warm.instance, need) => {
+                        if warm.used >= limit {
+                            self.waiting.push_back(caller);
+                            continue;
+                        }
+                    }
+                    // It is to look for another.
+                    Some(_) | None => continue,
                 }
-                None if for_session => places = false,
-                None => break,
+            }
+            let taken = if in_vain.contains(&need) { None } else { self.take_free(need, &usable) };
+            match taken {
+                Some((number, instance)) => served.push((number, instance, caller)),
+                None => {
+                    if !in_vain.contains(&need) {
+                        in_vain.push(need);
+                    }
+                    self.waiting.push_back(caller);
+                }
             }
         }
         served
     }
 
+    /// How many instances have to start for those that wait.
+    fn needed(&self) -> usize {
+        let all = self.waiting.iter().filter(|caller| !matches!(caller.need(), Need::Of(_))).count();
+        all.div_ceil(self.bounds.concurrency).max(self.needed_for_places())
+    }
+
+    fn needed_for_places(&self) -> usize {
+        let places = self.waiting.iter().filter(|caller| caller.need() == Need::Place).count();
+        places.div_ceil(self.places())
+    }
+
     /// How many instances are to be started now for those that wait, and to have `least` of them.
     pub(super) fn wanted(&self, least: usize) -> usize {
-        let for_sessions = self.waiting.iter().filter(|caller| caller.for_session()).count();
-        let needed = self.waiting.len().div_ceil(self.bounds.concurrency);
-        let needed = needed.max(for_sessions.div_ceil(self.bounds.sessions));
         let kept = least.saturating_sub(self.warm.len());
-        let wanted = needed.max(kept).saturating_sub(self.starting);
+        let wanted = self.needed().max(kept).saturating_sub(self.starting);
         wanted.min(self.bounds.instances.saturating_sub(self.alive()))
     }
 
@@ -156,9 +222,20 @@ impl<I: Clone, W: Waits> Slots<I, W> {
     /// many as it was for.
     pub(super) fn failed(&mut self) -> Vec<W> {
         self.starting -= 1;
-        let covered = self.starting * self.bounds.concurrency;
-        let told = self.waiting.len().saturating_sub(covered).min(self.bounds.concurrency);
-        self.waiting.drain(..told).collect()
+        let (mut told, mut places) = (Vec::new(), 0);
+        while told.len() < self.bounds.concurrency && self.needed() > self.starting {
+            let place_alone = self.needed_for_places() > self.starting;
+            let is_told = |need: Need| match need {
+                Need::Place => places < self.places(),
+                Need::Slot => !place_alone,
+                Need::Of(_) => false,
+            };
+            let Some(place) = self.waiting.iter().position(|caller| is_told(caller.need())) else { break };
+            let Some(caller) = self.waiting.remove(place) else { break };
+            places += usize::from(caller.need() == Need::Place);
+            told.push(caller);
+        }
+        told
     }
 
     /// All instances, and whether they get no more invocations.
@@ -255,8 +332,8 @@ mod tests {
     const FOR_SESSION: u32 = 1_000_000;
 
     impl Waits for u32 {
-        fn for_session(&self) -> bool {
-            *self >= FOR_SESSION
+        fn need(&self) -> Need {
+            if *self >= FOR_SESSION { Need::Place } else { Need::Slot }
         }
     }
 
@@ -264,11 +341,7 @@ mod tests {
         Slots::new(Bounds { concurrency, instances, sessions: 1, waiting })
     }
 
-    fn all(_: &u32) -> bool {
-        true
-    }
-
-    fn any(_: &u32, _: bool) -> bool {
+    fn any(_: &u32, _: Need) -> bool {
         true
     }
 
@@ -285,7 +358,7 @@ mod tests {
 
     /// A caller that comes; what it gets.
     fn call(slots: &mut Slots<u32, u32>, caller: u32) -> Taken<u32> {
-        let taken = slots.take(all, plenty);
+        let taken = slots.take(caller.need(), any, plenty);
         if matches!(taken, Taken::Wait { .. }) {
             slots.wait(caller);
         }
@@ -310,12 +383,12 @@ mod tests {
         let mut slots = slots(1, 3, 0);
         assert_eq!(start(&mut slots, 3), 3);
         let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
-        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[2], 2));
-        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[1], 1));
+        assert_eq!(slots.take(Need::Slot, any, plenty), Taken::Slot(numbers[2], 2));
+        assert_eq!(slots.take(Need::Slot, any, plenty), Taken::Slot(numbers[1], 1));
         assert_eq!(slots.release(numbers[2]), None);
         assert_eq!(slots.release(numbers[1]), None);
         // The one that was taken last, whichever ended last.
-        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[1], 1));
+        assert_eq!(slots.take(Need::Slot, any, plenty), Taken::Slot(numbers[1], 1));
         slots.release(numbers[1]);
         assert_eq!(slots.reap(Instant::now() + Duration::from_secs(1), 1, 9, |_| false), [0, 2]);
     }
@@ -326,8 +399,11 @@ mod tests {
         start(&mut slots, 2);
         let good = slots.started(1);
         slots.started(2);
-        assert_eq!(slots.take(|instance| *instance != 2, plenty), Taken::Slot(good, 1));
-        assert_eq!(slots.take(|instance| *instance != 2, plenty), Taken::Wait { covered: false });
+        assert_eq!(slots.take(Need::Slot, |instance, _| *instance != 2, plenty), Taken::Slot(good, 1));
+        assert_eq!(
+            slots.take(Need::Slot, |instance, _| *instance != 2, plenty),
+            Taken::Wait { covered: false }
+        );
     }
 
     #[test]
@@ -351,14 +427,14 @@ mod tests {
     fn one_without_a_session_does_not_wait_for_a_place_of_one() {
         let mut slots = slots(5, 1, 9);
         for caller in [FOR_SESSION, FOR_SESSION + 1, 2, 3] {
-            assert_eq!(call(&mut slots, caller), Taken::Wait { covered: true });
+            assert_eq!(call(&mut slots, caller), Taken::Wait { covered: caller != FOR_SESSION + 1 });
         }
         assert_eq!(start(&mut slots, 0), 1);
         let number = slots.started(7);
         // The instance has a place for one session.
         let places = std::cell::Cell::new(1);
-        let usable = |_: &u32, for_session: bool| {
-            !for_session || {
+        let usable = |_: &u32, need: Need| {
+            need == Need::Slot || {
                 let left = places.get();
                 places.set(left.max(1) - 1);
                 left > 0
@@ -367,6 +443,73 @@ mod tests {
         let served: Vec<u32> = slots.serve(usable).into_iter().map(|(_, _, caller)| caller).collect();
         assert_eq!((served, slots.status().waiting), (vec![FOR_SESSION, 2, 3], 1));
         assert_eq!(slots.serve(any), [(number, 7, FOR_SESSION + 1)]);
+    }
+
+    #[test]
+    fn a_failed_start_is_told_to_as_many_as_it_was_for() {
+        // One session each: two starts, of which one is for each caller.
+        let mut slots = slots(100, 9, 9);
+        for caller in [1, FOR_SESSION, FOR_SESSION + 1] {
+            call(&mut slots, caller);
+        }
+        assert_eq!(start(&mut slots, 0), 2);
+        assert_eq!(slots.failed(), [FOR_SESSION]);
+        assert_eq!(start(&mut slots, 0), 0, "the other start is for those that are left");
+        assert_eq!(slots.failed(), [FOR_SESSION + 1, 1]);
+        assert_eq!((start(&mut slots, 0), slots.status().waiting), (0, 0));
+    }
+
+    #[test]
+    fn who_waits_for_an_instance_is_served_in_turn_or_looks_again() {
+        struct One(u32, Need);
+        impl Waits for One {
+            fn need(&self) -> Need {
+                self.1
+            }
+        }
+        let bounds = Bounds { concurrency: 1, instances: 2, sessions: 1, waiting: 9 };
+        let mut slots: Slots<u32, One> = Slots::new(bounds);
+        slots.begin(2);
+        let (one, two) = (slots.started(1), slots.started(2));
+        assert_eq!(slots.number_of(|instance| *instance == 2), Some(two));
+        assert_eq!(slots.take(Need::Of(one), |_, _| true, plenty), Taken::Slot(one, 1));
+        assert_eq!(slots.take(Need::Of(one), |_, _| true, plenty), Taken::Wait { covered: false });
+        slots.wait(One(0, Need::Of(one)));
+        assert_eq!(slots.take(Need::Slot, |_, _| true, plenty), Taken::Slot(two, 2));
+        slots.wait(One(1, Need::Slot));
+        slots.wait(One(2, Need::Of(one)));
+        assert_eq!(slots.wanted(0), 0, "both are there");
+        let served = |slots: &mut Slots<u32, One>| {
+            let served = slots.serve(|_, _| true);
+            served.into_iter().map(|(number, _, caller)| (number, caller.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(served(&mut slots), []);
+        // The oldest first, though others could use it too.
+        slots.release(one);
+        assert_eq!(served(&mut slots), [(one, 0)]);
+        slots.release(two);
+        assert_eq!(served(&mut slots), [(two, 1)]);
+        // Its instance gets no more: it looks again.
+        assert_eq!(slots.retire(one), None);
+        assert_eq!((served(&mut slots), slots.status().waiting), (vec![], 0));
+        // And one that cannot be used.
+        slots.wait(One(3, Need::Of(two)));
+        assert!(slots.serve(|_, _| false).is_empty() && slots.status().waiting == 0);
+    }
+
+    #[test]
+    fn those_that_wait_are_bounded_by_what_they_wait_for() {
+        let mut slots = slots(1, 1, 2);
+        assert_eq!(start(&mut slots, 1), 1);
+        let number = slots.started(7);
+        assert_eq!(call(&mut slots, 0), Taken::Slot(number, 7));
+        for caller in [FOR_SESSION, FOR_SESSION + 1] {
+            assert_eq!(call(&mut slots, caller), Taken::Wait { covered: false });
+        }
+        assert_eq!(call(&mut slots, FOR_SESSION + 2), Taken::Full);
+        assert_eq!(call(&mut slots, 1), Taken::Wait { covered: false });
+        let of = |slots: &mut Slots<u32, u32>| slots.take(Need::Of(number), any, plenty);
+        assert_eq!(of(&mut slots), Taken::Wait { covered: false });
     }
 
     #[test]
@@ -384,13 +527,13 @@ mod tests {
     #[test]
     fn who_has_no_room_for_an_instance_waits_as_for_a_busy_one() {
         let mut slots = slots(2, 5, 1);
-        assert_eq!(slots.take(all, || 1), Taken::Wait { covered: true });
+        assert_eq!(slots.take(Need::Slot, any, || 1), Taken::Wait { covered: true });
         slots.wait(0);
         slots.wait(1);
-        assert_eq!(slots.take(all, || 1), Taken::Wait { covered: false });
-        assert_eq!(slots.take(all, || 2), Taken::Wait { covered: true });
+        assert_eq!(slots.take(Need::Slot, any, || 1), Taken::Wait { covered: false });
+        assert_eq!(slots.take(Need::Slot, any, || 2), Taken::Wait { covered: true });
         slots.wait(2);
-        assert_eq!(slots.take(all, || 1), Taken::Full);
+        assert_eq!(slots.take(Need::Slot, any, || 1), Taken::Full);
         assert_eq!(slots.wanted(0), 2, "as before");
         slots.begin(1);
         assert_eq!(slots.wanted(0), 1, "the other one still");
@@ -401,7 +544,7 @@ mod tests {
         let mut slots = slots(1, 5, 0);
         start(&mut slots, 3);
         let numbers: Vec<u64> = (0..3).map(|instance| slots.started(instance)).collect();
-        assert_eq!(slots.take(all, plenty), Taken::Slot(numbers[2], 2));
+        assert_eq!(slots.take(Need::Slot, any, plenty), Taken::Slot(numbers[2], 2));
         let idle = |least| slots.idle(least, |_| false);
         assert_eq!((idle(0).len(), idle(2).len(), idle(3).len()), (2, 1, 0));
         assert!(idle(0).is_sorted());
@@ -432,7 +575,7 @@ mod tests {
         start(&mut slots, 1);
         let number = slots.started(9);
         assert_eq!(
-            (slots.take(all, plenty), slots.take(all, plenty)),
+            (slots.take(Need::Slot, any, plenty), slots.take(Need::Slot, any, plenty)),
             (Taken::Slot(number, 9), Taken::Slot(number, 9))
         );
         assert_eq!(slots.retire(number), None);
@@ -469,19 +612,22 @@ mod tests {
 
     proptest! {
         /// Whatever comes in whichever order: the bounds hold, nobody waits beside a free slot or an
-        /// instance that could be started, nothing is lost, and every caller is heard in its turn.
+        /// instance that could be started, nothing is lost, and every caller is heard in the turn of its kind.
         #[test]
         fn the_books_are_right(
             steps in steps(), concurrency in 1..4_usize, instances in 1..5_usize, waiting in 0..6_usize, least in 0..2_usize,
+            // Of all callers, so many in four are for a session.
+            sessions in 1..4_usize, share in 0..4_u32,
         ) {
-            let mut slots = slots(concurrency, instances, waiting);
+            let mut slots = Slots::new(Bounds { concurrency, instances, sessions, waiting });
             let (mut running, mut callers, mut refused, mut heard): (Vec<u64>, u32, u32, Vec<u32>) =
                 (Vec::new(), 0, 0, Vec::new());
             let (mut given_at_once, mut gone) = (0, 0);
             for step in steps {
                 match step {
                     Step::Call => {
-                        match call(&mut slots, callers) {
+                        let kind = if callers % 4 < share { FOR_SESSION } else { 0 };
+                        match call(&mut slots, callers + kind) {
                             Taken::Slot(number, _) => {
                                 running.push(number);
                                 given_at_once += 1;
@@ -516,7 +662,11 @@ mod tests {
                 prop_assert!(counts.waiting == 0 || counts.free == 0);
                 let may_start = instances - (counts.warm + counts.starting + counts.leaving);
                 prop_assert!(counts.waiting <= counts.starting * concurrency || may_start == 0);
-                prop_assert!(heard.is_sorted(), "in their turn: {:?}", heard);
+                prop_assert!(slots.needed() <= counts.starting || may_start == 0);
+                for kind in [Need::Slot, Need::Place] {
+                    let heard = heard.iter().filter(|caller| caller.need() == kind);
+                    prop_assert!(heard.is_sorted(), "in their turn: {:?}", kind);
+                }
                 let all = given_at_once + heard.len() + counts.waiting;
                 prop_assert_eq!(all + refused as usize, callers as usize, "nobody is lost ({} failed)", gone);
             }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use std::sync::Mutex;
@@ -406,6 +407,63 @@ async fn a_call_waits_for_the_instance_of_its_session_and_not_for_ever() {
     assert!(begun.elapsed() >= patience);
     drop(slot);
     of_session(&pool, "one").await.expect("nobody waits any more");
+}
+
+/// The same beside the test, once it stands in line behind so many.
+async fn waits(pool: &Pool, id: &'static str, before: usize) -> JoinHandle<(Slot, bool)> {
+    let call = tokio::spawn({
+        let pool = pool.clone();
+        async move { of_session(&pool, id).await.expect("a slot") }
+    });
+    until("in line", || pool.status().waiting == before + 1).await;
+    call
+}
+
+#[tokio::test]
+async fn calls_with_and_without_a_session_have_their_turns() {
+    let server = with_sessions(1, 1, SOON).await;
+    let pool = server.pool(at_most(1));
+    drop(of_session(&pool, "one").await.expect("a slot"));
+    // The instance of the session works on a call that has none.
+    let other = pool.acquire().await.expect("a slot");
+    let bound = waits(&pool, "one", 0).await;
+    let later = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await.expect("a slot") }
+    });
+    until("in line", || pool.status().waiting == 2).await;
+    drop(other);
+    let (slot, new) = timeout(SOON, bound).await.expect("in time").expect("ended");
+    assert!(!new && pool.status().waiting == 1, "who came later has to wait");
+    // One for whose session there is no place keeps nobody from a slot.
+    let second = waits(&pool, "two", 1).await;
+    drop(slot);
+    drop(timeout(SOON, later).await.expect("in time").expect("ended"));
+    assert_eq!((pool.status().waiting, server.starts()), (1, 1));
+    drop(pool.acquire().await.expect("a slot"));
+    second.abort();
+}
+
+#[tokio::test]
+async fn who_waits_for_an_instance_that_ends_has_another() {
+    let server = with_sessions(1, 1, SOON).await;
+    let pool = server.pool(at_most(2));
+    let (held, _) = of_session(&pool, "one").await.expect("a slot");
+    let waiting = waits(&pool, "one", 0).await;
+    server.guest(0).end(crate::instance::guest::KILLED);
+    let (slot, new) = timeout(SOON, waiting).await.expect("in time").expect("ended");
+    assert!(new && id(&slot) != id(&held));
+}
+
+#[tokio::test]
+async fn each_session_is_told_of_the_start_that_was_for_it() {
+    let server = with_sessions(1, 10, SOON).await;
+    let pool = server.pool(at_most(4));
+    server.fail(2);
+    for call in join_all([of_session(&pool, "one"), of_session(&pool, "two")]).await {
+        assert!(matches!(call, Err(Refusal::Start(_))));
+    }
+    assert_eq!((server.starts(), pool.status().waiting), (2, 0), "at once, and no more");
 }
 
 #[tokio::test]

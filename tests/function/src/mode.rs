@@ -7,7 +7,7 @@
 //! function oom                  takes memory until there is none, before it listens
 //! function listen-local         listens on 127.0.0.1 only
 //! function late MS              listens after MS milliseconds
-//! function log LINES            writes LINES lines, then serves
+//! function log LINES [MILLIS]   writes LINES lines, then (MILLIS later) serves
 //! function garbage              listens, and answers with what is no HTTP
 //! function deaf                 listens until the first connection has come, and never again
 //! function idle                 does nothing until it is killed
@@ -74,7 +74,7 @@ impl Mode {
             "oom" => Ok(Self::Oom),
             "listen-local" => serve(true, 0, 0, true),
             "late" => serve(false, number(rest)?, 0, true),
-            "log" => serve(false, 0, number(rest)?, true),
+            "log" => serve(false, if rest.len() > 1 { number(&rest[1..])? } else { 0 }, number(rest)?, true),
             "garbage" => Ok(Self::Garbage),
             "deaf" => Ok(Self::Deaf),
             "idle" => Ok(Self::Idle),

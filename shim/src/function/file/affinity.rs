@@ -12,6 +12,7 @@ use crate::function::{Mcp, SessionAffinity, SessionKey};
 
 /// The longest time of a session with any affinity, in seconds.
 const MAX_S: i64 = 86_400;
+const SCF_MAX_S: i64 = 604_800;
 
 /// Of API 3.0.
 pub(super) fn read_fc(props: &Fields<'_>, config: &mut FunctionConfig) {
@@ -36,11 +37,13 @@ pub(super) fn read_fc(props: &Fields<'_>, config: &mut FunctionConfig) {
         other => return props.fault(node.place, KEY, &format!("must be a text, and is {}", other.kind())),
     }
     props.named("session affinity", node.place);
+    let mut has_name = false;
     if let Some(table) = props.table("sessionAffinityConfig") {
+        has_name = table.get("affinityHeaderFieldName").is_some();
         details(&table, &mut affinity, by_header);
         table.finish();
     }
-    if by_header && !matches!(affinity.key, SessionKey::Header(_)) {
+    if by_header && !has_name {
         return props.fault(
             node.place,
             KEY,
@@ -60,11 +63,14 @@ pub(super) fn read_scf(instance: &Fields<'_>, config: &mut FunctionConfig) {
     let Some(table) = instance.table("SessionConfig") else { return };
     let mut affinity = SessionAffinity::default();
     if let Some(key) = scf_key(&table) {
+        if !matches!(key, SessionKey::Mcp(Mcp::Sse { .. })) {
+            table.ignored("SessionPath", "it is the path of MCP's streams");
+        }
         affinity.key = key;
         let sessions = table.number("MaximumConcurrencySessionPerInstance", "", 1..=100);
         set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
-        set(&mut affinity.lifetime, table.seconds("MaximumTTLInSeconds", "", MAX_S));
-        set(&mut affinity.idle, table.seconds("MaximumIdleTimeInSeconds", "", MAX_S));
+        set(&mut affinity.lifetime, table.seconds("MaximumTTLInSeconds", "", SCF_MAX_S));
+        set(&mut affinity.idle, table.seconds("MaximumIdleTimeInSeconds", "", SCF_MAX_S));
         config.session_affinity = Some(affinity);
     }
     if table.text("IdleTimeoutStrategy", "").is_some_and(|strategy| strategy != "FATAL") {
@@ -92,19 +98,9 @@ fn scf_key(table: &Fields<'_>) -> Option<SessionKey> {
         }
         name
     };
-    let header = |name: String| match name.parse::<HeaderName>() {
-        Ok(header) => Some(header),
-        Err(why) => {
-            table.fault(
-                place,
-                "SessionName",
-                &format!("{:?}: {why}", crate::function::validate::short(&name)),
-            );
-            None
-        }
-    };
+    let header = || table.parsed::<HeaderName>("SessionName", "");
     match source.as_str() {
-        "HEADER" => needed(name).and_then(header).map(SessionKey::Header),
+        "HEADER" => needed(name).and_then(|_| header()).map(SessionKey::Header),
         "COOKIE" => needed(name).map(SessionKey::Cookie),
         "QUERY_STRING" => needed(name).map(SessionKey::Query),
         "MCP_SSE" => {
@@ -112,7 +108,7 @@ fn scf_key(table: &Fields<'_>) -> Option<SessionKey> {
             Some(SessionKey::Mcp(Mcp::Sse { path, parameter: name }))
         }
         "MCP_STREAMABLE" => {
-            let header = name.map_or(Some(Mcp::HEADER), header)?;
+            let header = if name.is_some() { header()? } else { Mcp::HEADER };
             Some(SessionKey::Mcp(Mcp::Streamable { header }))
         }
         _ => {
@@ -150,5 +146,9 @@ fn details(table: &Fields<'_>, affinity: &mut SessionAffinity, by_header: bool) 
     if let Some(seconds) = time("sessionIdleTimeoutInSeconds") {
         affinity.idle = Duration::from_secs(seconds);
     }
-    affinity.single_use = table.boolean("disableSessionIdReuse").unwrap_or_default();
+    if matches!(affinity.key, SessionKey::Mcp(_)) {
+        table.ignored("disableSessionIdReuse", "ids of MCP are the function's to choose");
+    } else {
+        affinity.single_use = table.boolean("disableSessionIdReuse").unwrap_or_default();
+    }
 }

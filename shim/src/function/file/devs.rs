@@ -1,6 +1,7 @@
 //! Serverless Devs' `s.yaml`: the component `fc3` (API 3.0), and `fc` (2.0, a service and a function).
 
 use std::cell::{Cell, RefCell};
+use std::time::Duration;
 
 use super::fields::{Fields, Report};
 use super::languages::size;
@@ -16,6 +17,9 @@ const MIB: u64 = 1 << 20;
 
 /// Nesting of `${vars.…}` in each other.
 const MAX_ROUNDS: usize = 8;
+
+/// The time of an invocation that the API of 3.0 gives a function of which nothing is said; that of its console is longer.
+const UNSAID_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often they are replaced in all, and the longest text that may come of it, in bytes.
 const MAX_REPLACED: usize = 5_000;
@@ -243,6 +247,9 @@ fn three(props: &Fields<'_>) -> Option<(Option<String>, FunctionConfig)> {
         life.finish();
     }
     asynchronous(props, "asyncInvokeConfig", &mut config);
+    if props.get("timeout").is_none() {
+        config.timeout = UNSAID_TIMEOUT;
+    }
     affinity::read_fc(props, &mut config);
     others(props);
     Some((image, config))

@@ -129,41 +129,43 @@ fn limits(fields: &Fields<'_>, config: &mut FunctionConfig) {
     set(&mut config.stop_grace, fields.time("stop_timeout", "stop grace"));
 }
 
-/// Which calls belong to one session.
-fn affinity(table: &Fields<'_>) -> SessionAffinity {
+/// Which calls belong to one session; `None` when it has been told that it is wrong where an id is.
+fn affinity(table: &Fields<'_>) -> Option<SessionAffinity> {
     let mut affinity = SessionAffinity::default();
-    set(&mut affinity.key, session_key(table));
-    let sessions = table.number("sessions", "", 1..=200);
+    let key = session_key(table);
+    let sessions = table.number("sessions", "", 0..=u32::MAX.into());
     set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
     set(&mut affinity.lifetime, table.time("lifetime", ""));
     set(&mut affinity.idle, table.time("idle", ""));
     affinity.single_use = table.boolean("single_use").unwrap_or_default();
-    affinity
+    set(&mut affinity.key, key.ok()?);
+    Some(affinity)
 }
 
-/// Where a session's id is. Those of the Model Context Protocol may be in a header, or parameter, of another name.
-fn session_key(table: &Fields<'_>) -> Option<SessionKey> {
-    let (header, cookie) = (table.parsed("header", ""), table.text("cookie", ""));
-    let query = table.text("query", "");
-    match (mcp(table), cookie, header, query) {
-        (None, None, None, None) => None,
-        (None, Some(cookie), None, None) => Some(SessionKey::Cookie(cookie)),
-        (None, None, Some(header), None) => Some(SessionKey::Header(header)),
-        (None, None, None, Some(query)) => Some(SessionKey::Query(query)),
-        (Some(Mcp::Streamable { .. }), None, Some(header), None) => {
-            Some(SessionKey::Mcp(Mcp::Streamable { header }))
-        }
-        (Some(Mcp::Sse { path, .. }), None, None, parameter) => {
-            Some(SessionKey::Mcp(Mcp::Sse { path, parameter }))
-        }
-        (Some(kind), None, None, None) => Some(SessionKey::Mcp(kind)),
-        (_, cookie, header, query) => {
-            table.fault_here("says more than once where an id is: keep one of header, cookie, query and mcp");
-            // The others of its faults are to be told too.
-            let some = header.map(SessionKey::Header).or(cookie.map(SessionKey::Cookie));
-            some.or(query.map(SessionKey::Query))
-        }
+/// Where a session's id is, if that is said. Those of the Model Context Protocol may be in a header, or parameter, of
+/// another name. The error has been told.
+fn session_key(table: &Fields<'_>) -> Result<Option<SessionKey>, ()> {
+    let header: Option<http::HeaderName> = table.parsed("header", "");
+    let (cookie, query, mcp) = (table.text("cookie", ""), table.text("query", ""), mcp(table));
+    let read = [header.is_some(), cookie.is_some(), query.is_some(), mcp.is_some()];
+    if ["header", "cookie", "query", "mcp"].map(|key| table.get(key).is_some()) != read {
+        return Err(());
     }
+    Ok(Some(match (mcp, cookie, header, query) {
+        (None, None, None, None) => return Ok(None),
+        (None, Some(cookie), None, None) => SessionKey::Cookie(cookie),
+        (None, None, Some(header), None) => SessionKey::Header(header),
+        (None, None, None, Some(query)) => SessionKey::Query(query),
+        (Some(Mcp::Streamable { .. }), None, Some(header), None) => {
+            SessionKey::Mcp(Mcp::Streamable { header })
+        }
+        (Some(Mcp::Sse { path, .. }), None, None, parameter) => SessionKey::Mcp(Mcp::Sse { path, parameter }),
+        (Some(kind), None, None, None) => SessionKey::Mcp(kind),
+        _ => {
+            table.fault_here("says more than once where an id is: keep one of header, cookie, query and mcp");
+            return Err(());
+        }
+    }))
 }
 
 /// Which sessions of the Model Context Protocol it has.
@@ -210,7 +212,7 @@ fn life(fields: &Fields<'_>, config: &mut FunctionConfig) {
     if let Some(node) = fields.get("session_affinity") {
         fields.named("session affinity", node.place);
         if let Some(table) = fields.table("session_affinity") {
-            config.session_affinity = Some(affinity(&table));
+            config.session_affinity = affinity(&table);
             table.finish();
         }
         // As in fc's cloud, where it cannot be chosen: the sessions of an instance share it.

@@ -79,7 +79,6 @@ fn concurrency(fields: &Fields<'_>, config: &mut FunctionConfig) {
     if let Some(count) = instance.number("MaxConcurrency", "concurrency", 0..=i64::from(u32::MAX)) {
         config.concurrency = u32::try_from(count).unwrap_or_default();
     }
-    dynamic(&instance, config);
     let by_session = instance.get("Type").is_some_and(|node| {
         let kind = instance.text("Type", "");
         if kind.as_deref().is_some_and(|kind| !matches!(kind, "Request-Based" | "Session-Based")) {
@@ -95,21 +94,41 @@ fn concurrency(fields: &Fields<'_>, config: &mut FunctionConfig) {
     } else {
         instance.ignored("SessionConfig", "Type is not Session-Based");
     }
-    if instance.text("InstanceIsolationEnabled", "").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
+    match switch(&instance, "DynamicEnabled") {
+        // It takes a function's concurrency away.
+        Some(Switch::Empty) => config.concurrency = 1,
+        Some(Switch::On) => {
+            instance.ignored("DynamicEnabled", "concurrency here is what MaxConcurrency says");
+        }
+        None | Some(Switch::Off) => {}
+    }
+    instance.ignored("MixNodeConfig", "concurrency here is what MaxConcurrency says");
+    if matches!(switch(&instance, "InstanceIsolationEnabled"), Some(Switch::On)) {
         instance.ignored("InstanceIsolationEnabled", "instances are containers, and end as others do");
     }
     instance.finish();
 }
 
-/// `FALSE` is what there is here, and nothing (`""`) takes a function's concurrency away.
-fn dynamic(instance: &Fields<'_>, config: &mut FunctionConfig) {
-    const KEYS: [&str; 2] = ["DynamicEnabled", "MixNodeConfig"];
-    match instance.text(KEYS[0], "").as_deref() {
-        Some("") => config.concurrency = 1,
-        None | Some("FALSE") => {}
-        Some(_) => instance.all_ignored(&KEYS, "concurrency here is what MaxConcurrency says"),
+/// `TRUE`, `FALSE` or nothing (`""`), in whatever letters, or a truth value of JSON.
+enum Switch {
+    On,
+    Off,
+    Empty,
+}
+
+fn switch(fields: &Fields<'_>, key: &'static str) -> Option<Switch> {
+    let node = fields.get(key)?;
+    match &node.value {
+        Value::Bool(true) => Some(Switch::On),
+        Value::Bool(false) => Some(Switch::Off),
+        Value::Text(text) if text.is_empty() => Some(Switch::Empty),
+        Value::Text(text) if text.eq_ignore_ascii_case("true") => Some(Switch::On),
+        Value::Text(text) if text.eq_ignore_ascii_case("false") => Some(Switch::Off),
+        _ => {
+            fields.fault(node.place, key, "must be TRUE or FALSE");
+            None
+        }
     }
-    instance.known(&KEYS);
 }
 
 /// Event and Web functions are served alike here.

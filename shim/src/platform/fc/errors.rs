@@ -158,7 +158,7 @@ fn other_message(cause: &StartCause) -> String {
         StartCause::Unhealthy(how) => {
             format!("The function http server cannot be started. check function health failed with {how}")
         }
-        StartCause::OutOfResources(reason) | StartCause::Other(reason) => {
+        StartCause::OutOfResources(reason) | StartCause::NotActive(reason) | StartCause::Other(reason) => {
             format!("The function cannot be started. Failed to start function instance. Error: {reason}")
         }
         other => format!("The function cannot be started. {other:?}"),

@@ -120,6 +120,13 @@ impl Platform for Fc {
         &["FC_"]
     }
 
+    fn reserved_env_names(&self) -> &'static [&'static str] {
+        match self.api {
+            Api::V2 => &["accessKeyID", "accessKeySecret", "securityToken", "topic"],
+            Api::V3 => &[],
+        }
+    }
+
     fn new_request_id(&self) -> String {
         ids::request()
     }

@@ -79,6 +79,7 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
         }
         StartCause::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
         StartCause::OutOfResources(reason) => (449, "InsufficientResources", reason.clone()),
+        StartCause::NotActive(state) => (438, "FunctionStatusError", state.clone()),
         // It knows neither initializers nor health checks.
         StartCause::InitializerFailed(reason) | StartCause::Unhealthy(reason) | StartCause::Other(reason) => {
             (500, "InternalError", reason.clone())
@@ -237,6 +238,7 @@ mod tests {
             (StartCause::PullTimedOut("not within 5s".into()), 447, "timed out: not within 5s"),
             (StartCause::TimedOut, 450, "30000ms"),
             (StartCause::OutOfResources("no space".into()), 449, "no space"),
+            (StartCause::NotActive("in state Pending".into()), 438, "in state Pending"),
             (StartCause::Other("no keeper".into()), 500, "no keeper"),
         ];
         for (cause, code, text) in cases {

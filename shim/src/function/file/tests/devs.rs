@@ -154,6 +154,9 @@ fn session_affinity_is_read() {
         "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  affinityHeaderFieldName: x-mine";
     let other = parse(&with(other), Language::Yaml).expect("a function");
     assert!(other.warnings[0].message.contains("affinityHeaderFieldName is ignored"), "{:?}", other.warnings);
+    let of_mcp = "sessionAffinity: MCP_SSE\nsessionAffinityConfig:\n  disableSessionIdReuse: true";
+    let of_mcp = parse(&with(of_mcp), Language::Yaml).expect("a function");
+    assert!(of_mcp.warnings[0].message.contains("disableSessionIdReuse is ignored"), "{:?}", of_mcp.warnings);
     let mcp = |text: &str| {
         let file = parse(&with(text), Language::Yaml).expect("a function");
         assert_eq!((file.config.concurrency, file.warnings.len()), (200, 0));
@@ -172,6 +175,10 @@ fn session_affinity_is_read() {
             "must be NONE, GENERATED_COOKIE, HEADER_FIELD, MCP_SSE or MCP_STREAMABLE",
         ),
         ("sessionAffinity: HEADER_FIELD", "needs sessionAffinityConfig.affinityHeaderFieldName"),
+        (
+            "sessionAffinity: HEADER_FIELD\nsessionAffinityConfig:\n  affinityHeaderFieldName: two words",
+            "affinityHeaderFieldName: \"two words\"",
+        ),
         (
             "sessionAffinity: GENERATED_COOKIE\nsessionAffinityConfig:\n  sessionConcurrencyPerInstance: 201",
             "201 must be 1 to 200",
@@ -210,4 +217,10 @@ fn what_becomes_of_calls_for_later_is_read() {
         told.len() == 2 && told[0].contains("must be 0 to 8") && told[1].contains("must be 1 to 604800"),
         "{told:#?}"
     );
+}
+
+#[test]
+fn a_time_that_is_not_said_is_that_of_the_api() {
+    let of = |lines: &str| parse(&with(lines), Language::Yaml).expect("a function").config.timeout.as_secs();
+    assert_eq!((of("memorySize: 512"), of("timeout: 60")), (3, 60));
 }

@@ -259,11 +259,10 @@ fn session_affinity_says_which_calls_belong_together() {
     assert_eq!((affinity.key, config.concurrency, affinity.single_use), (header("x-mine"), 10, false));
     let once = toml("[session_affinity]\nsingle_use = true").config.session_affinity.expect("affinity");
     assert_eq!(once, SessionAffinity { single_use: true, ..SessionAffinity::default() });
-    let wrong =
-        "concurrency = 2\nplatform = \"fc2\"\n[session_affinity]\nheader = \"two words\"\nsessions = 3";
+    let wrong = "concurrency = 2\nplatform = \"fc2\"\n[session_affinity]\nlifetime = \"long\"\nsessions = 3";
     let told = faults(wrong, Language::Toml);
     assert_eq!(told.len(), 3, "{told:#?}");
-    for part in ["header", "platform fc2 has none", "must not be more than the concurrency, 2"] {
+    for part in ["lifetime", "platform fc2 has none", "must not be more than the concurrency, 2"] {
         assert!(told.iter().any(|fault| fault.contains(part)), "{part}: {told:#?}");
     }
 }
@@ -295,6 +294,9 @@ fn a_sessions_id_is_in_one_place() {
         ("", "say where its id is: header, cookie, query or mcp"),
         ("cookie = \"mine-1\"\nheader = \"x-mine\"", "says more than once where an id is"),
         ("mcp = \"streamable\"\nquery = \"mine_1\"", "says more than once where an id is"),
+        ("header = \"two words\"", "session_affinity.header: \"two words\""),
+        ("mcp = \"stream\"", "session_affinity.mcp"),
+        ("query = true", "session_affinity.query"),
         ("cookie = \"mine-1\"\npath = \"/sse\"", "session_affinity.path"),
         ("query = \"mine_1\"\nsessions = 101", "sessions 101: must be 1 to 100"),
     ] {

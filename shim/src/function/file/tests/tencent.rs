@@ -72,8 +72,11 @@ fn dynamic_concurrency_is_named_and_none_takes_it_away() {
     };
     assert_eq!(of("{\"DynamicEnabled\": \"TRUE\", \"MaxConcurrency\": 7}"), (7, 1));
     assert_eq!(of("{\"DynamicEnabled\": \"\", \"MaxConcurrency\": 7}"), (1, 0));
+    assert_eq!(of("{\"DynamicEnabled\": true, \"MaxConcurrency\": 7, \"MixNodeConfig\": []}"), (7, 2));
+    assert_eq!(of("{\"DynamicEnabled\": false, \"MaxConcurrency\": 7}"), (7, 0));
     assert_eq!(of("{\"MaxConcurrency\": 7, \"Type\": \"Request-Based\"}"), (7, 0));
     assert_eq!(of("{\"MaxConcurrency\": 7, \"InstanceIsolationEnabled\": \"TRUE\"}"), (7, 1));
+    assert_eq!(of("{\"MaxConcurrency\": 7, \"InstanceIsolationEnabled\": \"FALSE\"}"), (7, 0));
     assert_eq!(of("{\"MaxConcurrency\": 7, \"SessionConfig\": {\"SessionSource\": \"COOKIE\"}}"), (7, 1));
 }
 
@@ -91,6 +94,13 @@ fn sessions_of_scf_are_read() {
     let (affinity, concurrency) = of(all);
     assert_eq!((affinity.key, concurrency), (SessionKey::Header(header("x-mine")), 100));
     assert_eq!((affinity.sessions, affinity.lifetime.as_secs(), affinity.idle.as_secs()), (3, 600, 60));
+    let pauses = "{\"Type\": \"Session-Based\", \"SessionConfig\": {\"SessionSource\": \"COOKIE\", \
+        \"SessionName\": \"mine_1\", \"SessionPath\": \"/sse\", \"IdleTimeoutStrategy\": \"PAUSE\"}}";
+    let pauses = parse(&with_concurrency(pauses), Language::Json).expect("a function").warnings;
+    for key in ["IdleTimeoutStrategy", "SessionPath"] {
+        let named = format!("InstanceConcurrencyConfig.SessionConfig.{key} is ignored");
+        assert!(pauses.iter().any(|warning| warning.message.contains(&named)), "{key}: {pauses:#?}");
+    }
     let key = |source: &str, more: &str| of(&format!("\"SessionSource\": \"{source}\"{more}")).0.key;
     let named = ", \"SessionName\": \"mine_1\"";
     assert_eq!(key("COOKIE", named), SessionKey::Cookie("mine_1".into()));
@@ -106,6 +116,7 @@ fn sessions_of_scf_are_read() {
 fn wrong_sessions_of_scf_are_told() {
     let session = |config: &str| format!("{{\"Type\": \"Session-Based\", \"SessionConfig\": {config}}}");
     for (json, part) in [
+        ("{\"DynamicEnabled\": \"maybe\"}".to_owned(), "DynamicEnabled: must be TRUE or FALSE"),
         ("{\"Type\": \"Sticky\"}".to_owned(), "Type: must be Request-Based or Session-Based"),
         ("{\"Type\": \"Session-Based\"}".to_owned(), "has no SessionConfig"),
         (session("3"), "SessionConfig: must be a table"),
