@@ -63,7 +63,21 @@ payload_programs() {
         grep -qxF "$target/${file#"$tree/target/"}" "$list" || rm -f "$file"
     done
     rm -f "$list"
+    payload_release "$tree/target/release"
     put_program "$(find_nextest)" "$tree/nextest/cargo-nextest"
+}
+
+# What is measured is built for release, and there only then.
+payload_release() {
+    local file
+    if [ "$action" != bench ]; then
+        rm -rf "$1"
+        return
+    fi
+    cargo build --locked --quiet --release --workspace --bins --example sandbox
+    for file in skiff-keeper examples/sandbox; do
+        put_program "$target/release/$file" "$1/$file"
+    done
 }
 
 put_program() {

@@ -59,8 +59,12 @@ fn a_cookie_leads_to_the_instance_of_its_session() {
     });
     assert_eq!(at_once, BTreeSet::from([instance(&one)]));
     // Neither events nor what is for later have a session: there is no place for another one.
-    let later = node.own("demo").request("GET", "/status/200", &[("x-fc-invocation-type", "Async")], b"");
+    let later =
+        node.own("demo").request("GET", "/log?line=said-later", &[("x-fc-invocation-type", "Async")], b"");
     assert_eq!((later.status, later.header("set-cookie")), (202, None));
+    let said =
+        wait_for(SOON, || sandbox.run(&["logs", "demo"]).ok().stdout().contains("said-later").then_some(()));
+    assert!(said.is_some(), "it has not run: {}", node.log());
     assert_eq!(node.invoke("demo", &serde_json::json!({})).ok().header("set-cookie"), None);
     let _ = sandbox.run(&["delete", "demo"]).ok();
     node.stop();
@@ -210,11 +214,11 @@ fn on_scf_clients_may_choose_the_ids_of_cookies_and_headers() {
 fn an_id_that_is_used_up_begins_no_other_session() {
     let sandbox = Sandbox::new();
     let node = Node::start(&sandbox, &[]);
-    deploy(&node, "header = \"x-session\"\nidle = \"3s\"\nsingle_use = true");
+    deploy(&node, "header = \"x-session\"\nidle = \"5s\"\nsingle_use = true");
     let call = |id: &str| node.own("demo").request("GET", "/status/200", &[("x-session", id)], b"");
     let one = call("one").ok();
     assert_eq!(instance(&call("one").ok()), instance(&one));
-    thread::sleep(Duration::from_millis(3500));
+    thread::sleep(Duration::from_millis(5500));
     for _ in 0..2 {
         let refused = call("one");
         let told = refused.json();

@@ -110,9 +110,9 @@ fn a_message_has_a_megabyte_at_most() {
 
 #[test]
 fn one_ends_with_the_functions_time() {
-    for (platform, told) in [("fc", "Function timed out after 2 seconds"), ("scf", r#""statusCode":433}"#)] {
+    for (platform, told) in [("fc", "Function timed out after 5 seconds"), ("scf", r#""statusCode":433}"#)] {
         let sandbox = Sandbox::new();
-        let served = sandbox.serve_function(&["--platform", platform, "--timeout", "2s"]);
+        let served = sandbox.serve_function(&["--platform", platform, "--timeout", "5s"]);
         let mut connection = open(&served);
         say(&mut connection, &frame(1, b"hello"));
         served.wait_for_stderr(told);

@@ -476,6 +476,7 @@ fn whose_fault_it_was_decides() {
         (412, Verdict::Refused),
         (429, Verdict::Throttled),
         (432, Verdict::Throttled),
+        (438, Verdict::Broken),
         (433, Verdict::Error),
         (500, Verdict::Broken),
         (503, Verdict::Broken),

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use http::header::{COOKIE, HeaderName, HeaderValue, SET_COOKIE};
 use http::{HeaderMap, Request, Response};
@@ -143,7 +144,21 @@ impl Pool {
         id: &str,
         begins: bool,
     ) -> std::result::Result<(Slot, bool), Refusal> {
-        let until = tokio::time::Instant::now() + self.longest_wait();
+        let (begun, mut waited) = (Instant::now(), false);
+        let found = self.find_slot(sessions, id, begins, &mut waited);
+        let result =
+            tokio::time::timeout(self.longest_wait(), found).await.unwrap_or(Err(Refusal::Throttled));
+        self.tell(&result, waited, begun);
+        result
+    }
+
+    async fn find_slot(
+        &self,
+        sessions: &Arc<Sessions>,
+        id: &str,
+        begins: bool,
+        waited: &mut bool,
+    ) -> std::result::Result<(Slot, bool), Refusal> {
         let mut waiting = None;
         loop {
             // Before looking: nothing that happens meanwhile is missed.
@@ -151,28 +166,28 @@ impl Pool {
             news.as_mut().enable();
             let found = if begins {
                 sessions.find(id)
-            } else if let Some(instance) = sessions.bound(id) {
-                Found::Bound(instance)
             } else {
-                return self.acquire().await.map(|slot| (slot, false));
+                match sessions.bound(id) {
+                    Some(instance) => Found::Bound(instance),
+                    None => return Ok((self.take_noted(Wish::Slot, waited).await?, false)),
+                }
             };
-            match found {
-                Found::New(search) => return self.begin(search).await.map(|slot| (slot, true)),
+            let outcome = match found {
+                Found::New(search) => return Ok((self.begin(search, waited).await?, true)),
                 Found::Bound(instance) => {
-                    let asked = self.acquire_where(Wish::Of(&instance));
-                    let slot =
-                        tokio::time::timeout_at(until, asked).await.map_err(|_| self.throttled())??;
-                    match slot {
-                        Some(mut slot) => {
-                            slot.session = sessions.use_of(id, &instance);
-                            if slot.session.is_some() {
-                                return Ok((slot, false));
-                            }
-                            // It has ended meanwhile.
-                        }
-                        None if !begins => return self.acquire().await.map(|slot| (slot, false)),
-                        None => sessions.unbind(id, &instance),
+                    waiting = None;
+                    // It does not end meanwhile for want of calls.
+                    let Some(used) = sessions.use_of(id, &instance) else { continue };
+                    let (slot, has_waited) = self.take(Wish::Of(&instance)).await;
+                    *waited |= has_waited;
+                    if let Some(mut slot) = slot? {
+                        slot.session = Some(used);
+                        return Ok((slot, false));
                     }
+                    if !begins {
+                        return Ok((self.take_noted(Wish::Slot, waited).await?, false));
+                    }
+                    sessions.unbind(id, &instance);
                     continue;
                 }
                 Found::Over => {
@@ -180,34 +195,41 @@ impl Pool {
                     self.0.go_on();
                     return Err(Refusal::SessionOver(id.to_owned()));
                 }
-                Found::Searched => {}
-            }
+                Found::Searched(outcome) => outcome,
+            };
             if waiting.is_none() {
                 let before = self.0.session_waiting.fetch_add(1, Ordering::SeqCst);
                 waiting = Some(Waiting(&self.0.session_waiting));
                 if before >= self.0.options.max_waiting {
-                    return Err(self.throttled());
+                    return Err(Refusal::Throttled);
                 }
             }
-            if tokio::time::timeout_at(until, news).await.is_err() {
-                return Err(self.throttled());
+            *waited = true;
+            news.await;
+            if let Some(refusal) = outcome.get() {
+                return Err(refusal.clone());
             }
         }
     }
 
     /// An instance for a session that has none.
-    async fn begin(&self, search: Search) -> std::result::Result<Slot, Refusal> {
-        let mut slot = self.acquire_where(Wish::Place).await?.ok_or(Refusal::Throttled)?;
+    async fn begin(&self, search: Search, waited: &mut bool) -> std::result::Result<Slot, Refusal> {
+        let mut slot = match self.take_noted(Wish::Place, waited).await {
+            Ok(slot) => slot,
+            Err(refusal) => {
+                search.failed(&refusal);
+                return Err(refusal);
+            }
+        };
         let place = slot.place.take().ok_or(Refusal::Throttled)?;
         slot.session = Some(search.found(place));
         Ok(slot)
     }
 
-    fn throttled(&self) -> Refusal {
-        if !self.0.closed.load(Ordering::SeqCst) {
-            self.0.watch.throttled();
-        }
-        Refusal::Throttled
+    async fn take_noted(&self, wish: Wish<'_>, waited: &mut bool) -> std::result::Result<Slot, Refusal> {
+        let (slot, has_waited) = self.take(wish).await;
+        *waited |= has_waited;
+        slot?.ok_or(Refusal::Throttled)
     }
 }
 

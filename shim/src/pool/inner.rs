@@ -96,9 +96,15 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take().and_then(|pool| pool.upgrade()) {
-            let last = pool.slots().release(self.number);
-            // Somebody may wait for their places.
-            drop((self.session.take(), self.place.take()));
+            let last = {
+                let mut slots = pool.slots();
+                let last = slots.release(self.number);
+                // Somebody may wait for their places.
+                drop((self.session.take(), self.place.take()));
+                // Before anybody comes who has not waited.
+                pool.serve(&mut slots);
+                last
+            };
             pool.stop(last);
             pool.go_on();
         }
@@ -248,7 +254,7 @@ impl Inner {
     }
 
     /// Hands free slots to those that wait. Who has gone meanwhile is passed over.
-    fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
+    pub(super) fn serve(self: &Arc<Self>, slots: &mut Slots<Arc<Instance>, Caller>) {
         loop {
             slots.forget(Caller::is_gone);
             let served = slots.serve(|instance, need| self.has_room(instance, need));

@@ -205,13 +205,15 @@ impl Pool {
 
     /// A slot: a free one, or the first that becomes free.
     pub(crate) async fn acquire(&self) -> std::result::Result<Slot, Refusal> {
-        self.acquire_where(Wish::Slot).await?.ok_or(Refusal::Throttled)
+        let begun = Instant::now();
+        let (result, waited) = self.take(Wish::Slot).await;
+        let result = result.and_then(|slot| slot.ok_or(Refusal::Throttled));
+        self.tell(&result, waited, begun);
+        result
     }
 
-    /// What it wishes; `None` when the instance is not there, or is no more.
-    async fn acquire_where(&self, wish: Wish<'_>) -> std::result::Result<Option<Slot>, Refusal> {
-        let begun = Instant::now();
-        let (result, waited) = self.take(wish).await;
+    /// Tells who watches what came of a call for an instance.
+    fn tell<T>(&self, result: &std::result::Result<T, Refusal>, waited: bool, begun: Instant) {
         if waited {
             self.0.watch.waited(begun.elapsed());
         }
@@ -219,18 +221,18 @@ impl Pool {
         if matches!(result, Err(Refusal::Throttled)) && !self.0.closed.load(Ordering::SeqCst) {
             self.0.watch.throttled();
         }
-        result
     }
 
-    /// The same for one who is no caller; and whether it had to wait.
+    /// What it wishes, for one who need be no caller; `None` when the instance is not there, or is no more. And
+    /// whether it had to wait.
     async fn take(&self, wish: Wish<'_>) -> (std::result::Result<Option<Slot>, Refusal>, bool) {
         let (waits, need, covered) = {
             let mut slots = self.0.slots();
             if self.0.closed.load(Ordering::SeqCst) {
                 return (Err(Refusal::Throttled), false);
             }
-            // Who has gone keeps nobody out.
-            slots.forget(Caller::is_gone);
+            // Neither who has gone keeps anybody out, nor who could be served by now.
+            self.0.serve(&mut slots);
             let need = match wish {
                 Wish::Slot => Need::Slot,
                 Wish::Place => Need::Place,

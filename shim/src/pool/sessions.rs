@@ -7,11 +7,12 @@
 //! A session keeps a place of its instance, of which there are so many. Nothing here waits but for news.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::Refusal;
 use super::inner::lock;
 use crate::function::SessionAffinity;
 
@@ -47,6 +48,8 @@ struct Over {
 struct Session {
     /// `None` while one is looked for.
     instance: Option<Arc<str>>,
+    /// Of that search, where none was found.
+    outcome: Arc<OnceLock<Refusal>>,
     begun: Instant,
     used: Instant,
     /// Calls that run.
@@ -63,8 +66,8 @@ pub(super) enum Found {
     Bound(Arc<str>),
     /// It is new, or has ended: who asks looks for an instance now.
     New(Search),
-    /// Somebody else looks.
-    Searched,
+    /// Somebody else looks. What came of it where that is nothing.
+    Searched(Arc<OnceLock<Refusal>>),
     /// Its time is up, and its id begins no other.
     Over,
 }
@@ -73,6 +76,7 @@ pub(super) enum Found {
 pub(super) struct Search {
     sessions: Arc<Sessions>,
     id: Arc<str>,
+    outcome: Arc<OnceLock<Refusal>>,
 }
 
 /// A place that is kept for a session.
@@ -87,6 +91,7 @@ pub(super) struct Place {
 pub(super) struct Use {
     sessions: Arc<Sessions>,
     id: Arc<str>,
+    instance: Arc<str>,
 }
 
 impl Sessions {
@@ -109,16 +114,25 @@ impl Sessions {
         match inner.sessions.get(id) {
             Some(session) if self.is_over(session, now) => self.expire(&mut inner, id),
             Some(Session { instance: Some(instance), .. }) => return Found::Bound(Arc::clone(instance)),
-            Some(_) => return Found::Searched,
+            Some(session) => return Found::Searched(Arc::clone(&session.outcome)),
             None => {}
         }
         if inner.over.ids.contains(id) {
             return Found::Over;
         }
         let id: Arc<str> = id.into();
-        let session = Session { instance: None, begun: now, used: now, running: 0, lasts: true, made: None };
+        let outcome: Arc<OnceLock<Refusal>> = Arc::default();
+        let session = Session {
+            instance: None,
+            outcome: Arc::clone(&outcome),
+            begun: now,
+            used: now,
+            running: 0,
+            lasts: true,
+            made: None,
+        };
         inner.sessions.insert(Arc::clone(&id), session);
-        Found::New(Search { sessions: Arc::clone(self), id })
+        Found::New(Search { sessions: Arc::clone(self), id, outcome })
     }
 
     fn is_over(&self, session: &Session, now: Instant) -> bool {
@@ -194,7 +208,7 @@ impl Sessions {
             return None;
         }
         session.running += 1;
-        Some(Use { sessions: Arc::clone(self), id })
+        Some(Use { sessions: Arc::clone(self), id, instance: instance.into() })
     }
 
     /// Whether an instance has sessions, or is to have one.
@@ -277,6 +291,12 @@ impl Inner {
 }
 
 impl Search {
+    /// There is no instance for it, and why: those that wait for it need not look again.
+    pub(super) fn failed(&self, refusal: &Refusal) {
+        // Nobody else sets it.
+        let _ = self.outcome.set(refusal.clone());
+    }
+
     /// Binds the session to the instance of a place, and begins its first call.
     pub(super) fn found(self, mut place: Place) -> Use {
         if let Some(session) = self.sessions.inner().sessions.get_mut(&self.id) {
@@ -284,7 +304,8 @@ impl Search {
             session.begun = Instant::now();
             place.taken = true;
         }
-        Use { sessions: Arc::clone(&self.sessions), id: Arc::clone(&self.id) }
+        let (sessions, id) = (Arc::clone(&self.sessions), Arc::clone(&self.id));
+        Use { sessions, id, instance: Arc::clone(&place.instance) }
     }
 }
 
@@ -314,7 +335,9 @@ impl Drop for Use {
         {
             let mut inner = self.sessions.inner();
             let id = inner.names.get(&self.id).map_or_else(|| Arc::clone(&self.id), Arc::clone);
-            if let Some(session) = inner.sessions.get_mut(&id) {
+            // Another session of this id has calls of its own.
+            let is_its = |session: &&mut Session| session.instance.as_ref() == Some(&self.instance);
+            if let Some(session) = inner.sessions.get_mut(&id).filter(is_its) {
                 session.running = session.running.saturating_sub(1);
                 session.used = Instant::now();
                 if session.running == 0 && !session.lasts {
@@ -342,7 +365,7 @@ mod tests {
     fn search(sessions: &Arc<Sessions>, id: &str) -> Search {
         match sessions.find(id) {
             Found::New(search) => search,
-            Found::Bound(_) | Found::Searched | Found::Over => panic!("{id} is known"),
+            Found::Bound(_) | Found::Searched(_) | Found::Over => panic!("{id} is known"),
         }
     }
 
@@ -356,7 +379,7 @@ mod tests {
     fn bound(sessions: &Arc<Sessions>, id: &str) -> Option<String> {
         match sessions.find(id) {
             Found::Bound(instance) => Some(instance.to_string()),
-            Found::New(_) | Found::Searched | Found::Over => None,
+            Found::New(_) | Found::Searched(_) | Found::Over => None,
         }
     }
 
@@ -421,8 +444,10 @@ mod tests {
     fn one_looks_for_an_instance_at_a_time_and_who_gives_up_leaves_nothing() {
         let sessions = sessions(|_| ());
         let first = search(&sessions, "one");
-        assert!(matches!(sessions.find("one"), Found::Searched));
+        let Found::Searched(outcome) = sessions.find("one") else { panic!("somebody looks") };
+        first.failed(&Refusal::Throttled);
         drop(first);
+        assert!(outcome.get().is_some(), "who waited is told");
         let again = search(&sessions, "one");
         assert!(sessions.keep("i"));
         let place = sessions.place("i");

@@ -99,9 +99,13 @@ impl<I: Clone, W: Waits> Slots<I, W> {
         }
         // Those that starts are for, or will be, are not in anybody's way.
         let may_start = self.bounds.instances.saturating_sub(self.alive()).min(room());
+        let starts = self.starting + may_start;
+        let (all, for_places) = self.lines();
+        // Those of the other kind have slots of them too.
+        let left = |others: usize| (starts * self.bounds.concurrency).saturating_sub(others);
         let covered = match need {
-            Need::Slot => (self.starting + may_start) * self.bounds.concurrency,
-            Need::Place => (self.starting + may_start) * self.places(),
+            Need::Slot => left(for_places.min(starts * self.places())),
+            Need::Place => left(all - for_places).min(starts * self.places()),
             Need::Of(_) => 0,
         };
         if waiting >= covered + self.bounds.waiting {
@@ -150,6 +154,13 @@ impl<I: Clone, W: Waits> Slots<I, W> {
     /// others pass. Those whose instance is not there any more, or cannot be used, are let go.
     pub(super) fn serve(&mut self, usable: impl Fn(&I, Need) -> bool) -> Vec<(u64, I, W)> {
         let limit = self.bounds.concurrency;
+        let stays = |warm: &[Warm<I>], number: u64, need: Need| {
+            warm.iter().any(|warm| warm.number == number && usable(&warm.instance, need))
+        };
+        let goes = |caller: &W| matches!(caller.need(), Need::Of(number) if !stays(&self.warm, number, caller.need()));
+        if self.warm.iter().all(|warm| warm.used >= limit) && !self.waiting.iter().any(goes) {
+            return Vec::new();
+        }
         let waiting = std::mem::take(&mut self.waiting);
         let (mut served, mut in_vain) = (Vec::new(), Vec::new());
         for caller in waiting {
@@ -181,21 +192,24 @@ impl<I: Clone, W: Waits> Slots<I, W> {
         served
     }
 
-    /// How many instances have to start for those that wait.
-    fn needed(&self) -> usize {
-        let all = self.waiting.iter().filter(|caller| !matches!(caller.need(), Need::Of(_))).count();
-        all.div_ceil(self.bounds.concurrency).max(self.needed_for_places())
+    /// How many wait that a start can serve, and how many of them for a place.
+    fn lines(&self) -> (usize, usize) {
+        self.waiting.iter().fold((0, 0), |(all, places), caller| match caller.need() {
+            Need::Slot => (all + 1, places),
+            Need::Place => (all + 1, places + 1),
+            Need::Of(_) => (all, places),
+        })
     }
 
-    fn needed_for_places(&self) -> usize {
-        let places = self.waiting.iter().filter(|caller| caller.need() == Need::Place).count();
-        places.div_ceil(self.places())
+    /// How many instances have to start for so many of them.
+    fn needed_for(&self, (all, places): (usize, usize)) -> usize {
+        all.div_ceil(self.bounds.concurrency).max(places.div_ceil(self.places()))
     }
 
     /// How many instances are to be started now for those that wait, and to have `least` of them.
     pub(super) fn wanted(&self, least: usize) -> usize {
         let kept = least.saturating_sub(self.warm.len());
-        let wanted = self.needed().max(kept).saturating_sub(self.starting);
+        let wanted = self.needed_for(self.lines()).max(kept).saturating_sub(self.starting);
         wanted.min(self.bounds.instances.saturating_sub(self.alive()))
     }
 
@@ -222,17 +236,19 @@ impl<I: Clone, W: Waits> Slots<I, W> {
     /// many as it was for.
     pub(super) fn failed(&mut self) -> Vec<W> {
         self.starting -= 1;
-        let (mut told, mut places) = (Vec::new(), 0);
-        while told.len() < self.bounds.concurrency && self.needed() > self.starting {
-            let place_alone = self.needed_for_places() > self.starting;
+        let (mut told, mut told_of_places) = (Vec::new(), 0);
+        let (mut all, mut places) = self.lines();
+        while told.len() < self.bounds.concurrency && self.needed_for((all, places)) > self.starting {
+            let place_alone = places.div_ceil(self.places()) > self.starting;
             let is_told = |need: Need| match need {
-                Need::Place => places < self.places(),
+                Need::Place => told_of_places < self.places(),
                 Need::Slot => !place_alone,
                 Need::Of(_) => false,
             };
-            let Some(place) = self.waiting.iter().position(|caller| is_told(caller.need())) else { break };
-            let Some(caller) = self.waiting.remove(place) else { break };
-            places += usize::from(caller.need() == Need::Place);
+            let Some(next) = self.waiting.iter().position(|caller| is_told(caller.need())) else { break };
+            let Some(caller) = self.waiting.remove(next) else { break };
+            let for_place = usize::from(caller.need() == Need::Place);
+            (all, places, told_of_places) = (all - 1, places - for_place, told_of_places + for_place);
             told.push(caller);
         }
         told
@@ -662,7 +678,7 @@ mod tests {
                 prop_assert!(counts.waiting == 0 || counts.free == 0);
                 let may_start = instances - (counts.warm + counts.starting + counts.leaving);
                 prop_assert!(counts.waiting <= counts.starting * concurrency || may_start == 0);
-                prop_assert!(slots.needed() <= counts.starting || may_start == 0);
+                prop_assert!(slots.needed_for(slots.lines()) <= counts.starting || may_start == 0);
                 for kind in [Need::Slot, Need::Place] {
                     let heard = heard.iter().filter(|caller| caller.need() == kind);
                     prop_assert!(heard.is_sorted(), "in their turn: {:?}", kind);

@@ -43,12 +43,13 @@ pub(super) fn read_fc(props: &Fields<'_>, config: &mut FunctionConfig) {
         details(&table, &mut affinity, by_header);
         table.finish();
     }
-    if by_header && !has_name {
-        return props.fault(
-            node.place,
-            KEY,
-            "HEADER_FIELD needs sessionAffinityConfig.affinityHeaderFieldName",
-        );
+    if by_header && !matches!(affinity.key, SessionKey::Header(_)) {
+        // One that is wrong has been told.
+        if !has_name {
+            let needs = "HEADER_FIELD needs sessionAffinityConfig.affinityHeaderFieldName";
+            props.fault(node.place, KEY, needs);
+        }
+        return;
     }
     config.concurrency = *config.platform.limits().concurrency.end();
     config.session_affinity = Some(affinity);
@@ -93,7 +94,7 @@ fn scf_key(table: &Fields<'_>) -> Option<SessionKey> {
     };
     let place = table.get(SOURCE)?.place;
     let needed = |name: Option<String>| {
-        if name.is_none() {
+        if table.get("SessionName").is_none() {
             table.fault(place, SOURCE, &format!("{source} needs a SessionName"));
         }
         name

@@ -176,6 +176,9 @@ fn mcp(table: &Fields<'_>) -> Option<Mcp> {
         "sse" => Some(Mcp::sse(Mcp::SSE_PATH)),
         _ => None,
     });
+    if kind.is_none() {
+        table.known(&["path"]);
+    }
     match kind {
         Some(Mcp::Sse { .. }) => table.text("path", "").map(Mcp::sse).or(kind),
         kind => kind,

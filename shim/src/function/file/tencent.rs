@@ -95,12 +95,12 @@ fn concurrency(fields: &Fields<'_>, config: &mut FunctionConfig) {
         instance.ignored("SessionConfig", "Type is not Session-Based");
     }
     match switch(&instance, "DynamicEnabled") {
-        // It takes a function's concurrency away.
-        Some(Switch::Empty) => config.concurrency = 1,
+        // It takes a function's concurrency away, and not that of its sessions.
+        Some(Switch::Empty) if !by_session => config.concurrency = 1,
         Some(Switch::On) => {
             instance.ignored("DynamicEnabled", "concurrency here is what MaxConcurrency says");
         }
-        None | Some(Switch::Off) => {}
+        None | Some(Switch::Off | Switch::Empty) => {}
     }
     instance.ignored("MixNodeConfig", "concurrency here is what MaxConcurrency says");
     if matches!(switch(&instance, "InstanceIsolationEnabled"), Some(Switch::On)) {

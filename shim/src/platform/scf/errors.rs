@@ -3,7 +3,7 @@
 //! An event's caller gets `{"errorCode":-1,"errorMessage","requestId","statusCode"}` (the `RetMsg`
 //! of the invoke call), an HTTP caller `{"errorMessage","statusCode"}` as function URLs answer; the
 //! HTTP status is the code in both cases. Documented or observed texts: 405, 407, 433, 434, 439,
-//! 446. The texts of 406, 443, 444, 445, 447, 449, 450, 455, 456, 499 and 500 are not documented and are ours.
+//! 446. The texts of 406, 438, 443, 444, 445, 447, 449, 450, 455, 456, 499 and 500 are not documented and are ours.
 
 use bytes::Bytes;
 use http::StatusCode;

@@ -176,7 +176,8 @@ fn session_affinity_is_read() {
         ),
         ("sessionAffinity: HEADER_FIELD", "needs sessionAffinityConfig.affinityHeaderFieldName"),
         (
-            "sessionAffinity: HEADER_FIELD\nsessionAffinityConfig:\n  affinityHeaderFieldName: two words",
+            "sessionAffinity: HEADER_FIELD\nsessionAffinityConfig:\n  affinityHeaderFieldName: two words\n  \
+             sessionTTLInSeconds: 86400",
             "affinityHeaderFieldName: \"two words\"",
         ),
         (
