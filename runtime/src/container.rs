@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -325,7 +326,7 @@ impl Container {
             let _ = self.group.thaw();
         }
         // Where it has ended, its group is gone.
-        frozen.or_else(|error| self.check_lives("frozen").and(Err(error)))
+        frozen.map_err(|error| self.of_its_group("frozen", error))
     }
 
     /// Lets frozen processes go on. Thawing one that is not frozen is fine.
@@ -334,7 +335,7 @@ impl Container {
     /// `InvalidArgument` when it has ended; `Host`.
     pub fn thaw(&self) -> Result<()> {
         self.check_lives("thawed")?;
-        self.group.thaw().or_else(|error| self.check_lives("thawed").and(Err(error)))
+        self.group.thaw().map_err(|error| self.of_its_group("thawed", error))
     }
 
     /// Whether its processes are frozen, or are being frozen. A command that somebody runs in it thaws it.
@@ -349,8 +350,24 @@ impl Container {
             None if self.stopping.load(Ordering::SeqCst) => "is being stopped",
             None => return Ok(()),
         };
-        let message = format!("container {} {why} and cannot be {done}", self.id);
-        Err(Error::new(ErrorKind::InvalidArgument, message))
+        Err(self.cannot_be(done, why))
+    }
+
+    fn cannot_be(&self, done: &str, why: &str) -> Error {
+        Error::new(ErrorKind::InvalidArgument, format!("container {} {why} and cannot be {done}", self.id))
+    }
+
+    /// What its group answered. Where that is gone it has ended, which its keeper knows before anybody is told.
+    fn of_its_group(&self, done: &str, error: Error) -> Error {
+        let cause =
+            std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        let is_gone = |code| [Errno::NOENT, Errno::NODEV].iter().any(|gone| gone.raw_os_error() == code);
+        let is_gone = cause.and_then(std::io::Error::raw_os_error).is_some_and(is_gone);
+        match self.check_lives(done) {
+            Err(ended) => ended,
+            Ok(()) if is_gone => self.cannot_be(done, "has ended"),
+            Ok(()) => error,
+        }
     }
 
     /// Sends SIGTERM, waits for `grace`, then kills every process of it and waits for the end. A

@@ -307,7 +307,10 @@ async fn frozen_containers_end_in_every_way() {
     wait_until_gone(pid).await;
     let killed = frozen().await;
     kill(killed.pid());
-    killed.thaw().expect("thaws");
+    // In version 2 it ends though it is frozen, and may have ended by now.
+    if let Err(error) = killed.thaw() {
+        assert!(error.to_string().contains("has ended"), "{error}");
+    }
     assert_eq!(killed.wait().await.expect("ends").signal, Some(Signal::KILL.as_raw()));
     let _left = frozen().await;
     bench.end().await;
