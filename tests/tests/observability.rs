@@ -321,16 +321,22 @@ fn an_invocation_is_drawn_step_by_step() {
         (&json!(true), &json!(200), &Value::Null)
     );
     let all = ["wait", "rootfs", "network", "spawn", "listen", "initialize", "invoke"];
-    assert_eq!(steps(&trace), all, "{trace}");
+    // What comes after the server listens may be too short to be told.
+    let told = steps(&trace);
+    assert_eq!(
+        told,
+        all.into_iter().filter(|name| told.contains(name) || *name != "initialize").collect::<Vec<_>>()
+    );
+    let last = told.len() - 1;
     let ms = |step: usize, key: &str| trace["steps"][step][key].as_f64().expect("a number");
-    assert!(ms(6, "ms") >= 50.0 && (ms(6, "start_ms") - ms(0, "ms")).abs() < 0.01, "{trace}");
+    assert!(ms(last, "ms") >= 50.0 && (ms(last, "start_ms") - ms(0, "ms")).abs() < 0.01, "{trace}");
     // What the start took is within the wait for it, and nothing of it is counted twice.
-    let start: f64 = (1..6).map(|step| ms(step, "ms")).sum();
-    assert!((1..6).all(|step| ms(step, "start_ms") >= 0.0) && start <= ms(0, "ms") + 1.0, "{trace}");
+    let start: f64 = (1..last).map(|step| ms(step, "ms")).sum();
+    assert!((1..last).all(|step| ms(step, "start_ms") >= 0.0) && start <= ms(0, "ms") + 1.0, "{trace}");
     let svg = sandbox.path().join("cold.svg");
     let drawn = sandbox.run(&["trace", &cold, "--svg", svg.to_str().expect("UTF-8")]).ok().stdout();
     assert!(drawn.starts_with("demo revision 1 on ") && drawn.contains(": 200, cold start\n"), "{drawn}");
-    assert_eq!(drawn.lines().count(), 2 + all.len(), "{drawn}");
+    assert_eq!(drawn.lines().count(), 2 + told.len(), "{drawn}");
     let picture = std::fs::read_to_string(&svg).expect("the picture");
     assert!(picture.contains(&cold) && picture.ends_with("</svg>\n"), "{picture}");
     // The next is warm; an event has its code when it fails.
