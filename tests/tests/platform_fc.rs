@@ -1,7 +1,8 @@
 //! What a function of Alibaba FC is given, and what its caller is told when it does not come up.
 
 use serde_json::{Value, json};
-use skiff_tests::{Outcome, Sandbox, images};
+use skiff_tests::http::Connection;
+use skiff_tests::{Outcome, Sandbox, images, wait_for};
 
 /// Starts a variant of the function that cannot come up.
 #[track_caller]
@@ -255,4 +256,43 @@ fn variables_that_fc_reserves_are_refused() {
     let sandbox = Sandbox::new();
     let outcome = sandbox.event(&images::oci("function"), &["--env", "FC_MINE=1", "--env", "1X=2"]);
     outcome.fails(2, &["FC_MINE", "1X"]);
+}
+
+#[test]
+fn a_client_over_tcp_is_named() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&["--listen", "0"]);
+    let address = wait_for(std::time::Duration::from_secs(20), || {
+        let text = served.stdout();
+        Some(text.split("listening on http://").nth(1)?.split('\n').next()?.to_owned())
+    });
+    let mut connection = Connection::tcp(&address.expect("an address")).expect("it listens");
+    let headers = connection.request("GET", "/headers", &[], b"").ok().text();
+    for pair in [r#"["x-forwarded-for","127.0.0.1"]"#, r#"["x-forwarded-proto","http"]"#] {
+        assert!(headers.contains(pair), "{pair}: {headers}");
+    }
+    assert!(
+        !served.get("/headers").ok().text().contains("x-forwarded-for"),
+        "one on the socket has no address"
+    );
+    served.stop();
+}
+
+#[test]
+fn a_function_is_no_proxy() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&[]);
+    let mut connection = served.connect();
+    connection.send(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n");
+    assert_eq!(connection.read_head().status, 405);
+    served.stop();
+}
+
+#[test]
+fn lines_like_the_platforms_pass_as_others_do() {
+    let sandbox = Sandbox::new();
+    let served = sandbox.serve_function(&[]);
+    let _ = served.get("/log?line=FC%20Invoke%20Start%20RequestId:%20its-own").ok();
+    served.wait_for_stderr("FC Invoke Start RequestId: its-own");
+    served.stop();
 }
