@@ -68,6 +68,20 @@ impl Served {
         assert!(found.is_some(), "{wanted:?} is not in: {}", self.stderr());
     }
 
+    /// A new connection to the TCP address that it has been given by `--listen`.
+    ///
+    /// # Panics
+    /// When it tells of none, or does not accept one.
+    #[track_caller]
+    #[must_use]
+    pub fn connect_tcp(&self) -> Connection {
+        let address = wait_for(Duration::from_secs(20), || {
+            let text = self.stdout();
+            Some(text.split("listening on http://").nth(1)?.split_once('\n')?.0.to_owned())
+        });
+        Connection::tcp(&address.expect("an address")).expect("it listens")
+    }
+
     /// A new connection to its socket.
     ///
     /// # Panics

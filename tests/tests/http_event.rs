@@ -1,21 +1,11 @@
 //! HTTP requests for event functions of Tencent SCF, as function URLs and API Gateway turn them into events.
 
 use serde_json::{Value, json};
-use skiff_tests::http::Connection;
-use skiff_tests::{Sandbox, Served, wait_for};
+use skiff_tests::{Sandbox, Served};
 
 fn serve(sandbox: &Sandbox, form: &str) -> Served {
     let options = ["--platform", "scf", "--name", "resize", "--http-event", form, "--listen", "0"];
     sandbox.serve_function(&[&options[..], &["--timeout", "1s"]].concat())
-}
-
-/// A connection to its TCP address.
-fn connect(served: &Served) -> Connection {
-    let address = wait_for(std::time::Duration::from_secs(20), || {
-        let text = served.stdout();
-        Some(text.split("listening on http://").nth(1)?.split('\n').next()?.to_owned())
-    });
-    Connection::tcp(&address.expect("an address")).expect("it listens")
 }
 
 #[test]
@@ -23,7 +13,7 @@ fn a_function_url_makes_an_event_of_a_request() {
     let sandbox = Sandbox::new();
     let served = serve(&sandbox, "url");
     let headers = [("X-Own", "1"), ("X-Scf-Uin", "forged"), ("Content-Type", "text/plain")];
-    let answer = connect(&served).request("PUT", "/orders/7?a=1&b=2%203", &headers, b"hello").ok();
+    let answer = served.connect_tcp().request("PUT", "/orders/7?a=1&b=2%203", &headers, b"hello").ok();
     assert_eq!(answer.header("content-type"), Some("application/json"));
     let seen = answer.json();
     assert_eq!((&seen["method"], &seen["path"]), (&json!("POST"), &json!("/event-invoke")));

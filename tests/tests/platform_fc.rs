@@ -1,8 +1,7 @@
 //! What a function of Alibaba FC is given, and what its caller is told when it does not come up.
 
 use serde_json::{Value, json};
-use skiff_tests::http::Connection;
-use skiff_tests::{Outcome, Sandbox, images, wait_for};
+use skiff_tests::{Outcome, Sandbox, images};
 
 /// Starts a variant of the function that cannot come up.
 #[track_caller]
@@ -262,11 +261,7 @@ fn variables_that_fc_reserves_are_refused() {
 fn a_client_over_tcp_is_named() {
     let sandbox = Sandbox::new();
     let served = sandbox.serve_function(&["--listen", "0"]);
-    let address = wait_for(std::time::Duration::from_secs(20), || {
-        let text = served.stdout();
-        Some(text.split("listening on http://").nth(1)?.split('\n').next()?.to_owned())
-    });
-    let mut connection = Connection::tcp(&address.expect("an address")).expect("it listens");
+    let mut connection = served.connect_tcp();
     let headers = connection.request("GET", "/headers", &[], b"").ok().text();
     for pair in [r#"["x-forwarded-for","127.0.0.1"]"#, r#"["x-forwarded-proto","http"]"#] {
         assert!(headers.contains(pair), "{pair}: {headers}");

@@ -1,8 +1,7 @@
 //! What a function of Tencent SCF is given, and what its caller is told when it does not come up.
 
 use serde_json::{Value, json};
-use skiff_tests::http::Connection;
-use skiff_tests::{Outcome, Sandbox, images, wait_for};
+use skiff_tests::{Outcome, Sandbox, images};
 
 #[track_caller]
 fn failed_start(image: &str, options: &[&str]) -> Outcome {
@@ -117,11 +116,7 @@ fn forged_context_headers_are_dropped() {
 fn a_client_over_tcp_is_named_and_one_on_the_socket_is_not() {
     let sandbox = Sandbox::new();
     let served = sandbox.serve_function(&["--platform", "scf", "--listen", "0"]);
-    let address = wait_for(std::time::Duration::from_secs(20), || {
-        let text = served.stdout();
-        Some(text.split("listening on http://").nth(1)?.split('\n').next()?.to_owned())
-    });
-    let mut connection = Connection::tcp(&address.expect("an address")).expect("it listens");
+    let mut connection = served.connect_tcp();
     let headers = connection.request("GET", "/headers", &[("X-Scf-Remote-Addr", "forged")], b"").ok().json();
     for name in ["x-forwarded-for", "x-real-ip", "x-scf-remote-addr"] {
         assert_eq!(header(&headers, name), Some("127.0.0.1"), "{name}");

@@ -21,6 +21,8 @@ pub(crate) mod observe;
 pub(crate) mod room;
 #[cfg(test)]
 mod room_tests;
+#[cfg(test)]
+mod session_tests;
 mod sessions;
 mod slots;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::fields::Fields;
+use super::fields::{Fields, set};
 use super::tree::Value;
 use crate::FunctionConfig;
 use crate::function::{Mcp, SessionAffinity, SessionKey};
@@ -120,12 +120,6 @@ fn scf_key(table: &Fields<'_>) -> Option<SessionKey> {
     }
 }
 
-fn set<T>(field: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *field = value;
-    }
-}
-
 fn details(table: &Fields<'_>, affinity: &mut SessionAffinity, by_header: bool) {
     match (table.parsed("affinityHeaderFieldName", ""), by_header) {
         (Some(header), true) => affinity.key = SessionKey::Header(header),
@@ -137,16 +131,10 @@ fn details(table: &Fields<'_>, affinity: &mut SessionAffinity, by_header: bool) 
         *path = told;
     }
     let sessions = table.number("sessionConcurrencyPerInstance", "", 1..=200);
-    if let Some(sessions) = sessions.and_then(|count| u32::try_from(count).ok()) {
-        affinity.sessions = sessions;
-    }
+    set(&mut affinity.sessions, sessions.and_then(|count| u32::try_from(count).ok()));
     let time = |key| table.number(key, "", 1..=MAX_S).and_then(|seconds| u64::try_from(seconds).ok());
-    if let Some(seconds) = time("sessionTTLInSeconds") {
-        affinity.lifetime = Duration::from_secs(seconds);
-    }
-    if let Some(seconds) = time("sessionIdleTimeoutInSeconds") {
-        affinity.idle = Duration::from_secs(seconds);
-    }
+    set(&mut affinity.lifetime, time("sessionTTLInSeconds").map(Duration::from_secs));
+    set(&mut affinity.idle, time("sessionIdleTimeoutInSeconds").map(Duration::from_secs));
     if matches!(affinity.key, SessionKey::Mcp(_)) {
         table.ignored("disableSessionIdReuse", "ids of MCP are the function's to choose");
     } else {

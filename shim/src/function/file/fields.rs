@@ -56,6 +56,13 @@ impl Report {
     }
 }
 
+/// Sets what a file says, and leaves what it does not.
+pub(super) fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
 /// A table that values are taken out of.
 pub(super) struct Fields<'a> {
     report: &'a Report,

@@ -3,7 +3,7 @@
 use skiff_runtime::image::{CredentialEndpoint, EndpointToken};
 use skiff_runtime::{Network, Writable};
 
-use super::fields::{Fields, Report};
+use super::fields::{Fields, Report, set};
 use super::tree::{Node, Place};
 use crate::FunctionConfig;
 use crate::api::{AsyncOptions, MAX_RETRIES};
@@ -45,12 +45,6 @@ fn one_of<T>(
         fields.fault(node.place, key, &format!("{text:?} must be one of {}", names.join(", ")));
     }
     taken
-}
-
-fn set<T>(value: &mut T, given: Option<T>) {
-    if let Some(given) = given {
-        *value = given;
-    }
 }
 
 fn identity(fields: &Fields<'_>, config: &mut FunctionConfig) {
