@@ -74,7 +74,7 @@ pub(super) async fn status_of(shared: &Shared, request: Request<body::Body>) -> 
         Ok(response) => response,
         Err(error) => {
             let text = error.text();
-            // Leaves the news of a container's end the time to come: who waits for that too sees it first.
+            // Leaves the news of a container's end the time to come: who waits for that too looks again.
             shared.explain(error).await;
             return Err(text);
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use futures_util::future::FutureExt as _;
 use skiff_runtime::{Acceleration, Container, ContainerSpec, Network, OomPolicy, Runtime, breakpoint};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -253,7 +254,11 @@ async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
     tokio::select! {
         biased;
         exit = shared.guest.wait() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
-        done = callbacks => done,
+        // The news of an end may come between one look and the other.
+        done = callbacks => match shared.guest.wait().now_or_never() {
+            Some(exit) if done.is_err() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
+            _ => done,
+        },
     }
 }
 

@@ -203,10 +203,7 @@ impl Jobs {
         let (work, closed) = (Arc::clone(&self.work), self.closed.subscribe());
         let mut tasks = self.tasks.lock().await;
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
-            work.job(event, options, answer, over(gone, closed)).await;
-            drop(place);
-        });
+        tasks.spawn(async move { work.job(place, event, options, answer, over(gone, closed)).await });
         drop(tasks);
         answered.await.unwrap_or(Err(Refusal::Throttled)).unwrap_or_else(refused)
     }
@@ -260,9 +257,11 @@ impl Work {
         running.push((SystemTime::now(), Arc::downgrade(job)));
     }
 
-    /// Runs one container for an event to its end, or until `over`. A caller that has gone needs no answer.
+    /// Runs one container for an event to its end, or until `over`. A caller that has gone needs no answer. Who
+    /// has one finds the place free again, unless the container goes on.
     async fn job(
         &self,
+        place: Place,
         event: Bytes,
         options: InvokeOptions,
         answer: Answer,
@@ -274,6 +273,7 @@ impl Work {
             Ok(job) => Arc::new(job.noted(self.ties.clone())),
             Err(error) => {
                 self.watch.failed(&error);
+                drop(place);
                 return drop(answer.send(Err(Refusal::Start(Arc::new(error)))));
             }
         };
@@ -288,6 +288,7 @@ impl Work {
             outcome = job.finish() => outcome,
             () = over => job.cancel().await,
         };
+        drop(place);
         let _ = answer.send(Ok(outcome));
     }
 }
