@@ -18,7 +18,8 @@ OF_A_KILL = (EXITED, MEMORY, BROKEN, NOT_STARTED)
 
 SCF = {405: NOT_STARTED, 432: THROTTLED, 433: TIME, 434: MEMORY, 439: EXITED, 443: BROKEN, 445: NOT_STARTED}
 SCF |= {446: NOT_STARTED, 449: NOT_STARTED, 450: NOT_STARTED, 500: NOT_STARTED}
-FC = {"FunctionNotStarted": NOT_STARTED, "CAExited": NOT_STARTED, "ResourceExhausted": THROTTLED}
+FC = {"FunctionNotStarted": NOT_STARTED, "CAExited": NOT_STARTED, "InternalServerError": NOT_STARTED}
+FC |= {"ResourceExhausted": THROTTLED}
 # By the status of an answer whose body is not read.
 OF_HEADS = {412: NOT_STARTED, 429: THROTTLED, **SCF}
 

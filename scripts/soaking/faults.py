@@ -87,6 +87,8 @@ class Storm:
         event = self.begin(CONTAINER, function)
         if inits[victim["id"]].is_alive():
             os.kill(inits[victim["id"]].pid, signal.SIGKILL)
+            # As the kernel does with what it kills; until then a frozen process of version 1 does not die.
+            inits[victim["id"]].thaw()
         event.ended = time.monotonic() + SEEN_S
 
     async def keeper(self):

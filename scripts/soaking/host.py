@@ -1,5 +1,6 @@
 """What the kernel shows of processes, and of all that a run could leave."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,15 @@ class Process:
     def is_alive(self):
         now = Process.of(self.pid)
         return now is not None and now.started == self.started and now.state != "Z"
+
+    def thaw(self):
+        """Thaws its cgroup of version 1, if it is frozen; one of version 2 need not be."""
+        for line in self.cgroup().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "freezer":
+                # It may be gone by now.
+                with contextlib.suppress(OSError):
+                    Path(f"/sys/fs/cgroup/freezer{path}/freezer.state").write_text("THAWED")
 
     def cgroup(self):
         try:

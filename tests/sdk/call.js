@@ -19,6 +19,26 @@ function event(which) {
 
 const called = (which) => (which === 'unknown_function' ? 'no-such' : name);
 
+/** @alicloud/fc, the first one, API 2016-08-15. It takes no endpoint, and has functions invoked by their path alone. */
+function fc() {
+  const Client = require('@alicloud/fc');
+  const options = { region: 'cn-hangzhou', accessKeyID: keyId, accessKeySecret: keySecret, timeout: 60000 };
+  const client = new Client('1234567890123456', options);
+  Object.assign(client, { endpoint: `http://${endpoint}`, host: endpoint });
+  return {
+    async call(which) {
+      const path = `/services/${service}/functions/${called(which)}/invocations`;
+      const headers = which === 'asynchronous' ? { 'x-fc-invocation-type': 'Async' } : {};
+      try {
+        const answer = await client.post(path, event(which), headers);
+        return { body: typeof answer === 'string' ? answer : JSON.stringify(answer) };
+      } catch (error) {
+        return { error: error.code || error.name, message: error.message };
+      }
+    },
+  };
+}
+
 /** @alicloud/fc2, API 2016-08-15. */
 function fc2() {
   const Client = require('@alicloud/fc2');
@@ -72,14 +92,38 @@ function fc20230330() {
   };
 }
 
-/** tencentcloud-sdk-nodejs-scf. */
-function scf() {
-  const { scf: products } = require('tencentcloud-sdk-nodejs-scf');
-  const client = new products.v20180416.Client({
+// Whom and how Tencent's SDKs call.
+const HTTP = { protocol: 'http://', endpoint, reqTimeout: 60 };
+
+/** The client of tencentcloud-sdk-nodejs-scf, or of tencentcloud-sdk-nodejs. */
+function tencent(library) {
+  const { scf: products } = require(library);
+  return new products.v20180416.Client({
     credential: { secretId: keyId, secretKey: keySecret },
     region: 'ap-guangzhou',
-    profile: { httpProfile: { protocol: 'http://', endpoint, reqTimeout: 60 } },
+    profile: { httpProfile: HTTP },
   });
+}
+
+/** That of tencentcloud-sdk-nodejs-intl-en, which takes objects of its own and calls back, in the form of the others. */
+function tencentIntl() {
+  const { common, scf: products } = require('tencentcloud-sdk-nodejs-intl-en');
+  const { Client, Models } = products.v20180416;
+  // The signature of all the others is not its own choice.
+  const profile = new common.ClientProfile('TC3-HMAC-SHA256', Object.assign(new common.HttpProfile(), HTTP));
+  const client = new Client(new common.Credential(keyId, keySecret), 'ap-guangzhou', profile);
+  const call = (action) => (parameters) => {
+    const request = new Models[`${action}Request`]();
+    request.from_json_string(JSON.stringify(parameters));
+    return new Promise((resolve, reject) => {
+      client[action](request, (error, answer) => (error ? reject(error) : resolve(answer)));
+    });
+  };
+  return new Proxy({}, { get: (_, action) => call(action) });
+}
+
+/** Tencent's SDKs. */
+function scf(client) {
   const whole = async (call) => {
     try {
       return await call();
@@ -134,8 +178,17 @@ function scf() {
   };
 }
 
+const sdks = {
+  fc,
+  fc2,
+  fc20230330,
+  scf: () => scf(tencent('tencentcloud-sdk-nodejs-scf')),
+  all: () => scf(tencent('tencentcloud-sdk-nodejs')),
+  intl: () => scf(tencentIntl()),
+};
+
 async function main() {
-  const client = { fc2, fc20230330, scf }[sdk]();
+  const client = sdks[sdk]();
   const outcomes = {};
   if (client.other) outcomes.other = await client.other();
   for (const which of cases) outcomes[which] = await client.call(which);

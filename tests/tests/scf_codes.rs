@@ -103,8 +103,9 @@ fn a_client_that_goes_away_is_told_in_the_log() {
     let _ = served.get("/headers").ok();
 }
 
-#[test]
-fn a_host_without_room_for_the_writable_layer() {
+/// The answer of an event where the disk of images and writable layers is full.
+#[track_caller]
+fn without_room(platform: &str) -> (String, String) {
     let sandbox = Sandbox::new();
     let state = sandbox.state_dir().display().to_string();
     let (skiff, keeper) = (Sandbox::program("skiff"), Sandbox::program("skiff-keeper"));
@@ -114,7 +115,7 @@ fn a_host_without_room_for_the_writable_layer() {
         "set -e; mkdir -p {state}; mount -t tmpfs -o size=24m,mode=700 tmpfs {state}; \
          {skiff} --quiet pull {image} >/dev/null; \
          dd if=/dev/zero of={state}/filler bs=64k 2>/dev/null || true; \
-         exec {skiff} run {image} --pull missing --platform scf --writable loop --event '{{}}'",
+         exec {skiff} run {image} --pull missing --platform {platform} --writable loop --event '{{}}'",
         skiff = skiff.display(),
         image = images::oci("function"),
     );
@@ -122,9 +123,19 @@ fn a_host_without_room_for_the_writable_layer() {
     command.env("SKIFF_STATE_DIR", &state).env("SKIFF_RUN_DIR", sandbox.run_dir());
     command.env("SKIFF_KEEPER", keeper);
     let outcome = sandbox.finish(command).expect_code(3);
-    let (status, body) = outcome.platform_answer();
-    assert_eq!(status, "449 (InsufficientResources)", "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("No space left on device"), "{}", outcome.stderr);
+    outcome.platform_answer()
+}
+
+#[test]
+fn a_host_without_room_for_the_writable_layer() {
+    let (status, body) = without_room("scf");
+    assert_eq!(status, "449 (InsufficientResources)");
     assert!(body.ends_with(r#""statusCode":449}"#), "{body}");
+    // fc has no such code.
+    let (status, body) = without_room("fc");
+    assert_eq!(status, "500 (InternalServerError)");
+    assert!(body.contains(r#""Message":"an internal error has occurred. Please retry.""#), "{body}");
 }
 
 #[test]

@@ -67,14 +67,20 @@ impl Called {
     /// The event that was taken for later has been worked on, with the id that its caller was told.
     #[track_caller]
     fn assert_done(&self, request_id: &str) {
+        let record = self.record();
+        assert_eq!(record["requestContext"]["requestId"], request_id, "{record}");
+        assert_eq!(record["requestPayload"]["case"], "asynchronous", "{record}");
+        assert_eq!(record["responsePayload"]["event"]["case"], "asynchronous", "{record}");
+    }
+
+    /// What has been told of it.
+    #[track_caller]
+    fn record(&self) -> Value {
         let done = self.sandbox.path().join("done");
         let record = wait_for(Duration::from_secs(20), || {
             std::fs::read_to_string(&done).ok().filter(|text| text.ends_with('\n'))
         });
-        let record: Value = serde_json::from_str(&record.expect("a record")).expect("JSON");
-        assert_eq!(record["requestContext"]["requestId"], request_id, "{record}");
-        assert_eq!(record["requestPayload"]["case"], "asynchronous", "{record}");
-        assert_eq!(record["responsePayload"]["event"]["case"], "asynchronous", "{record}");
+        serde_json::from_str(&record.expect("a record")).expect("JSON")
     }
 
     fn end(self) {
@@ -99,6 +105,9 @@ fn call(sandbox: &Sandbox, served: &Served, program: &str, sdk: &str, too_large:
         "python" => Command::new(installed.join("python/bin/python")),
         _ => Command::new("node"),
     };
+    if program == "python" && ["all", "intl"].contains(&sdk) {
+        command.env("PYTHONPATH", installed.join(sdk));
+    }
     let script = scripts.join(if program == "python" { "call.py" } else { "call.js" });
     command.arg(script).args([sdk, &address.expect("an address"), "demo", KEY_ID, KEY_SECRET]);
     command.arg(too_large.to_string()).env("NODE_PATH", installed.join("node_modules"));
@@ -141,6 +150,40 @@ fn check_fc(called: &Called, in_service: &str) {
         r#"{"errorMessage":"Function timed out after 1 seconds (maxMemoryUsage: "#,
     );
     assert_eq!(called.header("timeout", "x-fc-error-type"), "UnhandledInvocationError");
+}
+
+/// What the first SDKs give: the body alone.
+#[track_caller]
+fn check_first(called: &Called) {
+    called.assert_has("success", "body", r#""event":{"case":"success"}"#);
+    called.assert("unknown_function", "error", "FunctionNotFound");
+    called.assert_has(
+        "unknown_function",
+        "message",
+        "function 'no-such' does not exist in service 'default'",
+    );
+    called.assert("too_large", "error", "EntityTooLarge");
+    called.assert_has("asynchronous", "body", "");
+    let record = called.record();
+    assert_eq!(record["requestPayload"]["case"], "asynchronous", "{record}");
+}
+
+#[test]
+fn aliyun_fc_for_python() {
+    let called = Called::new("fc2", "python", "fc", FC_TOO_LARGE);
+    check_first(&called);
+    called.assert_has("function_error", "message", "the function says no");
+    called.assert_has("timeout", "message", "Function timed out after 1 seconds");
+    called.end();
+}
+
+#[test]
+fn alicloud_fc_for_node() {
+    let called = Called::new("fc2", "node", "fc", FC_TOO_LARGE);
+    check_first(&called);
+    called.assert("function_error", "body", r#"{"errorMessage":"the function says no"}"#);
+    called.assert_has("timeout", "body", "Function timed out after 1 seconds");
+    called.end();
 }
 
 #[test]
@@ -263,6 +306,24 @@ fn tencentcloud_scf_for_python() {
     let called = Called::new("scf", "python", "scf", SCF_TOO_LARGE);
     check_scf(&called);
     called.end();
+}
+
+#[test]
+fn tencentcloud_of_all_products_for_python() {
+    for sdk in ["all", "intl"] {
+        let called = Called::new("scf", "python", sdk, SCF_TOO_LARGE);
+        check_scf(&called);
+        called.end();
+    }
+}
+
+#[test]
+fn tencentcloud_of_all_products_for_node() {
+    for sdk in ["all", "intl"] {
+        let called = Called::new("scf", "node", sdk, SCF_TOO_LARGE);
+        check_scf(&called);
+        called.end();
+    }
 }
 
 #[test]

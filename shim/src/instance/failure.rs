@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use skiff_runtime::Exit;
+use skiff_runtime::{Exit, Fault};
 
 use super::guest::Guest;
 use super::logs::{LogSink, Logs};
@@ -154,7 +154,10 @@ fn cause(error: &skiff_runtime::Error, command: &[String]) -> StartCause {
         Kind::StartTimedOut => StartCause::TimedOut,
         Kind::DiskFull => StartCause::OutOfResources(error.to_string()),
         _ if lacks_resources(error) => StartCause::OutOfResources(error.to_string()),
-        _ => StartCause::Other(error.to_string()),
+        _ => match error.fault() {
+            Fault::Host | Fault::Skiff => StartCause::Internal(error.to_string()),
+            _ => StartCause::Other(error.to_string()),
+        },
     }
 }
 
@@ -184,7 +187,9 @@ mod tests {
             assert!(matches!(found, StartCause::OutOfResources(_)), "{errno}: {found:?}");
         }
         for errno in [Errno::PERM, Errno::NOENT] {
-            assert!(matches!(cause(&host(errno), &[]), StartCause::Other(_)), "{errno}");
+            assert!(matches!(cause(&host(errno), &[]), StartCause::Internal(_)), "{errno}");
         }
+        let of_caller = skiff_runtime::Error::new(skiff_runtime::ErrorKind::InvalidArgument, "no such user");
+        assert!(matches!(cause(&of_caller, &[]), StartCause::Other(_)));
     }
 }

@@ -1,6 +1,7 @@
 //! One invocation from its arrival to its last byte: ids, time limit, log lines.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -302,6 +303,7 @@ impl Invocation {
             duration: self.over.unwrap_or_else(Instant::now) - self.started,
             memory_peak_bytes,
             cold_start: self.cold_start.as_ref(),
+            provisioned: self.shared.provisioned.load(Ordering::Relaxed),
             method: Some(&self.arrival.method),
             status: self.status,
             ..InvocationReport::default()

@@ -241,6 +241,20 @@ impl Instance {
         let _ = self.share.set(share);
     }
 
+    /// It is there whether anybody calls or not: no invocation of it is a cold start's.
+    pub(crate) fn provision(&self) {
+        let shared = &self.shared;
+        if shared.provisioned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(start) = shared.cold_start() {
+            let platform = shared.config.platform;
+            let id = platform.new_request_id();
+            let memory = shared.memory_peak_bytes();
+            shared.logs.platform(Some(&id), platform.log_provisioned(&shared.config, &id, start, memory));
+        }
+    }
+
     /// It will stop: nobody else need give way for the room that it has.
     pub(crate) fn gives_way(&self) {
         if let Some(share) = self.share.get() {

@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(super) timeline: Timeline,
     /// No invocation has come yet.
     pub(super) cold: AtomicBool,
+    /// It is there whether anybody calls or not.
+    pub(super) provisioned: AtomicBool,
     pub(crate) activity: Arc<Activity>,
     pub(crate) role: Arc<Role>,
     /// As its health checks say.

@@ -219,6 +219,7 @@ impl Launch {
             state: watch::Sender::new(State::Starting),
             timeline,
             cold: AtomicBool::new(true),
+            provisioned: AtomicBool::new(false),
             activity: Arc::default(),
             healthy: AtomicBool::new(true),
             condemned: AtomicBool::new(false),

@@ -29,7 +29,7 @@ pub use types::{
 
 use crate::function::Callback;
 use crate::meter::Billing;
-use crate::{Credentials, FunctionConfig};
+use crate::{Credentials, FunctionConfig, Timeline};
 pub(crate) use fc::{Api as FcApi, api_error as fc_error};
 
 /// A vendor's contract.
@@ -200,6 +200,18 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         _report: &InvocationReport<'_>,
     ) -> Option<String> {
         None
+    }
+
+    /// The log lines about the start of an instance that is there whether anybody calls or not; `memory_peak_bytes`
+    /// is what it has used so far.
+    fn log_provisioned(
+        &self,
+        _config: &FunctionConfig,
+        _request_id: &str,
+        _start: &Timeline,
+        _memory_peak_bytes: u64,
+    ) -> Vec<String> {
+        Vec::new()
     }
 
     /// The log lines about SIGTERM that somebody had sent to the function's process.

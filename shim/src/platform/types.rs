@@ -346,6 +346,8 @@ pub enum StartCause {
     OutOfResources(String),
     /// The function has no instances yet, or could have none; its state.
     NotActive(String),
+    /// The fault of this host, or of Skiff; the message.
+    Internal(String),
     /// Anything else; the message.
     Other(String),
 }
@@ -434,8 +436,10 @@ pub struct InvocationReport<'a> {
     pub failure: Option<&'a PlatformAnswer>,
     /// The function reported an error.
     pub function_error: bool,
-    /// How long the start took, for the first invocation of an instance.
+    /// How long the start took, for the first invocation of an instance that was started for calls.
     pub cold_start: Option<&'a Timeline>,
+    /// Its instance is there whether anybody calls or not.
+    pub provisioned: bool,
     /// The method of an HTTP request.
     pub method: Option<&'a Method>,
     /// The status that the caller gets, when it is known.

@@ -15,7 +15,7 @@ use super::sessions::{Place, Sessions, Use};
 use super::slots::{Bounds, Need, Slots, Waits};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
-use crate::{Error, ErrorKind, FunctionConfig, Instance};
+use crate::{Error, ErrorKind, Fault, FunctionConfig, Instance};
 
 /// How often it is looked for instances that have been idle too long.
 const LOOK: Duration = Duration::from_secs(1);
@@ -159,7 +159,10 @@ impl Inner {
             let tenant: Weak<Self> = Arc::downgrade(&inner);
             tenancy.room.enter(tenant);
         }
-        for instance in adopted {
+        for (index, instance) in adopted.into_iter().enumerate() {
+            if index < options.provisioned {
+                instance.provision();
+            }
             if let Some(tenancy) = &inner.tenancy {
                 instance.hold(tenancy.room.take(inner.memory_mib()));
             }
@@ -197,23 +200,24 @@ impl Inner {
     /// Serves those that wait, and begins the starts that are needed and that there is room for.
     pub(super) fn go_on(self: &Arc<Self>) {
         let least = self.least();
-        let shares = {
+        let (lacking, shares) = {
             let mut slots = self.slots();
             if self.closed.load(Ordering::SeqCst) {
                 return;
             }
             self.serve(&mut slots);
-            let wanted = slots.wanted(least);
+            let (lacking, wanted) = (slots.lacking(least), slots.wanted(least));
             let shares = self.claim(wanted);
             slots.begin(shares.len());
-            shares
+            (lacking, shares)
         };
         // What has become idle here may be what another waits for.
         if let Some(tenancy) = self.tenancy.as_ref().filter(|tenancy| tenancy.room.is_wanted()) {
             tenancy.room.make_way();
         }
-        for share in shares {
-            let start = start_one(Arc::downgrade(self), Arc::clone(&self.launch), share);
+        for (index, share) in shares.into_iter().enumerate() {
+            let provisioned = index < lacking;
+            let start = start_one(Arc::downgrade(self), Arc::clone(&self.launch), share, provisioned);
             spawn(&self.tasks, &self.runtime, start);
         }
     }
@@ -305,7 +309,14 @@ impl Inner {
             let wait = provision.1;
             *provision = (Instant::now() + wait, (wait * 2).min(MAX_BACK_OFF));
         }
-        tracing::debug!(function = self.config.name, error = error.chain(), "an instance did not come up");
+        let (function, chain) = (&self.config.name, error.chain());
+        match error.fault() {
+            // Callers are not told why.
+            Fault::Host | Fault::Skiff => {
+                tracing::warn!(function, error = chain, "an instance did not come up")
+            }
+            _ => tracing::debug!(function, error = chain, "an instance did not come up"),
+        }
         self.watch.failed(&error);
         let told = self.slots().failed();
         let error = Arc::new(error);
@@ -369,12 +380,15 @@ impl Drop for Inner {
 }
 
 /// The pool may be gone before the start has ended, and ends it then.
-async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>, share: Option<Share>) {
+async fn start_one(pool: Weak<Inner>, launch: Arc<dyn Launch>, share: Option<Share>, provisioned: bool) {
     let result = launch.start().await;
     let Some(pool) = pool.upgrade() else { return };
     match result {
         Ok(instance) => {
             share.into_iter().for_each(|share| instance.hold(share));
+            if provisioned {
+                instance.provision();
+            }
             pool.started(Arc::new(instance));
         }
         Err(error) => {

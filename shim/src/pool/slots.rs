@@ -212,9 +212,13 @@ impl<I: Clone, W: Waits> Slots<I, W> {
 
     /// How many instances are to be started now for those that wait, and to have `least` of them.
     pub(super) fn wanted(&self, least: usize) -> usize {
-        let kept = least.saturating_sub(self.warm.len());
-        let wanted = self.needed_for(self.lines()).max(kept).saturating_sub(self.starting);
+        let wanted = self.needed_for(self.lines()).saturating_sub(self.starting).max(self.lacking(least));
         wanted.min(self.bounds.instances.saturating_sub(self.alive()))
+    }
+
+    /// How many of those are started whether anybody waits or not.
+    pub(super) fn lacking(&self, least: usize) -> usize {
+        least.saturating_sub(self.warm.len() + self.starting)
     }
 
     /// So many of those that are wanted count as starting from now on.

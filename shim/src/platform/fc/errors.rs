@@ -4,7 +4,8 @@
 //! `CAFilePermission`. 3.0 answers `{"RequestId","Code","Message"}` with the texts of its
 //! troubleshooting pages, 2.0 `{"ErrorCode","ErrorMessage"}` with the older texts. Both quote the
 //! container's last log lines. What FC says when an image cannot be pulled is not documented: the
-//! code is `PreconditionFailed` and the text names the image and the reason.
+//! code is `PreconditionFailed` and the text names the image and the reason. What is the fault of this
+//! host or of Skiff is 500 `InternalServerError` with FC's text, and the reason is the operator's to see.
 //!
 //! Invocation failures: an event's caller gets 200 with `X-Fc-Error-Type`, an HTTP caller 502, both
 //! `{"errorMessage"}`. The type is documented for neither time limit nor exit:
@@ -63,6 +64,12 @@ pub(super) fn start(api: Api, failure: &StartFailure, kind: InvocationKind) -> P
                 why.clone(),
                 &failure.request_id,
             );
+        }
+        // Who calls can do nothing about it but try again, and need not know how the host is made: its operator is told.
+        StartCause::OutOfResources(_) | StartCause::Internal(_) => {
+            let text = "an internal error has occurred. Please retry.".to_owned();
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return api_error(api, status, "InternalServerError", text, &failure.request_id);
         }
         _ => {}
     }
@@ -158,7 +165,7 @@ fn other_message(cause: &StartCause) -> String {
         StartCause::Unhealthy(how) => {
             format!("The function http server cannot be started. check function health failed with {how}")
         }
-        StartCause::OutOfResources(reason) | StartCause::NotActive(reason) | StartCause::Other(reason) => {
+        StartCause::NotActive(reason) | StartCause::Other(reason) => {
             format!("The function cannot be started. Failed to start function instance. Error: {reason}")
         }
         other => format!("The function cannot be started. {other:?}"),
@@ -370,6 +377,25 @@ mod tests {
             body(Api::V3, StartCause::CommandNotExecutable("npm".into())),
             r#"{"RequestId":"the-request","Code":"CAFilePermission","Message":"The function cannot be started. Function instance exited unexpectedly(code 13, message:permission denied) with start command 'npm run start '."}"#
         );
+    }
+
+    #[test]
+    fn the_hosts_own_failures_are_internal_errors_without_their_cause() {
+        for cause in [StartCause::OutOfResources("no space".into()), StartCause::Internal("/srv/x".into())] {
+            for (api, body) in [
+                (
+                    Api::V3,
+                    r#"{"RequestId":"the-request","Code":"InternalServerError","Message":"an internal error has occurred. Please retry."}"#,
+                ),
+                (
+                    Api::V2,
+                    r#"{"ErrorCode":"InternalServerError","ErrorMessage":"an internal error has occurred. Please retry."}"#,
+                ),
+            ] {
+                let answer = start(api, &failure(cause.clone()), InvocationKind::Event);
+                assert_eq!((answer.status.as_u16(), &answer.body[..]), (500, body.as_bytes()));
+            }
+        }
     }
 
     #[test]

@@ -130,7 +130,7 @@ pub(super) fn request(context: &InvocationContext<'_>, report: &InvocationReport
         has_function_error: report.function_error || !error_type(report).is_empty(),
         error_type: error_type(report),
         invoke_function_latency_ms: hundredths(ms(report.duration)),
-        resource_mode: "OnDemand",
+        resource_mode: if report.provisioned { "Provision" } else { "OnDemand" },
         instance_id: context.instance_id,
         hostname: context.instance_id,
         retry_count: context.asynchronous.then_some(context.retries),

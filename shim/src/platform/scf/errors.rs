@@ -81,9 +81,10 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
         StartCause::OutOfResources(reason) => (449, "InsufficientResources", reason.clone()),
         StartCause::NotActive(state) => (438, "FunctionStatusError", state.clone()),
         // It knows neither initializers nor health checks.
-        StartCause::InitializerFailed(reason) | StartCause::Unhealthy(reason) | StartCause::Other(reason) => {
-            (500, "InternalError", reason.clone())
-        }
+        StartCause::InitializerFailed(reason)
+        | StartCause::Unhealthy(reason)
+        | StartCause::Internal(reason)
+        | StartCause::Other(reason) => (500, "InternalError", reason.clone()),
     };
     answer(status, code, message, &failure.request_id, kind)
 }

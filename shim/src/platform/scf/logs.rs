@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::platform::{InvocationContext, InvocationReport, LOG_ANSWER_BYTES, megabytes};
+use crate::{FunctionConfig, Timeline};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,18 +20,29 @@ pub(super) fn start(context: &InvocationContext<'_>, report: &InvocationReport<'
     let id = context.request_id;
     let mut lines = vec![format!("START RequestId:{id}")];
     if let Some(start) = report.cold_start {
-        lines.push(format!(
-            "Init Report RequestId: {id} Coldstart: {}ms (PullCode: {}ms InitRuntime: {}ms InitFunction: {}ms) \
-             Memory: {}MB MemUsage: {:.2}MB",
-            ms(start.total()),
-            ms(start.resolve + start.pull + start.unpack),
-            ms(start.rootfs + start.network + start.spawn),
-            ms(start.listen),
-            context.config.memory_mib,
-            megabytes(report.memory_peak_bytes),
-        ));
+        lines.push(start_report("Init", context.config, id, start, report.memory_peak_bytes));
     }
     lines
+}
+
+/// What a start took: `Init` of one for a call, `Provisioned` of another.
+pub(super) fn start_report(
+    kind: &str,
+    config: &FunctionConfig,
+    id: &str,
+    start: &Timeline,
+    memory_peak_bytes: u64,
+) -> String {
+    format!(
+        "{kind} Report RequestId: {id} Coldstart: {}ms (PullCode: {}ms InitRuntime: {}ms InitFunction: {}ms) \
+         Memory: {}MB MemUsage: {:.2}MB",
+        ms(start.total()),
+        ms(start.resolve + start.pull + start.unpack),
+        ms(start.rootfs + start.network + start.spawn),
+        ms(start.listen),
+        config.memory_mib,
+        megabytes(memory_peak_bytes),
+    )
 }
 
 /// The answer or the error, and the summary.
@@ -84,7 +96,6 @@ fn ms(time: Duration) -> u128 {
 mod tests {
     use super::*;
     use crate::platform::{InvocationFailure, InvocationKind, scf, testing};
-    use crate::{FunctionConfig, Timeline};
 
     fn millis(ms: u64) -> Duration {
         Duration::from_millis(ms)

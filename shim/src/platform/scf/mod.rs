@@ -20,7 +20,7 @@ use super::{
     InvocationKind, InvocationReport, JobContract, Limits, Platform, PlatformAnswer, StartFailure, id,
 };
 use crate::meter::Billing;
-use crate::{Credentials, FunctionConfig};
+use crate::{Credentials, FunctionConfig, Timeline};
 
 /// Tencent Cloud Serverless Cloud Function.
 #[derive(Debug)]
@@ -228,6 +228,16 @@ impl Platform for Scf {
             answers_at_start: true,
             events_are_json: true,
         })
+    }
+
+    fn log_provisioned(
+        &self,
+        config: &FunctionConfig,
+        request_id: &str,
+        start: &Timeline,
+        memory_peak_bytes: u64,
+    ) -> Vec<String> {
+        vec![logs::start_report("Provisioned", config, request_id, start, memory_peak_bytes)]
     }
 
     fn log_signal(&self, sent: bool) -> Vec<String> {
