@@ -85,9 +85,9 @@ fn every_test_that_the_contract_names_is_there() {
             continue;
         }
         rows += 1;
-        let says_nothing = cells[2].trim_matches(['|', ' ']).is_empty() && !cells[1].starts_with("n/a");
-        if says_nothing {
-            missing.push(format!("line {}: not even \"no test\"", number + 1));
+        let names_one = cells[2].contains('`') || cells[2].starts_with("the same");
+        if !names_one && !cells[1].starts_with("n/a") {
+            missing.push(format!("line {}: no test", number + 1));
         }
         missing.extend(wrong(cells[2]).into_iter().map(|name| format!("line {}: {name}", number + 1)));
     }

@@ -313,7 +313,7 @@ impl Inner {
         match error.fault() {
             // Callers are not told why.
             Fault::Host | Fault::Skiff => {
-                tracing::warn!(function, error = chain, "an instance did not come up")
+                tracing::warn!(function, error = chain, "an instance did not come up");
             }
             _ => tracing::debug!(function, error = chain, "an instance did not come up"),
         }
