@@ -9,9 +9,17 @@ use super::*;
 /// A caller for a session, of those that are numbers.
 const FOR_SESSION: u32 = 1_000_000;
 
+/// A caller for one instance: so many of each.
+const FOR_ONE: u32 = 2_000_000;
+const OF_EACH: u32 = 1000;
+
 impl Waits for u32 {
     fn need(&self) -> Need {
-        if *self >= FOR_SESSION { Need::Place } else { Need::Slot }
+        match *self {
+            FOR_ONE.. => Need::Of(u64::from((*self - FOR_ONE) / OF_EACH)),
+            FOR_SESSION.. => Need::Place,
+            _ => Need::Slot,
+        }
     }
 }
 
@@ -343,6 +351,55 @@ proptest! {
             }
             let all = given_at_once + heard.len() + counts.waiting;
             prop_assert_eq!(all + refused as usize, callers as usize, "nobody is lost ({} failed)", gone);
+        }
+    }
+
+    /// Callers that want one instance and no other wait for that one alone, as long as it gets invocations, and keep
+    /// nobody from the others.
+    #[test]
+    fn who_wants_one_instance_waits_for_that_one(
+        steps in steps(), concurrency in 1..4_usize, instances in 1..5_usize, share in 1..4_u32, pick in 0..5_usize,
+    ) {
+        let mut slots = Slots::new(Bounds { concurrency, instances, sessions: 1, waiting: 9 });
+        let (mut running, mut calls): (Vec<u64>, u32) = (Vec::new(), 0);
+        for step in steps {
+            match step {
+                Step::Call => {
+                    let numbers: Vec<u64> = slots.warm.iter().map(|warm| warm.number).collect();
+                    let one = numbers.get(pick % numbers.len().max(1)).filter(|_| calls % 4 < share);
+                    let of = |number: &u64| FOR_ONE + u32::try_from(*number).expect("few") * OF_EACH;
+                    if let Taken::Slot(number, _) = call(&mut slots, one.map_or(0, of) + calls) {
+                        prop_assert!(one.is_none_or(|one| *one == number));
+                        running.push(number);
+                    }
+                    calls += 1;
+                }
+                Step::Started if slots.status().starting > 0 => drop(slots.started(calls)),
+                Step::Failed if slots.status().starting > 0 => {
+                    let told = slots.failed();
+                    prop_assert!(told.iter().all(|caller| *caller < FOR_ONE), "no start was for them");
+                }
+                Step::Release(which) if !running.is_empty() => {
+                    let number = running.swap_remove(which % running.len());
+                    slots.release(number);
+                }
+                Step::Retire(which) if !running.is_empty() => drop(slots.retire(running[which % running.len()])),
+                Step::Reap => drop(slots.reap(Instant::now(), 0, 9, |_| false)),
+                _ => {}
+            }
+            for (number, _, caller) in slots.serve(any) {
+                prop_assert!(!matches!(caller.need(), Need::Of(its) if its != number));
+                running.push(number);
+            }
+            start(&mut slots, 0);
+            prop_assert_eq!(slots.status().running, running.len());
+            let is_free = |number: u64| slots.warm.iter().any(|w| w.number == number && w.used < concurrency);
+            for caller in &slots.waiting {
+                match caller.need() {
+                    Need::Of(its) => prop_assert!(slots.warm.iter().any(|w| w.number == its) && !is_free(its)),
+                    _ => prop_assert!(slots.warm.iter().all(|w| w.used >= concurrency)),
+                }
+            }
         }
     }
 }
