@@ -98,6 +98,22 @@ fn events_of_tencents_are_json_of_known_actions() {
     assert_eq!(call("Remove", "2018-04-16", &named)["Error"]["Code"], "InvalidAction");
     assert_eq!(call("Invoke", "2017-03-12", &named)["Error"]["Code"], "NoSuchVersion");
     assert!(call("Invoke", "2017-03-12", &named)["RequestId"].is_string());
+    // Who signs as before TC3 is told so in a way that SDKs read.
+    let form = [("content-type", "application/x-www-form-urlencoded; charset=utf-8")];
+    for old in [
+        request(
+            &served,
+            "POST",
+            "/",
+            &form,
+            b"Action=Invoke&Version=2018-04-16&FunctionName=demo&Signature=x",
+        ),
+        request(&served, "GET", "/?Nonce=1&Action=Invoke&FunctionName=demo&Signature=x", &[], b""),
+    ] {
+        let told = old.json()["Response"]["Error"].clone();
+        assert_eq!((old.status, &told["Code"]), (200, &json!("InvalidRequest")), "{told}");
+        assert!(told["Message"].as_str().is_some_and(|text| text.contains("TC3-HMAC-SHA256")), "{told}");
+    }
     served.stop();
 }
 
@@ -114,6 +130,10 @@ fn a_target_in_a_header_leaves_the_path_clean() {
     // Without keys the API has no use for it, and the function may.
     let has = |name: &str| seen["headers"].as_array().expect("headers").iter().any(|pair| pair[0] == name);
     assert!(has("authorization") && !has("x-fc-invocation-target"), "{seen}");
+    // A form is nobody's but the function's then.
+    let form = ("content-type", "application/x-www-form-urlencoded");
+    let passed = request(&served, "POST", "/?Action=a", &[target, form], b"Action=b");
+    assert_eq!((passed.status, &*passed.text()), (404, "no such path\n"), "its answer");
     let wrong = request(&served, "GET", "/", &[("x-fc-invocation-target", "demo")], b"");
     assert_eq!((wrong.status, &wrong.json()["Code"]), (400, &json!("InvalidArgument")));
     served.stop();

@@ -312,7 +312,7 @@ impl Handler for Api {
         request: Request<Incoming>,
     ) -> BoxFuture<'static, Response<Body>> {
         async move {
-            match request.headers().contains_key(scf::ACTION) {
+            match scf::is_meant(&request) {
                 true => scf::answer(&self, request).await,
                 false => fc::answer(&self, client, request).await,
             }

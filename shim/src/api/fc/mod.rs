@@ -17,6 +17,7 @@ use route::{Action, Call, Version};
 
 use super::auth::{self, Denied};
 pub(super) use later::pass;
+pub(super) use route::INVOCATION_TARGET;
 
 use super::queue::{Event, Policy, Queue};
 use super::{Api, Function, Missing, Unread, pass_over, read, response};

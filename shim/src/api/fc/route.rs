@@ -9,7 +9,7 @@ use crate::api::Target;
 use crate::platform::FcApi;
 
 /// A request may name the function by this header instead of its path: the function then sees the path alone.
-const INVOCATION_TARGET: &str = "x-fc-invocation-target";
+pub(in crate::api) const INVOCATION_TARGET: &str = "x-fc-invocation-target";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::auth::{self, Denied};
+use super::fc::INVOCATION_TARGET;
 use super::queue::{Event, Policy};
 use super::{Api, Function, Missing, Target, Unread, pass_over, read, response};
 use crate::platform::scf;
@@ -27,8 +28,9 @@ use crate::telemetry::TraceContext;
 use crate::{EventOutcome, EventResult, InvokeOptions};
 
 /// The header that a call of Tencent's API has.
-pub(super) const ACTION: &str = "x-tc-action";
+const ACTION: &str = "x-tc-action";
 const VERSION: &str = "2018-04-16";
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Bytes of a call: an event is a text in JSON, where each of its bytes may become six.
 const MAX_CALL_BYTES: usize = 40 << 20;
@@ -115,6 +117,20 @@ struct Outcome {
     invoke_result: i32,
 }
 
+/// Whether a request is one of Tencent's API; those with the signatures before TC3, which name their action among the
+/// parameters, are told so in its form.
+pub(super) fn is_meant<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let is_form = || {
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        kind.get(..FORM.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(FORM.as_bytes()))
+    };
+    let query = || request.uri().query().unwrap_or_default();
+    let names_action = || query().split('&').any(|parameter| parameter.starts_with("Action="));
+    let is_old = || request.uri().path() == "/" && !headers.contains_key(INVOCATION_TARGET);
+    headers.contains_key(ACTION) || is_old() && (is_form() || names_action())
+}
+
 /// The answer to a request of Tencent's API.
 pub(super) async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body> {
     let id = scf().new_request_id();
@@ -163,6 +179,11 @@ fn parameters<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
 }
 
 fn action(headers: &HeaderMap) -> Result<Action, Fault> {
+    if !headers.contains_key(ACTION) {
+        let message = "calls have their action in X-TC-Action, a body in JSON, and the signature TC3-HMAC-SHA256: \
+                       let the SDK sign by that instead of HmacSHA1 or HmacSHA256";
+        return Err(Fault::new("InvalidRequest", message));
+    }
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let version = text("x-tc-version");
     if version != VERSION {
