@@ -229,6 +229,11 @@ impl Error {
         Some(start.platform.start_failure(&failure, kind))
     }
 
+    /// The id of the instance that did not come up; empty where there was none to be.
+    pub(crate) fn failed_instance(&self) -> &str {
+        self.0.start.as_ref().map_or("", |start| start.failure.instance_id.as_str())
+    }
+
     /// The message and all its causes on one line, for logs and single-line outputs.
     #[must_use]
     pub fn chain(&self) -> String {

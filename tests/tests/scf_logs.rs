@@ -141,3 +141,52 @@ fn what_is_no_function_with_a_log_here_is_told() {
     assert_eq!(refused(&json!({ "FunctionName": "other" }))["Code"], "ResourceNotFound.Function");
     node.stop();
 }
+
+#[test]
+fn a_call_that_no_instance_came_up_for_is_in_the_log() {
+    let sandbox = Sandbox::new();
+    let node = Node::start(&sandbox, &[]);
+    let role = sandbox.path().join("role.json");
+    let text = json!({ "AccessKeyId": "id", "AccessKeySecret": "s3cret", "SecurityToken": "t", "Expiration": 4_000_000_000_u64 });
+    std::fs::write(&role, text.to_string()).expect("written");
+    std::fs::set_permissions(&role, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    let role_table = format!("[role]\nfile = \"{}\"", role.display());
+    for (name, platform) in [("demo", "scf"), ("other", "fc")] {
+        let more = format!("platform = \"{platform}\"\n{role_table}");
+        let _ = node.deploy(name, "function", &more, &["--idle-timeout", "1s"]).ok();
+    }
+    let none = || {
+        let all = node.ask("GET", "/v1/instances", "").json();
+        all["instances"].as_array().is_some_and(Vec::is_empty).then_some(())
+    };
+    assert!(wait_for(SOON, none).is_some(), "{}", node.log());
+    std::fs::remove_file(role).expect("there");
+    let event = json!({ "FunctionName": "demo", "ClientContext": "{}" });
+    let result = call(&node, "Invoke", &event)["Result"].clone();
+    let id = result["FunctionRequestId"].as_str().expect("an id");
+    let one = entry(&node, id, |one| one["RetCode"] == 1);
+    assert_eq!(one["InvokeFinished"], 1, "{one}");
+    assert!(one["RetMsg"].as_str().is_some_and(|text| text.ends_with("\"statusCode\":500}")), "{one}");
+    let log = one["Log"].as_str().expect("a text");
+    assert!(
+        log.starts_with(&format!("START RequestId:{id}\nERROR RequestId:{id} Result:{{\"errorCode\":-1,")),
+        "{log}"
+    );
+    assert!(log.contains(&format!("\nEND RequestId:{id}\nReport RequestId:{id} Duration:")), "{log}");
+    // The same of the other vendor.
+    let refused = node.get("other", "/headers");
+    assert_eq!(refused.status, 412, "{}", refused.text());
+    let id = refused.header("x-fc-request-id").expect("an id").to_owned();
+    let lines = wait_for(SOON, || {
+        let text = node.ask("GET", &format!("/v1/functions/other/logs?request={id}"), "").text();
+        let line = |record: &str| serde_json::from_str::<Value>(record).expect("JSON")["line"].clone();
+        let lines: Vec<Value> = text.lines().map(line).collect();
+        (lines.len() == 4).then_some(lines)
+    });
+    let lines = lines.unwrap_or_else(|| panic!("{}", node.log()));
+    assert_eq!(lines[0], format!("FC Invoke Start RequestId: {id}"));
+    let end = lines[1].as_str().expect("a text");
+    let begins = format!("FC Invoke End RequestId: {id}, Error: The function cannot be started.");
+    assert!(end.starts_with(&begins), "{end}");
+    node.stop();
+}

@@ -107,6 +107,7 @@ impl Launch {
     ) -> StartFailure {
         StartFailure {
             request_id: self.config.platform.new_request_id(),
+            instance_id: self.id.as_ref().into(),
             cause,
             command: self.command.clone(),
             address,

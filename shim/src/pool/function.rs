@@ -9,14 +9,14 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 
 use super::affinity::Session;
+use super::refused::{refuse_event, refuse_http};
 use super::sessions::Sessions;
 use super::{Pool, Refusal};
 use crate::api::Function;
 use crate::function::{SessionAffinity, SessionKey};
 use crate::instance::invocation::Waited;
-use crate::platform::{InvocationKind, PlatformAnswer};
 use crate::proxy::body::Body;
-use crate::proxy::{Later, of_platform, over_http};
+use crate::proxy::{Later, of_platform};
 use crate::{EventOutcome, FunctionConfig, InvokeOptions};
 
 impl Function for Pool {
@@ -44,7 +44,9 @@ impl Function for Pool {
                     receipt.settled().await;
                     outcome
                 }
-                Err(refusal) => refused_event(self.config(), &refusal, options.request_id, begun.elapsed()),
+                Err(refusal) => {
+                    refuse_event(self.config(), self.0.launch.logs(), &refusal, &options, begun.elapsed())
+                }
             }
         }
         .boxed()
@@ -65,7 +67,7 @@ impl Function for Pool {
             {
                 if let SessionKey::Mcp(kind) = &affinity.key {
                     let passed = pool.forward_mcp(kind, sessions, client, request).await;
-                    return passed.unwrap_or_else(|refusal| pool.refused(&refusal));
+                    return passed.unwrap_or_else(|refusal| pool.refused(&refusal, None, begun));
                 }
                 if let Some(session) = Session::of(pool.config(), affinity, &request) {
                     return pool.forward_session(session, sessions, affinity, client, request).await;
@@ -77,11 +79,7 @@ impl Function for Pool {
                     let instance = Arc::clone(slot.instance());
                     instance.pass(client, request, Some(Box::new(slot))).await
                 }
-                Err(refusal) => {
-                    let told = request.extensions().get::<Later>().map(|later| later.request_id.clone());
-                    let request_id = told.unwrap_or_else(|| pool.config().platform.new_request_id());
-                    of_platform(refuse_http(pool.config(), &refusal, &request_id))
-                }
+                Err(refusal) => pool.refused(&refusal, request.extensions().get::<Later>(), begun),
             }
         }
         .boxed()
@@ -114,89 +112,12 @@ impl Pool {
                 session.tell_client(affinity, bound, &mut response);
                 response
             }
-            Err(refusal) => self.refused(&refusal),
+            Err(refusal) => self.refused(&refusal, None, begun),
         }
     }
 
-    fn refused(&self, refusal: &Refusal) -> Response<Body> {
-        let request_id = self.config().platform.new_request_id();
-        of_platform(refuse_http(self.config(), refusal, &request_id))
-    }
-}
-
-/// What the platform tells a caller that got no instance.
-fn refuse(
-    config: &FunctionConfig,
-    refusal: &Refusal,
-    request_id: &str,
-    kind: InvocationKind,
-) -> PlatformAnswer {
-    let throttled = || config.platform.throttled(config, request_id, kind);
-    match refusal {
-        Refusal::Start(error) => error.answer_to(request_id, kind).unwrap_or_else(throttled),
-        Refusal::Throttled => throttled(),
-        Refusal::SessionOver(id) => config.platform.session_over(id, request_id, kind),
-    }
-}
-
-/// The same for the client of an HTTP request.
-fn refuse_http(config: &FunctionConfig, refusal: &Refusal, request_id: &str) -> PlatformAnswer {
-    over_http(config, |kind| refuse(config, refusal, request_id, kind))
-}
-
-/// The same as the outcome of an event call.
-pub(super) fn refused_event(
-    config: &FunctionConfig,
-    refusal: &Refusal,
-    request_id: Option<String>,
-    duration: Duration,
-) -> EventOutcome {
-    let request_id = request_id.unwrap_or_else(|| config.platform.new_request_id());
-    let answer = refuse(config, refusal, &request_id, InvocationKind::Event);
-    EventOutcome::refused(request_id, answer, duration)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::platform::scf;
-    use crate::platform::{StartCause, StartFailure};
-    use crate::{Error, ErrorKind, HttpEvent};
-
-    #[test]
-    fn who_gets_no_instance_is_told_in_the_form_of_its_way() {
-        let mut config = FunctionConfig::new("resize", scf());
-        let mut told = |form| {
-            config.http_event = form;
-            let answer = refuse_http(&config, &Refusal::Throttled, "the-request");
-            let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
-            (answer.status.as_u16(), body["statusCode"].clone(), body["errorCode"].clone())
-        };
-        let none = serde_json::Value::Null;
-        for form in [None, Some(HttpEvent::Url)] {
-            assert_eq!(told(form), (432, 432.into(), none.clone()), "{form:?}");
-        }
-        assert_eq!(told(Some(HttpEvent::Gateway)), (200, 432.into(), (-1).into()));
-    }
-
-    #[test]
-    fn all_who_waited_for_a_start_that_failed_have_their_own_request() {
-        for platform in [scf(), crate::platform::fc()] {
-            let config = FunctionConfig::new("resize", platform);
-            let failure = StartFailure::of(&config, "of-the-start".to_owned(), StartCause::TimedOut);
-            let error = Error::new(ErrorKind::StartFailed, "late").with_start(platform, failure);
-            let refusal = Refusal::Start(Arc::new(error));
-            let header = format!("x-{}-request-id", platform.name());
-            for own in ["one", "another"] {
-                assert_eq!(refuse_http(&config, &refusal, own).headers[&header], own);
-                let outcome = refused_event(&config, &refusal, Some(own.to_owned()), Duration::ZERO);
-                let text = String::from_utf8_lossy(&outcome.body).into_owned();
-                assert_eq!(
-                    (outcome.request_id.as_str(), &outcome.headers[&header]),
-                    (own, &own.parse().expect("a value"))
-                );
-                assert!(text.contains(own) && !text.contains("of-the-start"), "{text}");
-            }
-        }
+    fn refused(&self, refusal: &Refusal, later: Option<&Later>, begun: Instant) -> Response<Body> {
+        let sink = self.0.launch.logs();
+        of_platform(refuse_http(self.config(), sink, refusal, later, begun.elapsed()))
     }
 }

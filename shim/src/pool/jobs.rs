@@ -13,8 +13,8 @@ use skiff_runtime::Container;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::function::refused_event;
 use super::observe::{Member, Unwatched, Watch};
+use super::refused::refuse_event;
 use super::room::{Room, Share};
 use super::{Known, PoolOptions, PoolStatus, Refusal};
 use crate::api::Function;
@@ -187,10 +187,10 @@ impl Jobs {
 
     async fn run(&self, event: Bytes, mut options: InvokeOptions) -> EventOutcome {
         let begun = Instant::now();
-        let request_id = options.request_id.clone();
+        let asked = options.clone();
         let refused = |refusal: Refusal| {
-            let request_id = request_id.clone();
-            refused_event(&self.work.config, &refusal, request_id, begun.elapsed())
+            let sink = Some(Arc::clone(&self.work.logs));
+            refuse_event(&self.work.config, sink, &refusal, &asked, begun.elapsed())
         };
         let place = match self.place().await {
             Ok(place) => place,

@@ -18,6 +18,7 @@ mod jobs;
 mod launch;
 mod mcp;
 pub(crate) mod observe;
+mod refused;
 pub(crate) mod room;
 #[cfg(test)]
 mod room_tests;

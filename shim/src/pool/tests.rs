@@ -39,6 +39,7 @@ impl Launch for Server {
             if fails.is_ok() {
                 let failure = StartFailure {
                     request_id: "1".into(),
+                    instance_id: "i".into(),
                     cause: StartCause::NotListening("refused".into()),
                     command: vec!["serve".into()],
                     address: None,
