@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use skiff_runtime::Fault;
 
-use crate::platform::{InvocationKind, Platform, PlatformAnswer, StartFailure};
+use crate::instance::Logs;
+use crate::platform::{InvocationKind, Platform, PlatformAnswer, StartCause, StartFailure};
 
 /// Result of a fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,6 +34,8 @@ struct Inner {
 struct FailedStart {
     platform: &'static dyn Platform,
     failure: StartFailure,
+    /// Those of the instance that did not come up.
+    logs: Option<Arc<Logs>>,
 }
 
 /// What sort of thing failed. New kinds may be added.
@@ -156,9 +160,11 @@ impl Error {
     /// The same error again, for another who is told of it. Its causes are part of the message.
     pub(crate) fn copy(&self) -> Self {
         let inner = &self.0;
-        let start = inner.start.as_ref();
-        let start =
-            start.map(|start| FailedStart { platform: start.platform, failure: start.failure.clone() });
+        let start = inner.start.as_ref().map(|start| FailedStart {
+            platform: start.platform,
+            failure: start.failure.clone(),
+            logs: start.logs.clone(),
+        });
         Self(Box::new(Inner {
             kind: inner.kind,
             message: self.chain().into(),
@@ -175,7 +181,15 @@ impl Error {
     }
 
     pub(crate) fn with_start(mut self, platform: &'static dyn Platform, failure: StartFailure) -> Self {
-        self.0.start = Some(FailedStart { platform, failure });
+        self.0.start = Some(FailedStart { platform, failure, logs: None });
+        self
+    }
+
+    /// Of a failed start: where its instance's lines went, and those of its callers go.
+    pub(crate) fn with_logs(mut self, logs: &Arc<Logs>) -> Self {
+        if let Some(start) = &mut self.0.start {
+            start.logs = Some(Arc::clone(logs));
+        }
         self
     }
 
@@ -229,9 +243,15 @@ impl Error {
         Some(start.platform.start_failure(&failure, kind))
     }
 
-    /// The id of the instance that did not come up; empty where there was none to be.
-    pub(crate) fn failed_instance(&self) -> &str {
-        self.0.start.as_ref().map_or("", |start| start.failure.instance_id.as_str())
+    /// Whether it is a failed start whose callers are not told why: their platform has an answer for all of its own faults.
+    pub(crate) fn is_kept_from_callers(&self) -> bool {
+        let cause = self.0.start.as_ref().map(|start| &start.failure.cause);
+        matches!(cause, Some(StartCause::Internal(_) | StartCause::OutOfResources(_)))
+    }
+
+    /// The logs of the instance that did not come up, if it began to.
+    pub(crate) fn logs(&self) -> Option<&Logs> {
+        self.0.start.as_ref()?.logs.as_deref()
     }
 
     /// The message and all its causes on one line, for logs and single-line outputs.

@@ -169,7 +169,8 @@ fn a_later_start_that_fails_is_its_callers_answer() {
     std::fs::rename(&moved, &layers).expect("moved back");
     let mut statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     statuses.sort_unstable();
-    assert_eq!(statuses, [200, 412], "{answers:?}");
+    // The host's fault: fc tells its callers no more.
+    assert_eq!(statuses, [200, 500], "{answers:?}");
     assert_eq!(at_once(&served, 2, "/sleep/700").iter().filter(|answer| answer.status == 200).count(), 2);
     let _ = served.stop();
 }

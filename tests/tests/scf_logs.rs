@@ -175,7 +175,7 @@ fn a_call_that_no_instance_came_up_for_is_in_the_log() {
     assert!(log.contains(&format!("\nEND RequestId:{id}\nReport RequestId:{id} Duration:")), "{log}");
     // The same of the other vendor.
     let refused = node.get("other", "/headers");
-    assert_eq!(refused.status, 412, "{}", refused.text());
+    assert_eq!(refused.status, 500, "{}", refused.text());
     let id = refused.header("x-fc-request-id").expect("an id").to_owned();
     let lines = wait_for(SOON, || {
         let text = node.ask("GET", &format!("/v1/functions/other/logs?request={id}"), "").text();
@@ -186,7 +186,20 @@ fn a_call_that_no_instance_came_up_for_is_in_the_log() {
     let lines = lines.unwrap_or_else(|| panic!("{}", node.log()));
     assert_eq!(lines[0], format!("FC Invoke Start RequestId: {id}"));
     let end = lines[1].as_str().expect("a text");
-    let begins = format!("FC Invoke End RequestId: {id}, Error: The function cannot be started.");
-    assert!(end.starts_with(&begins), "{end}");
+    assert_eq!(
+        end,
+        format!("FC Invoke End RequestId: {id}, Error: an internal error has occurred. Please retry.")
+    );
+    assert!(
+        lines[2].as_str().is_some_and(|line| line.starts_with("Duration: 0.00 ms, Billed Duration: 0 ms"))
+    );
+    let record: Value = serde_json::from_str(lines[3].as_str().expect("a text")).expect("JSON");
+    assert_eq!((&record["method"], &record["requestURI"]), (&json!("GET"), &json!("/headers")), "{record}");
+    // Why is its operator's to know.
+    assert!(
+        node.log().contains("the credentials of the role of function other are not there"),
+        "{}",
+        node.log()
+    );
     node.stop();
 }

@@ -28,7 +28,7 @@ pub(super) fn failed_start(launch: &Launch, error: skiff_runtime::Error) -> Erro
 
 impl Launch {
     /// Kills what is left and words the error.
-    pub(super) async fn give_up(&self, guest: &dyn Guest, logs: &Logs, reason: NotReady) -> Error {
+    pub(super) async fn give_up(&self, guest: &dyn Guest, logs: &Arc<Logs>, reason: NotReady) -> Error {
         // The error at hand is the one to tell; the runtime cleans up what it could not kill here.
         let _ = guest.stop(Duration::ZERO).await;
         logs.drained(LAST_OUTPUT).await;
@@ -37,6 +37,10 @@ impl Launch {
         let (error, cause) = match reason {
             NotReady::Deadline(last) => (self.not_listening(&last), StartCause::NotListening(last)),
             NotReady::Exited(exit) => (self.exited(exit), StartCause::Exited(exit)),
+            NotReady::Lost(error) => {
+                let why = error.to_string();
+                (Error::from(error), StartCause::Internal(why))
+            }
             NotReady::Initializer(why) => {
                 (self.not_ready("initializer", &why), StartCause::InitializerFailed(why))
             }
@@ -55,7 +59,7 @@ impl Launch {
         );
         self.tell(logs, InstanceStep::CreateFailed(&why));
         let failure = self.failure(cause, logs.tail(), Some(guest.address(port)));
-        error.with_start(self.config.platform, failure)
+        error.with_start(self.config.platform, failure).with_logs(logs)
     }
 
     fn not_listening(&self, last: &str) -> Error {
@@ -107,7 +111,6 @@ impl Launch {
     ) -> StartFailure {
         StartFailure {
             request_id: self.config.platform.new_request_id(),
-            instance_id: self.id.as_ref().into(),
             cause,
             command: self.command.clone(),
             address,

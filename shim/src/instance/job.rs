@@ -35,7 +35,7 @@ pub struct Job {
     config: Arc<FunctionConfig>,
     contract: JobContract,
     container: Container,
-    logs: Logs,
+    logs: Arc<Logs>,
     timeline: Timeline,
     request_id: String,
     /// How often its event has been tried before, and whether anybody waits for it.
@@ -108,15 +108,16 @@ impl Job {
         config.validate()?;
         let contract = config.platform.job().filter(|_| config.mode == Mode::Job).ok_or_else(not_a_job)?;
         let id: Arc<str> = config.platform.new_instance_id().into();
-        let launch = Launch::new(Arc::clone(&id), config, command(config, image)).with_role().await?;
+        let launch = Launch::new(Arc::clone(&id), config, command(config, image));
+        let logs = launch.logs(sink);
+        let launch = launch.with_role().await.map_err(|error| error.with_logs(&logs))?;
         let variable = variable(&contract, event).map_err(|(cause, why)| launch.refused(cause, why))?;
         let mut spec = launch.spec();
         spec.env.push(variable);
         let container = match runtime.start(image, spec).await {
             Ok(container) => container,
-            Err(error) => return Err(failed_start(&launch, error)),
+            Err(error) => return Err(failed_start(&launch, error).with_logs(&logs)),
         };
-        let logs = launch.logs(sink);
         if let Some((stdout, stderr)) = container.take_output() {
             logs.follow(LogStream::Stdout, stdout);
             logs.follow(LogStream::Stderr, stderr);

@@ -241,12 +241,20 @@ impl Instance {
         let _ = self.share.set(share);
     }
 
-    /// It is there whether anybody calls or not: no invocation of it is a cold start's.
+    /// Whether it is there whether anybody calls or not.
+    pub(crate) fn is_provisioned(&self) -> bool {
+        self.shared.provisioned.load(Ordering::Relaxed)
+    }
+
+    /// It is so from now on, whatever it was started for.
+    pub(crate) fn keep(&self, provisioned: bool) {
+        self.shared.provisioned.store(provisioned, Ordering::Relaxed);
+    }
+
+    /// It was started to be there whether anybody calls or not: no invocation of it is a cold start's.
     pub(crate) fn provision(&self) {
+        self.keep(true);
         let shared = &self.shared;
-        if shared.provisioned.swap(true, Ordering::Relaxed) {
-            return;
-        }
         if let Some(start) = shared.cold_start() {
             let platform = shared.config.platform;
             let id = platform.new_request_id();

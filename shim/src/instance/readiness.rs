@@ -9,7 +9,7 @@ use skiff_runtime::Exit;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::guest::{Guest, KILLED};
+use super::guest::Guest;
 
 /// Shortest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -28,10 +28,19 @@ pub(super) enum NotReady {
     Deadline(String),
     /// The container has ended.
     Exited(Exit),
+    /// Nobody knows how it has ended.
+    Lost(skiff_runtime::Error),
     /// Its initializer failed; why.
     Initializer(String),
     /// Its first health check failed; how.
     Unhealthy(String),
+}
+
+impl NotReady {
+    /// By the container's end.
+    pub(super) fn ended(exit: skiff_runtime::Result<Exit>) -> Self {
+        exit.map_or_else(Self::Lost, Self::Exited)
+    }
 }
 
 /// Connects to the server as soon as it listens.
@@ -42,7 +51,7 @@ pub(super) async fn first_connection(
 ) -> Result<TcpStream, NotReady> {
     tokio::select! {
         biased;
-        exit = guest.wait() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
+        exit = guest.wait() => Err(NotReady::ended(exit)),
         connected = connect(guest, port, deadline) => connected.map_err(NotReady::Deadline),
     }
 }

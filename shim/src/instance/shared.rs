@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<FunctionConfig>,
     pub(crate) guest: Arc<dyn Guest>,
     pub(crate) pool: Arc<Pool>,
-    pub(crate) logs: Logs,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) code_checksum: String,
     pub(super) state: watch::Sender<State>,
     pub(super) timeline: Timeline,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::activity::freeze_when_idle;
 use super::failure::failed_start;
-use super::guest::{Guest, KILLED};
+use super::guest::Guest;
 use super::logs::{LogSink, LogStream, Logs, Source};
 use super::readiness::{NotReady, first_connection};
 use super::role::{self, Role};
@@ -53,10 +53,11 @@ pub(super) async fn start(
         check_port(config.port())?;
     }
     let id: Arc<str> = config.platform.new_instance_id().into();
-    let mut launch = Launch::new(id, config, command(config, image)).with_role().await?;
+    let launch = Launch::new(id, config, command(config, image));
+    let logs = launch.logs(sink);
+    let mut launch = launch.with_role().await.map_err(|error| error.with_logs(&logs))?;
     launch.ties = ties;
     launch.code_checksum = config.platform.code_checksum(&image.digest);
-    let logs = launch.logs(sink);
     launch.tell(&logs, InstanceStep::Creating);
     let pulled = image.timings;
     launch.tell(&logs, InstanceStep::ImageReady(pulled.resolve + pulled.pull + pulled.unpack));
@@ -64,7 +65,7 @@ pub(super) async fn start(
         Ok(container) => container,
         Err(error) => {
             launch.tell(&logs, InstanceStep::CreateFailed(&error.to_string()));
-            return Err(failed_start(&launch, error));
+            return Err(failed_start(&launch, error).with_logs(&logs));
         }
     };
     let timeline = Timeline::new(&image.timings, &container.timings());
@@ -140,7 +141,7 @@ impl Launch {
                 );
                 let error = Error::new(ErrorKind::StartFailed, message.clone())
                     .advise("look at their file (its owner's alone: chmod 600) or service, or run the function without a role");
-                let failure = self.failure(StartCause::Other(message), Vec::new(), None);
+                let failure = self.failure(StartCause::Internal(message), Vec::new(), None);
                 Err(error.with_start(self.config.platform, failure))
             }
         }
@@ -154,8 +155,8 @@ impl Launch {
     }
 
     /// The logs of the instance that it is to become.
-    pub(super) fn logs(&self, sink: Arc<dyn LogSink>) -> Logs {
-        Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink)
+    pub(super) fn logs(&self, sink: Arc<dyn LogSink>) -> Arc<Logs> {
+        Arc::new(Logs::new(Arc::clone(&self.id), self.config.platform.limits().log_line_bytes, sink))
     }
 
     pub(super) fn tell(&self, logs: &Logs, step: InstanceStep<'_>) {
@@ -167,7 +168,7 @@ impl Launch {
         &self,
         guest: &Arc<dyn Guest>,
         output: Option<(R, R)>,
-        logs: &Logs,
+        logs: &Arc<Logs>,
     ) -> Result<Arc<Pool>> {
         if let Some((stdout, stderr)) = output {
             logs.follow(LogStream::Stdout, stdout);
@@ -190,7 +191,7 @@ impl Launch {
         guest: Arc<dyn Guest>,
         output: Option<(R, R)>,
         mut timeline: Timeline,
-        logs: Logs,
+        logs: Arc<Logs>,
     ) -> Result<Instance> {
         let begun = Instant::now();
         let pool = self.reach(&guest, output, &logs).await?;
@@ -208,7 +209,13 @@ impl Launch {
         Ok(Instance::of(shared))
     }
 
-    fn share(&self, guest: Arc<dyn Guest>, pool: Arc<Pool>, logs: Logs, timeline: Timeline) -> Arc<Shared> {
+    fn share(
+        &self,
+        guest: Arc<dyn Guest>,
+        pool: Arc<Pool>,
+        logs: Arc<Logs>,
+        timeline: Timeline,
+    ) -> Arc<Shared> {
         Arc::new(Shared {
             id: Arc::clone(&self.id),
             config: Arc::clone(&self.config),
@@ -254,10 +261,10 @@ async fn prepare(shared: &Arc<Shared>) -> std::result::Result<(), NotReady> {
     };
     tokio::select! {
         biased;
-        exit = shared.guest.wait() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
+        exit = shared.guest.wait() => Err(NotReady::ended(exit)),
         // The news of an end may come between one look and the other.
         done = callbacks => match shared.guest.wait().now_or_never() {
-            Some(exit) if done.is_err() => Err(NotReady::Exited(exit.unwrap_or(KILLED))),
+            Some(exit) if done.is_err() => Err(NotReady::ended(exit)),
             _ => done,
         },
     }

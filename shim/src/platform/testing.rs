@@ -36,7 +36,6 @@ pub(super) fn failure(cause: StartCause) -> StartFailure {
     let line = |bytes: &'static [u8]| TailLine { time: UNIX_EPOCH, bytes: Bytes::from_static(bytes) };
     StartFailure {
         request_id: "the-request".to_owned(),
-        instance_id: "the-instance".to_owned(),
         cause,
         command: ["npm", "run", "start"].map(str::to_owned).to_vec(),
         address: Some(([21, 0, 3, 4], 9000).into()),

@@ -284,8 +284,6 @@ pub struct TailLine {
 pub struct StartFailure {
     /// The request for which it was started.
     pub request_id: String,
-    /// The instance's id; empty where there was none to be.
-    pub instance_id: String,
     /// Why.
     pub cause: StartCause,
     /// The start command with its arguments, as configured or from the image.
@@ -307,7 +305,6 @@ impl StartFailure {
     pub(crate) fn of(config: &FunctionConfig, request_id: String, cause: StartCause) -> Self {
         Self {
             request_id,
-            instance_id: String::new(),
             cause,
             command: Vec::new(),
             address: None,

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 
 use super::affinity::Session;
-use super::refused::{refuse_event, refuse_http};
+use super::refused::{Asked, refuse_event, refuse_http};
 use super::sessions::Sessions;
 use super::{Pool, Refusal};
 use crate::api::Function;
@@ -44,9 +44,7 @@ impl Function for Pool {
                     receipt.settled().await;
                     outcome
                 }
-                Err(refusal) => {
-                    refuse_event(self.config(), self.0.launch.logs(), &refusal, &options, begun.elapsed())
-                }
+                Err(refusal) => refuse_event(self.config(), &refusal, &options, begun.elapsed()),
             }
         }
         .boxed()
@@ -66,8 +64,9 @@ impl Function for Pool {
                 sessions.filter(|_| request.extensions().get::<Later>().is_none())
             {
                 if let SessionKey::Mcp(kind) = &affinity.key {
+                    let asked = Asked::over_http(client, &request);
                     let passed = pool.forward_mcp(kind, sessions, client, request).await;
-                    return passed.unwrap_or_else(|refusal| pool.refused(&refusal, None, begun));
+                    return passed.unwrap_or_else(|refusal| pool.refused(&refusal, asked));
                 }
                 if let Some(session) = Session::of(pool.config(), affinity, &request) {
                     return pool.forward_session(session, sessions, affinity, client, request).await;
@@ -79,7 +78,7 @@ impl Function for Pool {
                     let instance = Arc::clone(slot.instance());
                     instance.pass(client, request, Some(Box::new(slot))).await
                 }
-                Err(refusal) => pool.refused(&refusal, request.extensions().get::<Later>(), begun),
+                Err(refusal) => pool.refused(&refusal, Asked::over_http(client, &request)),
             }
         }
         .boxed()
@@ -112,12 +111,11 @@ impl Pool {
                 session.tell_client(affinity, bound, &mut response);
                 response
             }
-            Err(refusal) => self.refused(&refusal, None, begun),
+            Err(refusal) => self.refused(&refusal, Asked::over_http(client, &request)),
         }
     }
 
-    fn refused(&self, refusal: &Refusal, later: Option<&Later>, begun: Instant) -> Response<Body> {
-        let sink = self.0.launch.logs();
-        of_platform(refuse_http(self.config(), sink, refusal, later, begun.elapsed()))
+    fn refused(&self, refusal: &Refusal, asked: Asked) -> Response<Body> {
+        of_platform(refuse_http(self.config(), refusal, asked))
     }
 }

@@ -15,7 +15,7 @@ use super::sessions::{Place, Sessions, Use};
 use super::slots::{Bounds, Need, Slots, Waits};
 use super::{PoolOptions, Refusal};
 use crate::instance::State;
-use crate::{Error, ErrorKind, Fault, FunctionConfig, Instance};
+use crate::{Error, ErrorKind, FunctionConfig, Instance};
 
 /// How often it is looked for instances that have been idle too long.
 const LOOK: Duration = Duration::from_secs(1);
@@ -161,6 +161,7 @@ impl Inner {
         }
         for (index, instance) in adopted.into_iter().enumerate() {
             if index < options.provisioned {
+                // No report of those that another process had started.
                 instance.provision();
             }
             if let Some(tenancy) = &inner.tenancy {
@@ -304,18 +305,18 @@ impl Inner {
     }
 
     fn failed(&self, error: Error) {
-        {
+        let wait = {
             let mut provision = lock(&self.provision);
             let wait = provision.1;
             *provision = (Instant::now() + wait, (wait * 2).min(MAX_BACK_OFF));
-        }
+            wait
+        };
         let (function, chain) = (&self.config.name, error.chain());
-        match error.fault() {
-            // Callers are not told why.
-            Fault::Host | Fault::Skiff => {
-                tracing::warn!(function, error = chain, "an instance did not come up");
-            }
-            _ => tracing::debug!(function, error = chain, "an instance did not come up"),
+        // The first says it for those that follow: callers can bring many about.
+        if error.is_kept_from_callers() && wait == BACK_OFF {
+            tracing::warn!(function, error = chain, "an instance did not come up");
+        } else {
+            tracing::debug!(function, error = chain, "an instance did not come up");
         }
         self.watch.failed(&error);
         let told = self.slots().failed();
@@ -326,9 +327,27 @@ impl Inner {
         }
     }
 
-    /// Whether an instance is not idle, for there are sessions whose calls must find it.
-    fn has_sessions(&self, instance: &Instance) -> bool {
-        self.sessions.as_ref().is_some_and(|sessions| sessions.has(instance.id()))
+    /// Whether an instance does not go for being idle: it is provisioned, or there are sessions whose calls must find it.
+    fn stays(&self, instance: &Instance) -> bool {
+        instance.is_provisioned()
+            || self.sessions.as_ref().is_some_and(|sessions| sessions.has(instance.id()))
+    }
+
+    /// Has as many instances as are provisioned count as such: those that were started for calls take the places of
+    /// others that have gone, for which no more are started.
+    fn keep_provisioned(&self) {
+        let provisioned = self.options.provisioned;
+        let (all, starting) = {
+            let slots = self.slots();
+            (slots.all(), slots.status().starting)
+        };
+        if provisioned == 0 || starting > 0 {
+            return;
+        }
+        let warm = all.into_iter().filter_map(|(one, leaving)| (!leaving).then_some(one));
+        let (kept, others): (Vec<_>, Vec<_>) = warm.partition(|one| one.is_provisioned());
+        others.iter().take(provisioned.saturating_sub(kept.len())).for_each(|one| one.keep(true));
+        kept.iter().skip(provisioned).for_each(|one| one.keep(false));
     }
 
     /// Stops an instance beside everything else.
@@ -357,7 +376,7 @@ impl Tenant for Inner {
     }
 
     fn idle(&self) -> Vec<Instant> {
-        self.slots().idle(self.options.provisioned, |instance| self.has_sessions(instance))
+        self.slots().idle(self.options.provisioned, |instance| self.stays(instance))
     }
 
     fn memory_mib(&self) -> u64 {
@@ -365,7 +384,7 @@ impl Tenant for Inner {
     }
 
     fn give_way(&self) -> bool {
-        let stays = |instance: &Arc<Instance>| self.has_sessions(instance);
+        let stays = |instance: &Arc<Instance>| self.stays(instance);
         let spared = self.slots().reap(Instant::now(), self.options.provisioned, 1, stays).pop();
         let had = spared.is_some();
         self.stop(spared);
@@ -426,9 +445,10 @@ async fn look_after(pool: Weak<Inner>) {
         if let Some(sessions) = &pool.sessions {
             sessions.sweep();
         }
+        pool.keep_provisioned();
         if let Some(before) = pool.options.idle.and_then(|idle| Instant::now().checked_sub(idle)) {
             let reaped =
-                pool.slots().reap(before, pool.options.provisioned, usize::MAX, |one| pool.has_sessions(one));
+                pool.slots().reap(before, pool.options.provisioned, usize::MAX, |one| pool.stays(one));
             reaped.into_iter().for_each(|instance| pool.stop(Some(instance)));
         }
         pool.go_on();

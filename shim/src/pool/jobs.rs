@@ -188,10 +188,7 @@ impl Jobs {
     async fn run(&self, event: Bytes, mut options: InvokeOptions) -> EventOutcome {
         let begun = Instant::now();
         let asked = options.clone();
-        let refused = |refusal: Refusal| {
-            let sink = Some(Arc::clone(&self.work.logs));
-            refuse_event(&self.work.config, sink, &refusal, &asked, begun.elapsed())
-        };
+        let refused = |refusal: Refusal| refuse_event(&self.work.config, &refusal, &asked, begun.elapsed());
         let place = match self.place().await {
             Ok(place) => place,
             Err(refusal) => return refused(refusal),

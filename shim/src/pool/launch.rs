@@ -20,11 +20,6 @@ pub(crate) trait Launch: Send + Sync + 'static {
 
     /// One that it had started, or that was taken over, has ended.
     fn ended(&self, _id: &str) {}
-
-    /// Where their lines go.
-    fn logs(&self) -> Option<Arc<dyn LogSink>> {
-        None
-    }
 }
 
 /// Containers of an image.
@@ -90,9 +85,5 @@ impl Launch for Containers {
         if let Some(identity) = &self.identity {
             let _ = std::fs::remove_file(identity.marks.join(id));
         }
-    }
-
-    fn logs(&self) -> Option<Arc<dyn LogSink>> {
-        Some(Arc::clone(&self.logs))
     }
 }

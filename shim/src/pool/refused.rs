@@ -1,98 +1,118 @@
 //! Calls that get no instance: what their callers are told, and what is logged of them.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Refusal;
-use crate::instance::{LogSink, Logs};
-use crate::platform::{InvocationContext, InvocationKind, InvocationReport, PlatformAnswer};
-use crate::proxy::{Later, over_http};
-use crate::{EventOutcome, FunctionConfig, InvokeOptions};
+use http::{Method, Request};
 
-/// What the platform tells a caller that got no instance.
+use super::Refusal;
+use crate::platform::{InvocationContext, InvocationKind, InvocationReport, PlatformAnswer};
+use crate::proxy::body::Body;
+use crate::proxy::{Later, over_http};
+use crate::{Error, EventOutcome, FunctionConfig, InvokeOptions};
+
+/// Of an error's text in a line, in characters: it may go on with what the container wrote, which has lines already.
+const MAX_ERROR: usize = 512;
+
+/// What is logged of a call.
+#[derive(Default)]
+pub(super) struct Asked {
+    /// What it has been told already.
+    request_id: Option<String>,
+    method: Option<Method>,
+    path: String,
+    client: Option<SocketAddr>,
+    retries: u32,
+    asynchronous: bool,
+}
+
+impl Asked {
+    pub(super) fn over_http(client: Option<SocketAddr>, request: &Request<Body>) -> Self {
+        let later = request.extensions().get::<Later>();
+        Self {
+            request_id: later.map(|later| later.request_id.clone()),
+            method: Some(request.method().clone()),
+            path: request.uri().path().to_owned(),
+            client,
+            retries: later.map_or(0, |later| later.retries),
+            asynchronous: later.is_some(),
+        }
+    }
+}
+
+/// What the platform tells a caller that got no instance, and logs of it.
 fn refuse(
     config: &FunctionConfig,
     refusal: &Refusal,
+    asked: &Asked,
     request_id: &str,
     kind: InvocationKind,
 ) -> PlatformAnswer {
     let throttled = || config.platform.throttled(config, request_id, kind);
-    match refusal {
-        Refusal::Start(error) => error.answer_to(request_id, kind).unwrap_or_else(throttled),
-        Refusal::Throttled => throttled(),
-        Refusal::SessionOver(id) => config.platform.session_over(id, request_id, kind),
-    }
-}
-
-/// The same for the client of an HTTP request, and logs it.
-pub(super) fn refuse_http(
-    config: &FunctionConfig,
-    sink: Option<Arc<dyn LogSink>>,
-    refusal: &Refusal,
-    later: Option<&Later>,
-    waited: Duration,
-) -> PlatformAnswer {
-    let request_id = match later {
-        Some(later) => later.request_id.clone(),
-        None => config.platform.new_request_id(),
+    let error = match refusal {
+        Refusal::Start(error) => error,
+        Refusal::Throttled => return throttled(),
+        Refusal::SessionOver(id) => return config.platform.session_over(id, request_id, kind),
     };
-    let tried = (later.map_or(0, |later| later.retries), later.is_some());
-    over_http(config, |kind| {
-        let answer = refuse(config, refusal, &request_id, kind);
-        log(config, sink, refusal, &answer, (&request_id, kind), tried, waited);
-        answer
-    })
+    let answer = error.answer_to(request_id, kind).unwrap_or_else(throttled);
+    log(config, error, asked, request_id, kind, &answer);
+    answer
 }
 
-/// The same as the outcome of an event call, and logs it.
+/// The same for the client of an HTTP request.
+pub(super) fn refuse_http(config: &FunctionConfig, refusal: &Refusal, mut asked: Asked) -> PlatformAnswer {
+    let request_id = asked.request_id.take().unwrap_or_else(|| config.platform.new_request_id());
+    over_http(config, |kind| refuse(config, refusal, &asked, &request_id, kind))
+}
+
+/// The same as the outcome of an event call.
 pub(super) fn refuse_event(
     config: &FunctionConfig,
-    sink: Option<Arc<dyn LogSink>>,
     refusal: &Refusal,
     options: &InvokeOptions,
     waited: Duration,
 ) -> EventOutcome {
     let request_id = options.request_id.clone().unwrap_or_else(|| config.platform.new_request_id());
-    let answer = refuse(config, refusal, &request_id, InvocationKind::Event);
-    let tried = (options.retries, options.asynchronous);
-    log(config, sink, refusal, &answer, (&request_id, InvocationKind::Event), tried, waited);
+    let asked = Asked {
+        path: config.platform.event_path().to_owned(),
+        retries: options.retries,
+        asynchronous: options.asynchronous,
+        ..Asked::default()
+    };
+    let answer = refuse(config, refusal, &asked, &request_id, InvocationKind::Event);
     EventOutcome::refused(request_id, answer, waited)
 }
 
 /// Writes the platform's lines and record about a call whose instance did not come up, as about one that failed
-/// otherwise: its documentation names no others. A call that is not let in has none.
+/// otherwise: its documentation names no others. Nothing is billed. A call that is not let in has none.
 fn log(
     config: &FunctionConfig,
-    sink: Option<Arc<dyn LogSink>>,
-    refusal: &Refusal,
+    error: &Error,
+    asked: &Asked,
+    request_id: &str,
+    kind: InvocationKind,
     answer: &PlatformAnswer,
-    (request_id, kind): (&str, InvocationKind),
-    (retries, asynchronous): (u32, bool),
-    waited: Duration,
 ) {
-    let (Refusal::Start(error), Some(sink)) = (refusal, sink) else { return };
-    let instance_id = error.failed_instance();
-    let logs = Logs::new(instance_id.into(), config.platform.limits().log_line_bytes, sink);
+    let Some(logs) = error.logs() else { return };
     let context = InvocationContext {
         config,
-        instance_id,
+        instance_id: logs.instance_id(),
         request_id,
         kind,
-        path: "",
-        client: None,
+        path: &asked.path,
+        client: asked.client,
         origin: None,
-        retries,
-        asynchronous,
+        retries: asked.retries,
+        asynchronous: asked.asynchronous,
         code_checksum: "",
         trigger: None,
         credentials: None,
     };
-    // It quotes what the container wrote, which must not be able to forge log lines.
-    let error = answer.message.replace('\n', "\\n").replace('\r', "\\r");
+    let error: String = answer.message.lines().next().unwrap_or_default().chars().take(MAX_ERROR).collect();
     let report = InvocationReport {
-        duration: waited,
         error: Some(&error),
         failure: Some(answer),
+        method: asked.method.as_ref(),
         status: Some(answer.status),
         ..InvocationReport::default()
     };
@@ -106,17 +126,19 @@ fn log(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::platform::scf;
     use crate::platform::{StartCause, StartFailure};
-    use crate::{Error, ErrorKind, HttpEvent};
+    use crate::{ErrorKind, HttpEvent};
 
     #[test]
     fn who_gets_no_instance_is_told_in_the_form_of_its_way() {
         let mut config = FunctionConfig::new("resize", scf());
         let mut told = |form| {
             config.http_event = form;
-            let answer = refuse_http(&config, None, &Refusal::Throttled, None, Duration::ZERO);
+            let answer = refuse_http(&config, &Refusal::Throttled, Asked::default());
             let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
             (answer.status.as_u16(), body["statusCode"].clone(), body["errorCode"].clone())
         };
@@ -136,11 +158,11 @@ mod tests {
             let refusal = Refusal::Start(Arc::new(error));
             let header = format!("x-{}-request-id", platform.name());
             for own in ["one", "another"] {
-                let later = Later { request_id: own.to_owned(), retries: 0 };
-                let answer = refuse_http(&config, None, &refusal, Some(&later), Duration::ZERO);
+                let asked = Asked { request_id: Some(own.to_owned()), ..Asked::default() };
+                let answer = refuse_http(&config, &refusal, asked);
                 assert_eq!(answer.headers[&header], own);
                 let options = InvokeOptions { request_id: Some(own.to_owned()), ..InvokeOptions::default() };
-                let outcome = refuse_event(&config, None, &refusal, &options, Duration::ZERO);
+                let outcome = refuse_event(&config, &refusal, &options, Duration::ZERO);
                 let text = String::from_utf8_lossy(&outcome.body).into_owned();
                 assert_eq!(
                     (outcome.request_id.as_str(), &outcome.headers[&header]),

@@ -39,7 +39,6 @@ impl Launch for Server {
             if fails.is_ok() {
                 let failure = StartFailure {
                     request_id: "1".into(),
-                    instance_id: "i".into(),
                     cause: StartCause::NotListening("refused".into()),
                     command: vec!["serve".into()],
                     address: None,
@@ -227,6 +226,8 @@ async fn the_idle_are_stopped_and_the_provisioned_stay() {
     assert_eq!((all.len(), server.starts()), (3, 3));
     drop(all);
     until("reaped", || pool.status().warm == 1).await;
+    let kept: Vec<_> = pool.0.slots().all().into_iter().map(|(one, _)| one).collect();
+    assert_eq!((kept[0].id(), kept[0].is_provisioned()), ("i-0", true), "not the one that was used last");
     server.guest(0).end(crate::instance::guest::KILLED);
     server.guest(1).end(crate::instance::guest::KILLED);
     server.guest(2).end(crate::instance::guest::KILLED);
@@ -243,6 +244,25 @@ async fn provisioned_instances_that_fail_are_tried_again_after_a_while() {
     assert_eq!(server.starts(), 1, "not at once");
     until("tried again", || pool.status().warm == 1).await;
     assert_eq!(server.starts(), 2);
+}
+
+#[tokio::test]
+async fn one_that_was_started_for_a_call_takes_the_place_of_a_provisioned_one() {
+    let server = Server::with(1).await;
+    server.failures.store(1, Ordering::SeqCst);
+    let idle = Some(Duration::from_millis(10));
+    let pool = server.pool(PoolOptions { provisioned: 1, idle, ..at_most(3) });
+    until("failed", || server.starts() == 1 && pool.status().starting == 0).await;
+    let slots = join_all((0..2).map(|_| pool.acquire())).await;
+    assert!(slots.iter().all(std::result::Result::is_ok));
+    let provisioned = || {
+        let all = pool.0.slots().all();
+        all.iter().filter(|(one, _)| one.is_provisioned()).count()
+    };
+    until("one counts as such", || provisioned() == 1).await;
+    drop(slots);
+    until("the other is reaped", || pool.status().warm == 1).await;
+    assert_eq!((provisioned(), server.starts()), (1, 3));
 }
 
 #[tokio::test]

@@ -151,6 +151,11 @@ impl Logs {
         }
     }
 
+    /// Whose they are.
+    pub(crate) fn instance_id(&self) -> &str {
+        &self.instance_id
+    }
+
     /// Follows a stream of the container until it ends.
     pub(crate) fn follow(&self, stream: LogStream, mut output: impl Source) {
         let member = Queue::join(&self.queue);

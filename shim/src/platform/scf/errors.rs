@@ -78,13 +78,18 @@ pub(super) fn start(failure: &StartFailure, kind: InvocationKind) -> PlatformAns
             (406, "RequestTooLarge", format!("payload size exceeds maximum allowed size ({limit} bytes)"))
         }
         StartCause::InvalidEvent(why) => (400, "InvalidParameterValue", why.clone()),
-        StartCause::OutOfResources(reason) => (449, "InsufficientResources", reason.clone()),
+        // Who calls can do nothing about these but try again, and need not know how the host is made.
+        StartCause::OutOfResources(_) => {
+            (449, "InsufficientResources", "Insufficient resources. Please try again later.".to_owned())
+        }
+        StartCause::Internal(_) => {
+            (500, "InternalError", "An internal error has occurred. Please try again later.".to_owned())
+        }
         StartCause::NotActive(state) => (438, "FunctionStatusError", state.clone()),
         // It knows neither initializers nor health checks.
-        StartCause::InitializerFailed(reason)
-        | StartCause::Unhealthy(reason)
-        | StartCause::Internal(reason)
-        | StartCause::Other(reason) => (500, "InternalError", reason.clone()),
+        StartCause::InitializerFailed(reason) | StartCause::Unhealthy(reason) | StartCause::Other(reason) => {
+            (500, "InternalError", reason.clone())
+        }
     };
     answer(status, code, message, &failure.request_id, kind)
 }
@@ -238,9 +243,18 @@ mod tests {
             (StartCause::PullFailed("manifest unknown".into()), 444, "manifest unknown"),
             (StartCause::PullTimedOut("not within 5s".into()), 447, "timed out: not within 5s"),
             (StartCause::TimedOut, 450, "30000ms"),
-            (StartCause::OutOfResources("no space".into()), 449, "no space"),
+            (
+                StartCause::OutOfResources("/srv".into()),
+                449,
+                "\"Insufficient resources. Please try again later.\"",
+            ),
+            (
+                StartCause::Internal("/srv".into()),
+                500,
+                "\"An internal error has occurred. Please try again later.\"",
+            ),
             (StartCause::NotActive("in state Pending".into()), 438, "in state Pending"),
-            (StartCause::Other("no keeper".into()), 500, "no keeper"),
+            (StartCause::Other("no command".into()), 500, "no command"),
         ];
         for (cause, code, text) in cases {
             let (status, body) = start_body(cause, InvocationKind::Event);
