@@ -40,14 +40,16 @@ pub(super) async fn rehearse(
         logs.follow(LogStream::Stderr, stderr);
     }
     let connected = first_connection(&container, config.port(), launch.started + patience).await;
-    if let Err(NotReady::Exited(exit)) = connected {
-        return Err(launch.exited(exit));
-    }
+    let listened = match connected {
+        Err(NotReady::Exited(exit)) => return Err(launch.exited(exit)),
+        Err(NotReady::Lost(error)) => return Err(error.into()),
+        connected => connected.is_ok(),
+    };
     container.ready();
     let recorded = container.recorded().await;
     container.stop(Duration::ZERO).await?;
     let recorded = recorded.ok_or_else(nothing)?;
-    Ok(Rehearsal { listened: connected.is_ok(), recorded })
+    Ok(Rehearsal { listened, recorded })
 }
 
 fn nothing() -> Error {

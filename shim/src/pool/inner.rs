@@ -159,16 +159,13 @@ impl Inner {
             let tenant: Weak<Self> = Arc::downgrade(&inner);
             tenancy.room.enter(tenant);
         }
-        for (index, instance) in adopted.into_iter().enumerate() {
-            if index < options.provisioned {
-                // No report of those that another process had started.
-                instance.provision();
-            }
+        for instance in adopted {
             if let Some(tenancy) = &inner.tenancy {
                 instance.hold(tenancy.room.take(inner.memory_mib()));
             }
             inner.add(Arc::new(instance), Slots::add);
         }
+        inner.keep_provisioned();
         inner.go_on();
         spawn(&inner.tasks, &inner.runtime, look_after(Arc::downgrade(&inner)));
         inner
@@ -337,13 +334,17 @@ impl Inner {
     /// others that have gone, for which no more are started.
     fn keep_provisioned(&self) {
         let provisioned = self.options.provisioned;
-        let (all, starting) = {
-            let slots = self.slots();
-            (slots.all(), slots.status().starting)
-        };
-        if provisioned == 0 || starting > 0 {
+        if provisioned == 0 {
             return;
         }
+        let all = {
+            let slots = self.slots();
+            // One that starts may be to count.
+            if slots.status().starting > 0 {
+                return;
+            }
+            slots.all()
+        };
         let warm = all.into_iter().filter_map(|(one, leaving)| (!leaving).then_some(one));
         let (kept, others): (Vec<_>, Vec<_>) = warm.partition(|one| one.is_provisioned());
         others.iter().take(provisioned.saturating_sub(kept.len())).for_each(|one| one.keep(true));
