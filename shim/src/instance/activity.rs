@@ -90,9 +90,13 @@ impl Activity {
         self.running() == 0 && self.begun.load(Ordering::SeqCst) == begun
     }
 
-    /// Freezes it, unless something runs or has begun since `begun`.
+    /// Freezes it, unless it is frozen, something runs or has begun since `begun`.
     async fn cool_down(&self, guest: &dyn Guest, begun: u64) {
         let _gate = self.gate.lock().await;
+        if self.is_cool() && guest.is_frozen() {
+            // To say that it is not cool would let one that waits at the gate run into it.
+            return;
+        }
         let frozen = if self.close(begun) { guest.freeze().await.map(|()| true) } else { Ok(false) };
         if let Err(error) = &frozen {
             tracing::debug!(%error, "an idle instance is not frozen");
@@ -235,9 +239,12 @@ mod tests {
         }
     }
 
-    /// Many callers and one that freezes all the time: no caller ever finds it frozen.
+    /// Bursts of callers and one that freezes all the time: no caller ever finds it frozen. Each burst sets
+    /// out from a frozen one, so the test has seen as many freezes as bursts.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn no_caller_runs_into_a_frozen_container() {
+        const CALLERS: usize = 4;
+        const BURSTS: usize = 100;
         let (activity, guest) = (Arc::new(Activity::default()), guest().await);
         let freezer = tokio::spawn({
             let (activity, guest) = (Arc::clone(&activity), guest.clone());
@@ -249,22 +256,32 @@ mod tests {
                 }
             }
         });
-        let callers = (0..4).map(|_| {
-            let (activity, guest) = (Arc::clone(&activity), guest.clone());
-            tokio::spawn(async move {
-                for _ in 0..2000 {
-                    let _active = activity.begin();
-                    activity.wake(&guest).await;
-                    assert!(!guest.frozen());
-                    tokio::task::yield_now().await;
-                    assert!(!guest.frozen());
+        let together = Arc::new(tokio::sync::Barrier::new(CALLERS));
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..CALLERS {
+            let (activity, guest, together) = (Arc::clone(&activity), guest.clone(), Arc::clone(&together));
+            callers.spawn(async move {
+                for _ in 0..BURSTS {
+                    if together.wait().await.is_leader() {
+                        while !guest.frozen() {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                    together.wait().await;
+                    for _ in 0..20 {
+                        let _active = activity.begin();
+                        activity.wake(&guest).await;
+                        assert!(!guest.frozen());
+                        tokio::task::yield_now().await;
+                        assert!(!guest.frozen());
+                    }
                 }
-            })
-        });
-        for caller in callers.collect::<Vec<_>>() {
-            caller.await.expect("never frozen");
+            });
+        }
+        while let Some(caller) = callers.join_next().await {
+            caller.expect("never frozen");
         }
         freezer.abort();
-        assert!(guest.freezes() > 0, "the test has seen no freeze");
+        assert!(guest.freezes() >= BURSTS, "the test has seen {} freezes", guest.freezes());
     }
 }
