@@ -407,7 +407,7 @@ mod tests {
         // A group that has controllers, as a delegated one.
         let owner = Group::of_run(hierarchy.clone(), &format!("owner-{}", std::process::id()));
         owner.child("made").create().expect("this test makes cgroups and needs root");
-        let base = relative(&owner.spec_path()).expect("a path");
+        let base = relative(&owner.path_from_root()).expect("a path");
         let (dead, lock) = RunDir::create(dir.path(), &hierarchy.based_on(&base)).expect("a run");
         dead.group().child("c").create().expect("a group");
         let parent = hierarchy.root_of("pids").expect("pids").join(&base).join("skiff");

@@ -1,6 +1,7 @@
 //! The entry point: one [`Runtime`] is one run's store, keeper and namespaces.
 
 mod open;
+mod supplies;
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,15 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::open::{Opened, namespaces, open_blocking, open_run, require_root};
+use self::supplies::Supplies;
 use crate::acceleration::{Acceleration, ListPath, ReadAhead, Recorder, Recordings, Subject, rootfs_of};
 use crate::cgroup::{CgroupParent, Hierarchy};
 use crate::container::{Parts, StartTimings};
 use crate::image::{Image, Store};
-use crate::keeper::protocol::{Label, SpaceKind, StartRequest};
+use crate::keeper::protocol::Label;
 use crate::keeper::{Order, Succession};
 use crate::network::{Dialer, Forwarder, Namespaces, Resolver};
 use crate::rootfs::quota::Area;
-use crate::rootfs::{Cap, Choice, Disks};
+use crate::rootfs::{Choice, Disks};
 use crate::rundir::RunDir;
 use crate::sandbox::Claim;
 use crate::{Container, ContainerSpec, Error, ErrorKind, NetworkOptions, Result, breakpoint};
@@ -226,23 +228,23 @@ impl Runtime {
         request.profile.clone_from(&self.profile);
         request.first_id = claim.as_ref().map(|claim| claim.first);
         let deadline = spec.deadline();
-        let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
-        let prepared =
-            tokio::task::spawn_blocking(move || prepare(&request, &spec, group, &disks, &namespaces));
-        // A thread that waits for a filesystem cannot be killed: it ends when that answers.
-        let prepared = tokio::time::timeout(deadline, prepared).await.map_err(|_| not_prepared(deadline))?;
-        let (mut fds, mut timings, spec) = prepared.map_err(panicked)??;
+        let mut supplies = Supplies::ready(&request, &spec, &self.disks, &self.namespaces)?;
+        if !supplies.are_complete() {
+            supplies = self.complete(supplies, deadline).await?;
+        }
+        let mut timings = StartTimings {
+            network: supplies.namespace_took,
+            rootfs: supplies.disks_took,
+            ..StartTimings::default()
+        };
+        let (network, disks) = supplies.take()?;
+        let kept = self.disks.keep(&disks);
         breakpoint::reach("daemon-prepared");
-        let held = (image.lease.descriptor().is_some(), claim.is_some());
-        if let Some(claim) = claim {
-            fds.insert(HELD_PLACE, claim.lock);
-        }
-        let lease = image.lease.descriptor();
-        if let Some(lease) = lease {
-            let copy = lease.try_clone().map_err(|e| Error::host("cannot copy the lease of an image", e))?;
-            fds.insert(HELD_PLACE, copy);
-        }
-        let network = fds[1].try_clone().map_err(|e| Error::host("cannot keep the network namespace", e))?;
+        let copied = |fd: &OwnedFd| fd.try_clone().map_err(|e| Error::host("cannot copy a descriptor", e));
+        let lease = image.lease.descriptor().map(copied).transpose()?;
+        let held = (lease.is_some(), claim.is_some());
+        let mut fds = vec![request.to_memfd()?, copied(&network)?];
+        fds.extend(lease.into_iter().chain(claim.map(|claim| claim.lock)).chain(group).chain(disks));
         let network = Arc::new(network);
         let names = self.forward_names(&network, &resolver.upstreams).await?;
         let began = Instant::now();
@@ -255,9 +257,10 @@ impl Runtime {
             network: spec.network,
             oom: spec.oom,
             label: Label(spec.label.clone()),
+            disks: Some(kept),
         };
         let keeper = self.keepers.living().await?;
-        let started = keeper.start(order, &fds).await?;
+        let started = keeper.start(order, fds).await?;
         breakpoint::reach("daemon-started");
         timings.spawn = began.elapsed();
         timings.mounts = micros(started.steps.mounts_us);
@@ -284,6 +287,13 @@ impl Runtime {
             ran: Duration::ZERO,
             lasting: keeper.is_lasting(),
         })
+    }
+
+    async fn complete(&self, supplies: Supplies, deadline: Duration) -> Result<Supplies> {
+        let (disks, namespaces) = (Arc::clone(&self.disks), Arc::clone(&self.namespaces));
+        let made = tokio::task::spawn_blocking(move || supplies.complete(&disks, &namespaces));
+        // A thread that waits for a filesystem cannot be killed: it ends when that answers.
+        tokio::time::timeout(deadline, made).await.map_err(|_| not_prepared(deadline))?.map_err(panicked)?
     }
 
     /// Starts a forwarder for names where only the host reaches its servers. Whoever takes over a
@@ -358,48 +368,4 @@ pub struct FailedStart {
     pub label: Vec<u8>,
     /// Why it failed.
     pub error: Error,
-}
-
-/// Where the lease stands among the keeper's descriptors, and after it the claim on ids: after the
-/// request and the namespace.
-const HELD_PLACE: usize = 2;
-
-type Prepared = (Vec<OwnedFd>, StartTimings, ContainerSpec);
-
-/// Makes what the keeper is handed: request, network namespace, disks. The parts wait for the
-/// kernel, not for each other: each is made by a thread of its own.
-fn prepare(
-    request: &StartRequest,
-    spec: &ContainerSpec,
-    recording: Option<OwnedFd>,
-    disks: &Disks,
-    namespaces: &Namespaces,
-) -> Result<Prepared> {
-    let disk = |kind, cap: Cap| -> Result<Option<OwnedFd>> {
-        match kind {
-            SpaceKind::Disk => disks.take(cap).map(Some),
-            SpaceKind::Memory(_) | SpaceKind::Quota(_) | SpaceKind::None => Ok(None),
-        }
-    };
-    let (writable, tmp, network) = std::thread::scope(|scope| {
-        let tmp = scope.spawn(|| timed(|| disk(request.tmp, spec.tmp_cap())));
-        let network = scope.spawn(|| timed(|| namespaces.take(spec.network, spec.address())));
-        let writable = timed(|| disk(request.writable, spec.writable_cap()));
-        (std::thread::Result::Ok(writable), tmp.join(), network.join())
-    });
-    let (Ok((writable, a)), Ok((tmp, b)), Ok((network, c))) = (writable, tmp, network) else {
-        return Err(Error::new(ErrorKind::Internal, "preparing a container panicked"));
-    };
-    let timings = StartTimings { rootfs: a.max(b), network: c, ..StartTimings::default() };
-    let mut fds = vec![request.to_memfd()?, network?];
-    fds.extend(recording);
-    fds.extend(writable?);
-    fds.extend(tmp?);
-    Ok((fds, timings, spec.clone()))
-}
-
-fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
-    let began = Instant::now();
-    let made = step();
-    (made, began.elapsed())
 }

@@ -1,8 +1,10 @@
 //! What the keeper bears: starts that hang, many that fail, many containers, and bad company.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -198,7 +200,7 @@ async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
     let quick = frozen.start(&bench.image(), light("exit 6")).await.expect("starts");
     assert_eq!(quick.wait().await.expect("ends").code, Some(6));
     ice.thaw();
-    stuck_in_the_kernel(&frozen, &bench, &ice).await;
+    stuck_in_the_kernel(&frozen, &bench).await;
     assert!(took >= Duration::from_secs(2), "{took:?}");
     assert_eq!(container.stop(Duration::ZERO).await.expect("stops").signal, Some(9));
     drop((container, quick));
@@ -207,44 +209,76 @@ async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
     bench.end().await;
 }
 
-/// Freezes between the making of disks, which is the daemon's, and their mounting.
-async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench, ice: &Frozen) {
+/// The roots of mounted disks that this process has open, by their devices.
+fn disks() -> BTreeMap<u64, fs::File> {
+    const LOOP: u32 = 7;
+    const ROOT: u64 = 2;
+    let fds = fs::read_dir("/proc/self/fd").expect("fds").flatten();
+    let opened = fds.filter_map(|fd| {
+        let found = fs::metadata(fd.path()).ok()?;
+        let disk = found.is_dir() && found.ino() == ROOT && rustix::fs::major(found.dev()) == LOOP;
+        Some((found.dev(), disk.then(|| fs::File::open(fd.path()).ok())??))
+    });
+    opened.collect()
+}
+
+/// Disks that are frozen until this is dropped.
+struct FrozenDisks(Vec<fs::File>);
+
+impl FrozenDisks {
+    fn fsfreeze(&self, option: &str) {
+        for disk in &self.0 {
+            let path = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
+            let done = Command::new("fsfreeze").args([option, &path]).status();
+            assert!(std::thread::panicking() || done.is_ok_and(|s| s.success()), "{option}");
+        }
+    }
+}
+
+impl Drop for FrozenDisks {
+    fn drop(&mut self) {
+        self.fsfreeze("-u");
+    }
+}
+
+/// Freezes the disks of a start between their making, which is the daemon's, and their use.
+async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench) {
     let keeper = keeper_of(frozen.dir());
     let before = children(keeper);
     let signal =
         |signal| kill_process(Pid::from_raw(keeper.cast_signed()).expect("a pid"), signal).expect("sent");
-    // Caps that no start had before it: none of those disks are made ready beside its own.
+    // Caps that no start had before it: none of those disks are ready.
     let spec = ContainerSpec {
         deadline: Duration::from_secs(6),
         writable_bytes: 24 << 20,
         tmp_bytes: 20 << 20,
         ..shell("sleep 1000")
     };
-    let disks = || {
-        let fds = fs::read_dir("/proc/self/fd").expect("fds").flatten();
-        fds.filter_map(|fd| fs::read_link(fd.path()).ok())
-            .filter(|to| to.starts_with("/dev"))
-            .filter(|to| to.to_string_lossy().starts_with("/dev/loop") && !to.ends_with("loop-control"))
-            .count()
-    };
-    until("disks are in use", || disks() == 0).await;
     signal(Signal::STOP);
     let _goes_on = GoesOn(keeper);
+    let known = disks();
+    let new = || {
+        let mut disks = disks();
+        disks.retain(|device, _| !known.contains_key(device));
+        disks
+    };
     let freeze = async {
-        until("no disks", || disks() == 2).await;
+        until("no disks", || new().len() >= 2).await;
         // Until the request has been sent.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        ice.freeze();
+        let disks = FrozenDisks(new().into_values().collect());
+        disks.fsfreeze("-f");
         signal(Signal::CONT);
+        disks
     };
     let image = bench.image();
-    let (started, ()) = tokio::join!(frozen.start(&image, spec), freeze);
-    let error = started.expect_err("its disk cannot be mounted");
+    let (started, disks) = tokio::join!(frozen.start(&image, spec), freeze);
+    let error = started.expect_err("its disk cannot be used");
     assert_eq!(error.kind(), ErrorKind::StartTimedOut, "{error:?}");
     assert!(error.chain().contains("wait in the kernel"), "{error:?}");
     let quick = frozen.start(&image, light("exit 7")).await.expect("others start");
     assert_eq!(quick.wait().await.expect("ends").code, Some(7));
-    ice.thaw();
+    drop(disks);
     until("a process is left", || children(keeper).len() <= before.len()).await;
 }
 

@@ -125,6 +125,12 @@ fn kill_tree(dir: &Path, seen: &mut HashSet<Pid>) {
 
 /// Removes `dir` bottom-up. A directory that is gone already is fine.
 fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Processes in it, or groups below it.
+        Err(e) if is_busy(&e) => {}
+        result => return result,
+    }
     if let Ok(entries) = fs::read_dir(dir) {
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|t| t.is_dir()) {

@@ -59,8 +59,9 @@ impl Group {
         self.hierarchy.version() == Version::V2
     }
 
-    /// The path for the runtime specification's `cgroupsPath`: absolute, from the hierarchy's root.
-    pub(crate) fn spec_path(&self) -> PathBuf {
+    /// Its path from the hierarchy's root, as in `/proc/PID/cgroup`.
+    #[cfg(test)]
+    pub(crate) fn path_from_root(&self) -> PathBuf {
         Path::new("/").join(&self.path)
     }
 
@@ -183,7 +184,7 @@ mod tests {
         let root = tempfile::tempdir().expect("tempdir");
         let hierarchy = Hierarchy::unified_at(root.path()).based_on(Path::new("a.slice/b.service"));
         let container = Group::of_run(hierarchy, "run").child("c");
-        assert_eq!(container.spec_path(), Path::new("/a.slice/b.service/skiff/run/c"));
+        assert_eq!(container.path_from_root(), Path::new("/a.slice/b.service/skiff/run/c"));
         container.create().expect("created");
         for (group, written) in [
             ("", false),

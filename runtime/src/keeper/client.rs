@@ -19,6 +19,7 @@ use super::launch::{execute, find};
 use super::peers::{address, credentials, new_socket, open_dir};
 use super::protocol::{FromKeeper, Label, PROTOCOL, Role, ToKeeper, VERSION, receive, send};
 use super::table::{AdoptedContainer, AdoptedFailure, Ended, Started, Table, dispatch};
+use crate::rootfs::KeptDisks;
 use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Network, OomPolicy, Result, breakpoint};
 
@@ -210,9 +211,9 @@ impl Keeper {
 
     /// Starts a container. `fds` are the request, the network namespace, the lease on the image if
     /// there is one, the claim on ids if there is one, the group of a recording if the request says so,
-    /// and the disks.
-    pub(crate) async fn start(&self, order: Order<'_>, fds: &[OwnedFd]) -> Result<Started> {
-        let Order { id, deadline, leased, claimed, address, network, oom, label } = order;
+    /// and the disks, as mounts that are attached nowhere.
+    pub(crate) async fn start(&self, order: Order<'_>, fds: Vec<OwnedFd>) -> Result<Started> {
+        let Order { id, deadline, leased, claimed, address, network, oom, label, disks } = order;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -225,16 +226,18 @@ impl Keeper {
                     format!("a container named {id} exists already"),
                 ));
             }
-            table.starting.insert(id.to_owned(), sender);
+            table.starting.insert(id.to_owned(), (sender, disks));
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let name = id.to_owned();
         let message =
             ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, network, oom, label };
-        if let Err(e) = self.send(&message, fds).await {
+        if let Err(e) = self.send(&message, &fds).await {
             lock(&self.table).starting.remove(id);
             return Err(lost().because(e));
         }
+        // What is kept of them is let go elsewhere: to end a disk takes milliseconds.
+        drop(fds);
         match tokio::time::timeout(deadline + DEADLINE_GRACE, receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(lost()),
@@ -295,6 +298,8 @@ pub(crate) struct Order<'a> {
     pub(crate) network: Network,
     pub(crate) oom: OomPolicy,
     pub(crate) label: Label,
+    /// Kept until the container has ended, where it has any.
+    pub(crate) disks: Option<KeptDisks>,
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
@@ -389,14 +394,14 @@ async fn read(
     }
     let mut table = lock(&table);
     table.lost = true;
-    for (_, starting) in table.starting.drain() {
+    for (_, (starting, _)) in table.starting.drain() {
         let _ = starting.send(Err(lost()));
     }
     let left = table.left.load(Ordering::Acquire);
-    for (_, (_, pidfd, ended)) in table.running.drain().filter(|_| !left) {
+    for (_, running) in table.running.drain().filter(|_| !left) {
         // The kernel does so too, unless the container cleared its parent-death signal.
-        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        let _ = ended.send(Some(Ended::KeeperLost));
+        let _ = rustix::process::pidfd_send_signal(&running.pidfd, Signal::KILL);
+        let _ = running.ended.send(Some(Ended::KeeperLost));
     }
     let _ = gone.send(true);
 }

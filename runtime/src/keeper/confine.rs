@@ -38,11 +38,17 @@ pub(super) fn raise_limits(limits: &Limits) {
     }
 }
 
+/// Enters the container's network namespace.
+pub(super) fn enter(network: &OwnedFd) -> Result<()> {
+    setns(network, CloneFlags::CLONE_NEWNET)
+        .map_err(|e| Error::host("cannot enter the network namespace", io::Error::from(e)))
+}
+
 /// Enters the container's network namespace, for a container whose user namespace cannot.
 pub(super) fn enter_network(network: &OwnedFd) -> Result<()> {
     let failed = |e: io::Error| Error::host("cannot enter the network namespace", e);
     let host = fs::read_link(NAMESPACE).map_err(failed)?;
-    setns(network, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
+    enter(network)?;
     if fs::read_link(NAMESPACE).map_err(failed)? == host {
         // Not one of its own: its settings are the host's.
         return Ok(());

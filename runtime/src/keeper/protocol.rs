@@ -24,7 +24,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What daemon and keeper speak. A daemon that comes to a keeper of another build needs the same
 /// number. It is increased by every change that one side must not miss: a message or field that is
 /// new and may be ignored (`#[serde(default)]`) is none. `Hello` and `Refused` never change.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
@@ -200,7 +200,7 @@ pub(crate) struct Limits {
 /// What holds written bytes, on the wire.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum SpaceKind {
-    /// The next descriptor is a loop device.
+    /// The next descriptor is a mount that is attached nowhere.
     Disk,
     /// A tmpfs of this cap.
     Memory(Cap),

@@ -275,10 +275,11 @@ impl Server {
 
     /// Removes a group now, or as soon as its last process has left.
     pub(super) fn retire(&mut self, group: Group) {
-        group.kill_once();
+        // Mostly there is nobody left to kill.
         if matches!(group.try_remove(), Ok(true)) {
             self.discard(&group);
         } else {
+            group.kill_once();
             let now = Instant::now();
             self.removing.push(Removing { group, since: now, next: now + REMOVE_INTERVAL });
         }

@@ -19,11 +19,11 @@ use super::confine;
 use super::protocol::{Failure, Report, SpaceKind, SpawnSteps, StartRequest};
 use crate::cgroup::Group;
 use crate::rootfs::idmap::map_layers;
-use crate::rootfs::mount::{ROOTFS, Scratch, Space};
+use crate::rootfs::mount::{GROUP_PATH, ROOTFS, Scratch, Space};
 use crate::rootfs::path::Root;
-use crate::rootfs::quota;
+use crate::rootfs::{quota, system};
 use crate::sandbox::{
-    CommandExecutor, DEFAULT_PATH, SpecInput, User, UserNamespace, Userns, build_spec, resolve_user,
+    CommandExecutor, DEFAULT_PATH, Mounted, SpecInput, User, UserNamespace, build_spec, resolve_user,
 };
 use crate::sys::watch_filesystem;
 use crate::{Error, ErrorKind, Result, breakpoint};
@@ -84,26 +84,18 @@ fn start(inputs: Inputs) -> Result<Report> {
     let scratch = Scratch::enter(&inputs.mount_point)?;
     let spaces = Spaces { id: &request.id, disks: inputs.disks.into_iter(), area: inputs.area };
     mount_rootfs(&scratch, &request, spaces, userns.as_ref())?;
-    if userns.is_some() {
-        confine::enter_network(&inputs.network)?;
-        scratch.mount_sysfs()?;
-    }
     breakpoint::reach("start-mounted");
     let user = resolve_user(&request.user, &Root::open(&scratch.path(ROOTFS))?)?;
     userns.as_ref().map_or(Ok(()), |userns| userns.check(&user))?;
     give_output_to(&user, userns.as_ref(), &inputs.stdout, &inputs.stderr)?;
     let null = open_null()?;
-    let groups = inputs.group.v1_dirs();
-    if !groups.is_empty() {
-        scratch.mount_cgroups_v1(&groups)?;
-    }
-    // After the disks are mounted: no group lets them be used.
+    let mounted = mount_system(&scratch, &inputs.group, &inputs.network, userns.as_ref())?;
+    scratch.pose_as_unified()?;
     inputs.group.limit(&request.limits)?;
     inputs.group.join_rest()?;
     let scratch = scratch.become_root(userns.is_some())?;
     let env = complete_env(&request.env, &user);
     let bundle = scratch.path("bundle");
-    let (cgroup_v1, sysfs) = (scratch.path("cgroup"), scratch.path("sysfs"));
     build_spec(&SpecInput {
         rootfs: &scratch.path(ROOTFS),
         read_only: request.read_only,
@@ -113,10 +105,10 @@ fn start(inputs: Inputs) -> Result<Report> {
         working_dir: &request.working_dir,
         user: &user,
         limits: request.limits,
-        cgroup: inputs.group.spec_path(),
-        cgroup_v1: (!groups.is_empty()).then_some(cgroup_v1.as_path()),
+        cgroup: GROUP_PATH.as_ref(),
+        mounted,
         network_namespace: format!("/proc/self/fd/{}", inputs.network.as_raw_fd()).into(),
-        userns: userns.as_ref().map(|userns| Userns { path: userns.path(), sysfs: &sysfs }),
+        userns: userns.as_ref().map(UserNamespace::path),
     })
     .and_then(|spec| spec.save(bundle.join("config.json")))
     .map_err(|e| Error::new(ErrorKind::Internal, "cannot make the runtime specification").because(e))?;
@@ -184,6 +176,32 @@ fn mount_rootfs(
     // After /tmp: it may be below it.
     root.ensure_dir(&request.working_dir)?;
     bind_etc(scratch, request, &root, userns)
+}
+
+/// Mounts `/dev`, `/sys` and the groups of version 1, as far as the container need not do it by itself:
+/// what the root of a user namespace is to use is mounted in that.
+fn mount_system(
+    scratch: &Scratch,
+    group: &Group,
+    network: &OwnedFd,
+    userns: Option<&UserNamespace>,
+) -> Result<Mounted> {
+    let groups = group.v1_dirs();
+    if userns.is_some() {
+        confine::enter_network(network)?;
+        scratch.mount_sysfs()?;
+        if !groups.is_empty() {
+            scratch.mount_cgroups_v1(&groups, &scratch.make("cgroup")?)?;
+        }
+        return Ok(Mounted::Beside { groups: !groups.is_empty() });
+    }
+    confine::enter(network)?;
+    let rootfs = scratch.path(ROOTFS);
+    system::mount(&Root::open(&rootfs)?)?;
+    if !groups.is_empty() {
+        scratch.mount_cgroups_v1(&groups, &rootfs.join("sys/fs/cgroup"))?;
+    }
+    Ok(Mounted::Inside { groups: !groups.is_empty() })
 }
 
 /// What was made for the container becomes its root's.

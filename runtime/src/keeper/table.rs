@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::protocol::{FromKeeper, Instance, Label, SpawnSteps, ToKeeper};
+use crate::rootfs::KeptDisks;
 use crate::{Error, Exit, Result, Stats};
 
 /// How a container ended, and what it used until then.
@@ -102,10 +103,16 @@ pub(crate) struct AdoptedFailure {
     pub(crate) _kept: Kept,
 }
 
-pub(super) type Starting = oneshot::Sender<Result<Started>>;
+/// Who waits for a start, and the disks of the container.
+pub(super) type Starting = (oneshot::Sender<Result<Started>>, Option<KeptDisks>);
 
-/// A container whose end is awaited: its pid, its pidfd, and who waits.
-type Running = (i32, Arc<OwnedFd>, watch::Sender<Option<Ended>>);
+/// A container whose end is awaited: its pid, its pidfd, who waits, and its disks.
+pub(super) struct Running {
+    pid: i32,
+    pub(super) pidfd: Arc<OwnedFd>,
+    pub(super) ended: watch::Sender<Option<Ended>>,
+    _disks: Option<KeptDisks>,
+}
 
 pub(super) struct Table {
     pub(super) starting: HashMap<String, Starting>,
@@ -164,21 +171,22 @@ pub(super) fn dispatch(
             let (pid_shown, kept) = (pid.unsigned_abs(), Arc::new(kept));
             let started = Started { pid: pid_shown, process, stdout, stderr, steps, ended, kept };
             // Where nobody waits for it any more, dropping it kills it.
-            if let Some(waiting) = table.starting.remove(&id) {
+            let disks = table.starting.remove(&id).and_then(|(waiting, disks)| {
                 let _ = waiting.send(Ok(started));
-            }
-            table.running.insert(id, (pid, pidfd, sender));
+                disks
+            });
+            table.running.insert(id, Running { pid, pidfd, ended: sender, _disks: disks });
         }
         FromKeeper::Failed { id, failure } => {
-            if let Some(waiting) = table.starting.remove(&id) {
+            if let Some((waiting, _)) = table.starting.remove(&id) {
                 let _ = waiting.send(Err(failure.into()));
             }
         }
         FromKeeper::Exited { id, pid, exit, stats } => {
-            if table.running.get(&id).is_some_and(|(known, ..)| *known == pid)
-                && let Some((_, _, ended)) = table.running.remove(&id)
+            if table.running.get(&id).is_some_and(|running| running.pid == pid)
+                && let Some(running) = table.running.remove(&id)
             {
-                let _ = ended.send(Some(Ended::Exited(exit, stats)));
+                let _ = running.ended.send(Some(Ended::Exited(exit, stats)));
             }
         }
         FromKeeper::Adopted(instance) => {
@@ -225,7 +233,8 @@ fn adopt(table: &mut Table, instance: Instance, fds: Vec<OwnedFd>) {
     let exit = instance.ended.map(|(exit, stats)| Ended::Exited(exit, stats));
     let (sender, ended) = watch::channel(exit);
     if let (Some(pidfd), None) = (pidfd, exit) {
-        table.running.insert(instance.id.clone(), (instance.pid, pidfd, sender));
+        let running = Running { pid: instance.pid, pidfd, ended: sender, _disks: None };
+        table.running.insert(instance.id.clone(), running);
     }
     let started = Started {
         pid: instance.pid.unsigned_abs(),

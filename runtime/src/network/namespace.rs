@@ -75,33 +75,34 @@ impl Namespaces {
         Ok(this)
     }
 
-    /// A namespace for one container, with the address that it is dialled at. Blocks for some
-    /// microseconds, or a millisecond where none is ready.
+    /// A namespace for one container, with the address that it is dialled at, if one is ready. Takes some
+    /// microseconds.
     ///
     /// # Errors
-    /// `Host` when the kernel refuses a namespace or the way out.
-    pub(crate) fn take(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
+    /// `Host` when the kernel refuses the address.
+    pub(crate) fn take_ready(&self, network: Network, address: Ipv4Addr) -> Result<Option<OwnedFd>> {
         let shared = &self.shared;
         if network == Network::Host {
-            return shared
-                .home
-                .try_clone()
-                .map_err(|e| Error::host("cannot keep the host's network namespace", e));
+            let home = shared.home.try_clone();
+            return home.map(Some).map_err(|e| Error::host("cannot keep the host's network namespace", e));
         }
         if network == Network::Bridge {
             shared.bridge_used.store(true, Ordering::Relaxed);
         }
         let ready = lock(shared.queue(network)).pop_front();
         self.wake();
-        let fresh = match ready {
-            Some(fresh) => fresh,
-            None => shared.make_elsewhere(network)?,
-        };
-        fresh
-            .inside
-            .all([netlink::loopback_address(address)])
-            .map_err(|e| Error::host(format!("cannot set up lo with the address {address}"), e))?;
-        Ok(fresh.namespace)
+        ready.map(|fresh| fresh.addressed(address)).transpose()
+    }
+
+    /// As [`Self::take_ready`], or one that is made: that takes a millisecond. Blocks.
+    ///
+    /// # Errors
+    /// `Host` when the kernel refuses a namespace or the way out.
+    pub(crate) fn take(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
+        match self.take_ready(network, address)? {
+            Some(namespace) => Ok(namespace),
+            None => self.shared.make_elsewhere(network)?.addressed(address),
+        }
     }
 
     /// Takes over the way out of containers that a former owner of the run started. Blocks.
@@ -132,6 +133,16 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl Fresh {
+    /// With one more address on `lo`.
+    fn addressed(self, address: Ipv4Addr) -> Result<OwnedFd> {
+        self.inside
+            .all([netlink::loopback_address(address)])
+            .map_err(|e| Error::host(format!("cannot set up lo with the address {address}"), e))?;
+        Ok(self.namespace)
     }
 }
 

@@ -1,18 +1,23 @@
 //! Size-capped disks: a copy of an empty, formatted ext4 image in an unnamed file, on a loop
-//! device that clears itself at its last use. Nothing of it has a name, so a crash leaves nothing.
+//! device that clears itself at its last use, mounted nowhere. Nothing of it has a name, so a crash leaves
+//! nothing.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+};
 
 use super::Cap;
+use super::mount::{INERT, UPPER, WORK};
 use crate::sys::{LoopConfig, loop_clear, loop_configure, loop_get_free};
 use crate::{Error, ErrorKind, Result};
 
@@ -30,6 +35,15 @@ const FREE_DEVICE_PAUSE: Duration = Duration::from_millis(1);
 /// Devices that others were quicker to take before there is a pause.
 const QUICK_ATTEMPTS: usize = 20;
 
+/// What a disk is for, and so what is in it from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Use {
+    /// What a container writes to its root filesystem: the directories of an overlay.
+    Writable,
+    /// `/tmp`: everybody may write to its root (mode 1777).
+    Tmp,
+}
+
 /// Makes disks; keeps one formatted template for each cap.
 #[derive(Debug)]
 pub(super) struct Maker {
@@ -43,12 +57,22 @@ impl Maker {
         Self { dir, formatting: Mutex::new(()) }
     }
 
-    /// An empty ext4 filesystem of `cap` (ext4 may round its inodes up) on a loop device. The
-    /// device is detached when the descriptor is closed and no mount uses it.
+    /// A mount of a new ext4 filesystem of `cap` (ext4 may round its inodes up), which can be attached
+    /// once, in any mount namespace. The filesystem is gone when the descriptor is closed and it is
+    /// attached nowhere.
     ///
     /// # Errors
     /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
-    pub(super) fn make(&self, cap: Cap) -> Result<OwnedFd> {
+    pub(super) fn make(&self, cap: Cap, purpose: Use) -> Result<OwnedFd> {
+        let device = self.device(cap)?;
+        let mounted = mount(&device).map_err(|e| Error::host("cannot mount an empty disk", e))?;
+        furnish(&mounted, purpose).map_err(|e| Error::host("cannot furnish an empty disk", e))?;
+        Ok(mounted)
+    }
+
+    /// The filesystem on a loop device, which is detached when the descriptor is closed and no mount
+    /// uses it.
+    fn device(&self, cap: Cap) -> Result<OwnedFd> {
         check(cap)?;
         let template = self.template(Cap { bytes: cap.bytes / BLOCK * BLOCK, ..cap })?;
         let file = unnamed_copy(&template, &self.dir)
@@ -216,6 +240,35 @@ fn take(number: u32, config: &LoopConfig) -> io::Result<Result<OwnedFd, Errno>> 
     }
 }
 
+fn mount(device: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // The name that the descriptor was opened by, which is what `mount` will show inside.
+    let descriptor = format!("/proc/self/fd/{}", device.as_raw_fd());
+    let source = rustix::fs::readlinkat(rustix::fs::CWD, descriptor, Vec::new())?;
+    fsconfig_set_string(&fs, "source", source)?;
+    // The tables of unused inodes are zero already: they are holes.
+    fsconfig_set_flag(&fs, "noinit_itable")?;
+    // The disk dies with the container: waiting for the host's disk protects nothing.
+    fsconfig_set_flag(&fs, "nobarrier")?;
+    fsconfig_create(&fs)?;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, INERT)
+}
+
+fn furnish(mounted: &OwnedFd, purpose: Use) -> Result<(), Errno> {
+    // mkfs makes it; nobody expects it in `/tmp`.
+    rustix::fs::unlinkat(mounted, "lost+found", AtFlags::REMOVEDIR)?;
+    match purpose {
+        Use::Writable => [UPPER, WORK]
+            .iter()
+            .try_for_each(|name| rustix::fs::mkdirat(mounted, *name, Mode::from_raw_mode(0o755))),
+        Use::Tmp => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::openat(mounted, ".", flags, Mode::empty())?;
+            rustix::fs::fchmod(&root, Mode::from_raw_mode(0o1777))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,7 +277,7 @@ mod tests {
     fn caps_out_of_bounds_are_refused_by_value() {
         let maker = Maker::new(PathBuf::from("/nonexistent"));
         let refused = |cap: Cap, value: u64| {
-            let error = maker.make(cap).expect_err("out of bounds");
+            let error = maker.make(cap, Use::Tmp).expect_err("out of bounds");
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);
             assert!(error.to_string().contains(&value.to_string()), "{error}");
         };

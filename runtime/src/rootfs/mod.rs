@@ -1,7 +1,7 @@
 //! The root filesystem of a container, in two halves: `disk`, `pool` and `quota` make what holds
 //! written bytes, and `choice` says which of them this host has; `mount` puts overlay, writable
-//! layer and `/tmp` together inside the container's own mount namespace. `path` looks into the
-//! result without trusting it.
+//! layer and `/tmp` together inside the container's own mount namespace, and `system` adds what is the
+//! kernel's. `path` looks into the result without trusting it.
 
 mod choice;
 mod disk;
@@ -10,9 +10,11 @@ pub(crate) mod mount;
 pub(crate) mod path;
 mod pool;
 pub(crate) mod quota;
+pub(crate) mod system;
 
 pub(crate) use choice::Choice;
-pub(crate) use pool::Disks;
+pub(crate) use disk::Use;
+pub(crate) use pool::{Disks, KeptDisks};
 
 /// One inode for this many bytes unless told, as mkfs.ext4's default.
 const BYTES_PER_INODE: u64 = 16384;

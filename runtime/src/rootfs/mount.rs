@@ -24,18 +24,28 @@ const SCRATCH_INODES: u64 = 512;
 /// Room for the mount points that a read-only root filesystem lacks.
 const MOUNT_POINTS_BYTES: u64 = 1 << 20;
 /// For what is not the root filesystem itself: binds of it have these flags too.
-const INERT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID);
+pub(super) const INERT: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID);
+
+/// The directories of an overlay in what holds its written bytes.
+pub(super) const UPPER: &str = "u";
+pub(super) const WORK: &str = "w";
 
 /// Where the root filesystem is, below the scratch directory and in the namespace that is left of it.
 pub(crate) const ROOTFS: &str = "skiff-rootfs";
-/// `sys/fs/cgroup` stays empty: libcontainer finds no cgroups there, and leaves them to Skiff.
-const DIRECTORIES: [&str; 10] =
-    ["bundle", "state", "etc", "upper", "tmp", ROOTFS, "proc", "sys", "sys/fs", "sys/fs/cgroup"];
+/// `sys/fs/cgroup` and `group` are for libcontainer, see [`Scratch::pose_as_unified`].
+const DIRECTORIES: [&str; 11] =
+    ["bundle", "state", "etc", "upper", "tmp", ROOTFS, "proc", "sys", "sys/fs", "sys/fs/cgroup", GROUP];
+const CGROUP: &str = "sys/fs/cgroup";
+/// What libcontainer takes for the container's group.
+const GROUP: &str = "group";
+/// Its path from `sys/fs/cgroup`, as the specification has it.
+pub(crate) const GROUP_PATH: &str = "/../../../group";
 
 /// What holds the bytes of a mount that can be written.
 #[derive(Debug)]
 pub(crate) enum Space {
-    /// An ext4 filesystem on this loop device.
+    /// A mount that is attached nowhere, of a filesystem that has been furnished for its use.
     Disk(OwnedFd),
     /// A tmpfs of this cap.
     Memory(Cap),
@@ -68,6 +78,12 @@ impl Scratch {
         self.dir.join(name)
     }
 
+    /// Makes a directory below it.
+    pub(crate) fn make(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.path(name);
+        make_dir(&dir).map(|()| dir)
+    }
+
     /// Leaves everything of the host but its `/proc`: the scratch directory becomes the root. What is
     /// copied, listed and detached from here on is a handful of mounts, however many the host has. The
     /// root of a user namespace, who could not pass through the directories of a run, has no need to.
@@ -95,8 +111,7 @@ impl Scratch {
     /// Mounts sysfs as this network namespace shows it. The root of a user namespace may not, where
     /// the network namespace is not its own.
     pub(crate) fn mount_sysfs(&self) -> Result<()> {
-        let target = self.path("sysfs");
-        make_dir(&target)?;
+        let target = self.make("sysfs")?;
         let mounted = || -> Result<(), Errno> {
             let fs = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
             let flags = INERT | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
@@ -105,25 +120,47 @@ impl Scratch {
         mounted().map_err(|e| Error::host("cannot mount sysfs", e))
     }
 
+    /// Has libcontainer find a host of cgroup version 2, and a group that is a directory of files which do
+    /// nothing: Skiff has joined and limited the real one. Where it finds no cgroups it looks for fifteen
+    /// controllers of version 1, and reads the mount table anew for each of them; so it does where the
+    /// kernel has no version 2 or nobody uses it.
+    pub(crate) fn pose_as_unified(&self) -> Result<()> {
+        // A hierarchy that is mounted for the first time would appear in every /proc/PID/cgroup.
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        if !own.lines().any(|line| line.starts_with("0::")) {
+            return Ok(());
+        }
+        let group = self.path(GROUP);
+        // `kill`: what is in the other is not believed when a start has failed.
+        for name in ["cgroup.procs", "cgroup.kill"] {
+            fs::write(group.join(name), "").map_err(|e| Error::host("cannot make a start's files", e))?;
+        }
+        let mounted = || -> Result<(), Errno> {
+            let fs = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            let flags = INERT | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
+            attach(fs.as_fd(), &self.path(CGROUP), flags)
+        };
+        mounted().map_err(|e| Error::host("cannot mount cgroup2", e))
+    }
+
     /// Mounts `space` where `/tmp` will be taken from; mode 1777 as everywhere.
     pub(crate) fn mount_tmp(&self, space: &Space) -> Result<PathBuf> {
         let target = self.path("tmp");
         mount_space(space, &target, 0o1777)?;
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o1777))
-            .map_err(|e| Error::host("cannot set the mode of /tmp", e))?;
-        remove_lost_and_found(&target);
+        if let Space::Dir(_) = space {
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o1777))
+                .map_err(|e| Error::host("cannot set the mode of /tmp", e))?;
+        }
         Ok(target)
     }
 
     /// Puts version 1 groups (`memory` at `/sys/fs/cgroup/memory/skiff/RUN/CONTAINER` and so on) together
-    /// as a container sees them, all read-only: libcontainer mounts them writable whatever the options
+    /// in `dir` as a container sees them, all read-only: libcontainer mounts them writable whatever the options
     /// say (CVE-2022-0492), and each of its mounts costs as much as all of these. Controllers are links
     /// to the mounts: libcontainer would know one of its name for a hierarchy to make groups in.
-    pub(crate) fn mount_cgroups_v1(&self, groups: &[(&str, PathBuf)]) -> Result<()> {
+    pub(crate) fn mount_cgroups_v1(&self, groups: &[(&str, PathBuf)], dir: &Path) -> Result<()> {
         let failed = |e| Error::host("cannot put the cgroup mounts together", e);
-        let dir = self.path("cgroup");
-        make_dir(&dir)?;
-        mount_tmpfs(&dir, 4096, 64, 0o755)?;
+        mount_tmpfs(dir, 4096, 64, 0o755)?;
         let read_only = MountFlags::BIND
             | MountFlags::RDONLY
             | MountFlags::NOSUID
@@ -143,7 +180,7 @@ impl Scratch {
             }
             symlink(name, dir.join(controller)).map_err(|e| Error::host("cannot link a cgroup", e))?;
         }
-        mount_remount(&dir, read_only, c"").map_err(failed)
+        mount_remount(dir, read_only, c"").map_err(failed)
     }
 
     /// Mounts the overlay of `layers` (lowest first). Without `space` only mount points can be
@@ -154,9 +191,11 @@ impl Scratch {
             Some(space) => mount_space(space, &holder, 0o700)?,
             None => mount_tmpfs(&holder, MOUNT_POINTS_BYTES, SCRATCH_INODES, 0o700)?,
         }
-        let (upper, work) = (holder.join("u"), holder.join("w"));
-        make_dir(&upper)?;
-        make_dir(&work)?;
+        let (upper, work) = (holder.join(UPPER), holder.join(WORK));
+        if !matches!(space, Some(Space::Disk(_))) {
+            make_dir(&upper)?;
+            make_dir(&work)?;
+        }
         // The root directory of the container is the upper directory: give it the image's.
         if let Some(top) = layers.last() {
             copy_ownership(top, &upper)?;
@@ -242,23 +281,12 @@ fn mount_space(space: &Space, target: &Path, mode: u32) -> Result<()> {
                 mount_remount(target, MountFlags::BIND | MountFlags::NODEV | MountFlags::NOSUID, c"")
             })
             .map_err(|e| Error::host(format!("cannot bind {} on {}", dir.display(), target.display()), e)),
-        Space::Disk(device) => mount_ext4(device.as_fd(), target)
-            .map_err(|e| Error::host(format!("cannot mount the disk for {}", target.display()), e)),
+        Space::Disk(mounted) => {
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(mounted, "", rustix::fs::CWD, target, flags)
+                .map_err(|e| Error::host(format!("cannot attach the disk to {}", target.display()), e))
+        }
     }
-}
-
-fn mount_ext4(device: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
-    let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    // The name that the descriptor was opened by, which is what `mount` will show inside.
-    let source =
-        rustix::fs::readlinkat(rustix::fs::CWD, format!("/proc/self/fd/{}", device.as_raw_fd()), Vec::new())?;
-    fsconfig_set_string(&fs, "source", source)?;
-    // The tables of unused inodes are zero already: they are holes.
-    fsconfig_set_flag(&fs, "noinit_itable")?;
-    // The disk dies with the container: waiting for the host's disk protects nothing.
-    fsconfig_set_flag(&fs, "nobarrier")?;
-    attach(fs.as_fd(), target, INERT)
 }
 
 fn mount_tmpfs(target: &Path, bytes: u64, inodes: u64, mode: u32) -> Result<()> {
@@ -287,9 +315,4 @@ fn copy_ownership(from: &Path, to: &Path) -> Result<()> {
         fs::set_permissions(to, fs::Permissions::from_mode(meta.mode() & 0o7777))
     };
     copied().map_err(|e| Error::host("cannot copy the root directory's owner and mode", e))
-}
-
-/// mkfs makes it; nobody expects it in `/tmp`.
-fn remove_lost_and_found(dir: &Path) {
-    let _ = fs::remove_dir(dir.join("lost+found"));
 }

@@ -85,6 +85,19 @@ impl Root {
         Ok(())
     }
 
+    /// Attaches a mount to a directory of the runtime itself, made if missing.
+    pub(super) fn attach(&self, mounted: &OwnedFd, name: &str) -> Result<(), Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                mkdirat(&self.dir, name, Mode::from_raw_mode(0o755))?;
+                rustix::fs::openat(&self.dir, name, flags, Mode::empty())?
+            }
+            other => other?,
+        };
+        super::system::attach(mounted, &target)
+    }
+
     /// Where a path leads when every link on it is followed inside: relative to the root, whether
     /// it exists or not. The tree must not be changing.
     ///

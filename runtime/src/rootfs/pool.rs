@@ -1,29 +1,38 @@
-//! Disks that are ready before they are asked for: attaching a loop device takes milliseconds in
-//! which its start would wait.
+//! Disks that are ready before they are asked for, and that end after they are needed: to attach a loop
+//! device and to mount its filesystem takes milliseconds in which a start would wait, and to unmount it
+//! takes some in which nobody would be told that the container has ended.
 //!
 //! The pool holds disks of those caps that were asked for at least twice, so a single start makes no
-//! disk that nobody uses. A thread fills it while no start is under way. The disks have no names and
-//! their devices clear themselves, so a crash leaves nothing.
+//! disk that nobody uses. A thread fills it while no start is under way, and lets go of the disks of
+//! containers that have ended. The disks have no names and their devices clear themselves, so a crash
+//! leaves nothing.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Cap;
-use super::disk::Maker;
+use super::disk::{Maker, Use};
 use crate::Result;
 
-/// Ready disks of one cap: two for each of four starts at once. One takes some 300 KiB of disk.
-const READY_MAX: usize = 8;
-/// Caps for which disks are ready; the one that was not asked for longest goes first.
-const CAPS_MAX: usize = 4;
-/// From how many disks of a cap on it is worth having some ready: a start takes two.
-const ASKED_MIN: u32 = 3;
-/// The pool is filled when nobody asked for so long: a start has the processor for itself.
+/// What is ready is alike in these.
+type Kind = (Cap, Use);
+
+/// Ready disks of one kind: for four starts at once. One takes some 300 KiB of disk.
+const READY_MAX: usize = 4;
+/// Fewer are made ready while starts are under way too.
+const READY_LOW: usize = 2;
+/// Kinds of which disks are ready; the one that was not asked for longest goes first.
+const KINDS_MAX: usize = 8;
+/// From how many disks of a kind on it is worth having some ready.
+const ASKED_MIN: u32 = 2;
+/// The pool is filled up when nobody asked for so long: a start has the processor for itself.
 const QUIET: Duration = Duration::from_millis(10);
+/// Disks of ended containers that may wait for the thread; more are let go by those who bring them.
+const RETIRED_MAX: usize = 256;
 /// Below the starts that come meanwhile (nice(2)).
 const NICE: i32 = 10;
 
@@ -43,7 +52,9 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    shelves: HashMap<Cap, Shelf>,
+    shelves: HashMap<Kind, Shelf>,
+    /// Of containers that have ended.
+    retired: Vec<OwnedFd>,
     last_asked: Instant,
     closed: bool,
 }
@@ -59,31 +70,46 @@ impl Shelf {
     fn wants(&self) -> bool {
         self.asked >= ASKED_MIN && self.ready.len() < READY_MAX
     }
+
+    fn is_low(&self) -> bool {
+        self.wants() && self.ready.len() < READY_LOW
+    }
 }
 
 impl Disks {
     /// Templates of disks are kept in `dir`.
     pub(crate) fn new(dir: PathBuf) -> Self {
-        let state = State { shelves: HashMap::new(), last_asked: Instant::now(), closed: false };
+        let state = State::new();
         let shared = Shared { maker: Maker::new(dir), state: Mutex::new(state), changed: Condvar::new() };
         Self { shared: Arc::new(shared), filler: Mutex::new(None) }
     }
 
-    /// An empty ext4 filesystem of that cap on a loop device. The device is detached when the
-    /// descriptor is closed and no mount uses it.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
-    pub(crate) fn take(&self, cap: Cap) -> Result<OwnedFd> {
-        let (ready, wanting) = self.shared.lock().ask(cap);
+    /// A mount of a new ext4 filesystem of that cap, as of [`Maker::make`], if one is ready.
+    pub(crate) fn take_ready(&self, cap: Cap, purpose: Use) -> Option<OwnedFd> {
+        let (ready, wanting) = self.shared.lock().ask((cap, purpose));
         if wanting {
             self.start_filler();
             self.shared.changed.notify_one();
         }
-        match ready {
-            Some(disk) => Ok(disk),
-            None => self.shared.maker.make(cap),
+        ready
+    }
+
+    /// Makes one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
+    pub(crate) fn make(&self, cap: Cap, purpose: Use) -> Result<OwnedFd> {
+        self.shared.maker.make(cap, purpose)
+    }
+
+    /// Keeps copies of a container's disks until this is dropped, and ends them then, elsewhere: its last
+    /// process would have to do so before it has ended. Where there is no copy it does.
+    pub(crate) fn keep(&self, disks: &[OwnedFd]) -> KeptDisks {
+        let copies: Vec<_> = disks.iter().filter_map(|disk| disk.try_clone().ok()).collect();
+        if !copies.is_empty() {
+            self.start_filler();
         }
+        KeptDisks { shared: Arc::downgrade(&self.shared), disks: copies }
     }
 
     fn start_filler(&self) {
@@ -98,13 +124,13 @@ impl Disks {
 
     /// Lets go of all ready disks, and makes none any more.
     pub(crate) fn close(&self) {
-        let shelves = {
+        let left = {
             let mut state = self.shared.lock();
             state.closed = true;
-            std::mem::take(&mut state.shelves)
+            (std::mem::take(&mut state.shelves), std::mem::take(&mut state.retired))
         };
         self.shared.changed.notify_one();
-        drop(shelves);
+        drop(left);
         let filler = self.filler.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(filler) = filler {
             // It ends after at most one disk; one that panicked has nothing to tell.
@@ -113,8 +139,26 @@ impl Disks {
     }
 
     #[cfg(test)]
-    fn ready(&self, cap: Cap) -> usize {
-        self.shared.lock().shelves.get(&cap).map_or(0, |shelf| shelf.ready.len())
+    fn ready(&self, kind: Kind) -> usize {
+        self.shared.lock().shelves.get(&kind).map_or(0, |shelf| shelf.ready.len())
+    }
+}
+
+/// Copies of a container's disks.
+#[derive(Debug)]
+pub(crate) struct KeptDisks {
+    shared: Weak<Shared>,
+    disks: Vec<OwnedFd>,
+}
+
+impl Drop for KeptDisks {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        if !state.closed && state.retired.len() < RETIRED_MAX {
+            state.retired.append(&mut self.disks);
+            shared.changed.notify_one();
+        }
     }
 }
 
@@ -124,28 +168,39 @@ impl Drop for Disks {
     }
 }
 
+/// What the thread does next.
+enum Task {
+    LetGo(Vec<OwnedFd>),
+    Make(Kind),
+}
+
 impl State {
+    fn new() -> Self {
+        Self { shelves: HashMap::new(), retired: Vec::new(), last_asked: Instant::now(), closed: false }
+    }
+
     /// A ready disk, if there is one, and whether more should be made ready.
-    fn ask(&mut self, cap: Cap) -> (Option<OwnedFd>, bool) {
+    fn ask(&mut self, kind: Kind) -> (Option<OwnedFd>, bool) {
         self.last_asked = Instant::now();
         if self.closed {
             return (None, false);
         }
-        if !self.shelves.contains_key(&cap) && self.shelves.len() >= CAPS_MAX {
-            let oldest = self.shelves.iter().min_by_key(|(_, shelf)| shelf.last_asked).map(|(cap, _)| *cap);
-            oldest.and_then(|oldest| self.shelves.remove(&oldest));
+        if !self.shelves.contains_key(&kind) && self.shelves.len() >= KINDS_MAX {
+            let oldest = self.shelves.iter().min_by_key(|(_, shelf)| shelf.last_asked).map(|(kind, _)| *kind);
+            let gone = oldest.and_then(|oldest| self.shelves.remove(&oldest));
+            self.retired.extend(gone.into_iter().flat_map(|shelf| shelf.ready));
         }
         let last_asked = self.last_asked;
         let shelf =
-            self.shelves.entry(cap).or_insert_with(|| Shelf { ready: Vec::new(), asked: 0, last_asked });
+            self.shelves.entry(kind).or_insert_with(|| Shelf { ready: Vec::new(), asked: 0, last_asked });
         shelf.asked = shelf.asked.saturating_add(1);
         shelf.last_asked = last_asked;
         (shelf.ready.pop(), shelf.wants())
     }
 
     /// Takes in a disk that was made ready, or the news that it could not be made.
-    fn put(&mut self, cap: Cap, made: Result<OwnedFd>) {
-        let Some(shelf) = self.shelves.get_mut(&cap) else { return };
+    fn put(&mut self, kind: Kind, made: Result<OwnedFd>) {
+        let Some(shelf) = self.shelves.get_mut(&kind) else { return };
         match made {
             Ok(disk) if shelf.wants() => shelf.ready.push(disk),
             Ok(_) => {}
@@ -166,32 +221,47 @@ impl Shared {
     fn fill(&self) {
         // If it cannot be set, starts only share the processor with it.
         let _ = rustix::process::setpriority_process(None, NICE);
-        while let Some(cap) = self.next_wanted() {
-            let made = self.maker.make(cap);
+        while let Some(task) = self.next_task() {
+            let (cap, purpose) = match task {
+                Task::LetGo(disks) => {
+                    drop(disks);
+                    continue;
+                }
+                Task::Make(kind) => kind,
+            };
+            let made = self.maker.make(cap, purpose);
             let mut state = self.lock();
             if state.closed {
                 return;
             }
-            state.put(cap, made);
+            state.put((cap, purpose), made);
         }
     }
 
-    /// Waits until there is a disk to be made and no start is under way; `None` at the end.
-    fn next_wanted(&self) -> Option<Cap> {
+    /// Waits until there is something to do; `None` at the end.
+    fn next_task(&self) -> Option<Task> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            let wanted = state.shelves.iter().find(|(_, shelf)| shelf.wants()).map(|(cap, _)| *cap);
-            let quiet = state.last_asked.elapsed();
+            if !state.retired.is_empty() {
+                return Some(Task::LetGo(std::mem::take(&mut state.retired)));
+            }
+            let find = |wanted: fn(&Shelf) -> bool| {
+                state.shelves.iter().find(|(_, shelf)| wanted(shelf)).map(|(kind, _)| *kind)
+            };
+            if let Some(kind) = find(Shelf::is_low) {
+                return Some(Task::Make(kind));
+            }
+            let (wanted, quiet) = (find(Shelf::wants), state.last_asked.elapsed());
             state = match wanted {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(_) if quiet < QUIET => {
                     let waited = self.changed.wait_timeout(state, QUIET.saturating_sub(quiet));
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                wanted => return wanted,
+                Some(kind) => return Some(Task::Make(kind)),
             };
         }
     }
@@ -202,6 +272,13 @@ mod tests {
     use super::*;
 
     const CAP: Cap = Cap { bytes: 16 << 20, inodes: 512 };
+    const KIND: Kind = (CAP, Use::Writable);
+
+    impl Disks {
+        fn take(&self, cap: Cap) -> Result<OwnedFd> {
+            self.take_ready(cap, KIND.1).map_or_else(|| self.make(cap, KIND.1), Ok)
+        }
+    }
 
     fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
         let until = Instant::now() + Duration::from_secs(30);
@@ -223,20 +300,20 @@ mod tests {
     fn a_cap_that_is_asked_for_again_is_made_ready_and_nothing_is_left() {
         let dir = tempfile::tempdir().expect("tempdir");
         let disks = Disks::new(dir.path().to_owned());
-        drop([disks.take(CAP).expect("first"), disks.take(CAP).expect("second")]);
+        drop(disks.take(CAP).expect("first"));
         std::thread::sleep(QUIET * 3);
-        assert_eq!(disks.ready(CAP), 0, "one start needs no pool");
-        drop(disks.take(CAP).expect("third"));
-        wait_for("the pool fills", || disks.ready(CAP) == READY_MAX);
+        assert_eq!(disks.ready(KIND), 0, "one start needs no pool");
+        drop(disks.take(CAP).expect("second"));
+        wait_for("the pool fills", || disks.ready(KIND) == READY_MAX);
         std::thread::sleep(QUIET * 3);
-        assert_eq!(disks.ready(CAP), READY_MAX);
+        assert_eq!(disks.ready(KIND), READY_MAX);
         assert!(devices(dir.path()) >= READY_MAX);
         let taken = disks.take(CAP).expect("a ready one");
         disks.close();
         wait_for("all but the taken one are detached", || devices(dir.path()) == 1);
         drop(taken);
         drop(disks.take(CAP).expect("a closed pool makes each"));
-        assert_eq!(disks.ready(CAP), 0);
+        assert_eq!(disks.ready(KIND), 0);
         drop(disks);
         wait_for("all are detached", || devices(dir.path()) == 0);
         let names: Vec<_> = std::fs::read_dir(dir.path()).expect("read").flatten().collect();
@@ -244,25 +321,45 @@ mod tests {
     }
 
     #[test]
-    fn caps_are_bounded_and_the_oldest_goes() {
-        let mut state = State { shelves: HashMap::new(), last_asked: Instant::now(), closed: false };
-        let cap = |n: usize| Cap::new((n as u64 + 1) << 20, 0);
-        for n in 0..CAPS_MAX {
-            state.ask(cap(n));
+    fn kinds_are_bounded_and_the_oldest_goes() {
+        let mut state = State::new();
+        let kind = |n: usize| (Cap::new((n as u64 + 1) << 20, 0), Use::Tmp);
+        for n in 0..KINDS_MAX {
+            state.ask(kind(n));
         }
-        state.ask(cap(0));
-        state.ask(cap(CAPS_MAX));
-        assert_eq!(state.shelves.len(), CAPS_MAX);
-        assert!(state.shelves.contains_key(&cap(0)) && !state.shelves.contains_key(&cap(1)));
+        state.ask(kind(0));
+        state.ask(kind(KINDS_MAX));
+        assert_eq!(state.shelves.len(), KINDS_MAX);
+        assert!(state.shelves.contains_key(&kind(0)) && !state.shelves.contains_key(&kind(1)));
     }
 
     #[test]
     fn a_failure_is_not_tried_again_before_somebody_asks() {
-        let mut state = State { shelves: HashMap::new(), last_asked: Instant::now(), closed: false };
-        let wanting = |state: &mut State| state.ask(CAP).1;
-        assert!(!wanting(&mut state) && !wanting(&mut state) && wanting(&mut state));
-        state.put(CAP, Err(crate::Error::new(crate::ErrorKind::DiskFull, "full")));
-        assert!(!state.shelves[&CAP].wants());
+        let mut state = State::new();
+        let wanting = |state: &mut State| state.ask(KIND).1;
+        assert!(!wanting(&mut state) && wanting(&mut state));
+        state.put(KIND, Err(crate::Error::new(crate::ErrorKind::DiskFull, "full")));
+        assert!(!state.shelves[&KIND].wants());
         assert!(!wanting(&mut state));
+    }
+
+    #[test]
+    fn disks_that_were_kept_end_soon_after_whoever_kept_them() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let disks = Disks::new(dir.path().to_owned());
+        let disk = disks.take(CAP).expect("made");
+        let kept = disks.keep(std::slice::from_ref(&disk));
+        drop(disk);
+        assert_eq!(devices(dir.path()), 1, "a copy is kept");
+        drop(kept);
+        wait_for("it is detached", || devices(dir.path()) == 0);
+        let (disk, kept) = {
+            let disk = disks.take(CAP).expect("made");
+            let kept = disks.keep(std::slice::from_ref(&disk));
+            (disk, kept)
+        };
+        disks.close();
+        drop((disk, kept));
+        wait_for("a closed pool keeps none", || devices(dir.path()) == 0);
     }
 }

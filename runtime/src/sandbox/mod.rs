@@ -12,6 +12,6 @@ mod userns;
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(crate) use executor::CommandExecutor;
-pub(crate) use spec::{CAPABILITY_MASK, SpecInput, Userns, build as build_spec};
+pub(crate) use spec::{CAPABILITY_MASK, Mounted, SpecInput, build as build_spec};
 pub(crate) use user::{User, resolve as resolve_user};
 pub(crate) use userns::{Claim, UserNamespace};

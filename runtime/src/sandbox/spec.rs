@@ -63,26 +63,28 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) working_dir: &'a str,
     pub(crate) user: &'a User,
     pub(crate) limits: Limits,
-    pub(crate) cgroup: PathBuf,
-    /// The container's version 1 groups, put together; `None` on version 2.
-    pub(crate) cgroup_v1: Option<&'a Path>,
+    pub(crate) cgroup: &'a Path,
+    pub(crate) mounted: Mounted,
     pub(crate) network_namespace: PathBuf,
-    /// Where it has a user namespace.
-    pub(crate) userns: Option<Userns<'a>>,
+    /// The user namespace that it is given. The network namespace is not that's own: the start process
+    /// has entered it, and mounted what shows it.
+    pub(crate) userns: Option<PathBuf>,
 }
 
-/// What is different in a user namespace. The network namespace is not its own: the start process
-/// has entered it, and mounted what shows it.
-pub(crate) struct Userns<'a> {
-    pub(crate) path: PathBuf,
-    pub(crate) sysfs: &'a Path,
+/// What the start process has mounted. `groups`: those of version 1, put together; there are none on version 2.
+#[derive(Clone, Copy)]
+pub(crate) enum Mounted {
+    /// `/dev` and `/sys`, where they belong.
+    Inside { groups: bool },
+    /// `/sysfs` and `/cgroup`, outside of the root filesystem.
+    Beside { groups: bool },
 }
 
 /// Builds the specification. It has no resources: Skiff sets the limits of the group itself.
 pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(input)?)
-        .cgroups_path(&input.cgroup)
+        .cgroups_path(input.cgroup)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
         .readonly_paths(READ_ONLY.map(str::to_owned).to_vec())
         .rootfs_propagation("private")
@@ -150,7 +152,7 @@ fn capabilities(user: &User) -> Result<oci_spec::runtime::LinuxCapabilities, Oci
 
 fn namespaces(input: &SpecInput<'_>) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, OciSpecError> {
     let (typ, path) = match &input.userns {
-        Some(userns) => (LinuxNamespaceType::User, &userns.path),
+        Some(userns) => (LinuxNamespaceType::User, userns),
         None => (LinuxNamespaceType::Network, &input.network_namespace),
     };
     let mut all = vec![LinuxNamespaceBuilder::default().typ(typ).path(path).build()?];
@@ -167,8 +169,27 @@ fn namespaces(input: &SpecInput<'_>) -> Result<Vec<oci_spec::runtime::LinuxNames
 }
 
 fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
-    Ok(vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+    let mut all = vec![mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?];
+    if let Mounted::Beside { .. } = input.mounted {
+        all.extend(dev_and_sys()?);
+    }
+    all.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
+    match input.mounted {
+        Mounted::Inside { groups: true } => {}
+        Mounted::Beside { groups: true } => all.push(bind(CGROUP_DIR, "/cgroup")?),
+        // Version 2, in the container's cgroup namespace; not as type `cgroup`, for which libcontainer looks
+        // at what it is shown of the host.
+        Mounted::Inside { groups: false } | Mounted::Beside { groups: false } => {
+            let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+            all.push(mount(CGROUP_DIR, "cgroup2", "cgroup", &options)?);
+        }
+    }
+    Ok(all)
+}
+
+/// As `rootfs/system.rs` mounts them.
+fn dev_and_sys() -> Result<[Mount; 4], OciSpecError> {
+    Ok([
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
         mount(
             "/dev/pts",
@@ -177,25 +198,11 @@ fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>, OciSpecError> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        match &input.userns {
-            Some(userns) => bind("/sys", userns.sysfs)?,
-            None => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
-        },
-        cgroup_mount(input.cgroup_v1)?,
+        bind("/sys", "/sysfs")?,
     ])
 }
 
-/// Version 2 is mounted in the container's cgroup namespace; not as type `cgroup`, for which libcontainer
-/// looks at what the host has, and is shown nothing. Version 1 was put together before.
-fn cgroup_mount(v1: Option<&Path>) -> Result<Mount, OciSpecError> {
-    let Some(source) = v1 else {
-        return mount(CGROUP_DIR, "cgroup2", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
-    };
-    bind(CGROUP_DIR, source)
-}
-
-fn bind(destination: &str, source: &Path) -> Result<Mount, OciSpecError> {
+fn bind(destination: &str, source: &str) -> Result<Mount, OciSpecError> {
     let options: Vec<String> = ["rbind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned).to_vec();
     MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()
 }

@@ -117,18 +117,26 @@ pub(crate) fn load_seccomp_filter(program: &[u8]) -> io::Result<()> {
 /// Closes every descriptor from 3 on that is not in `keep`. For a forked child, which must not
 /// hold what belongs to its parent and never touches those objects again.
 pub(crate) fn close_all_except(keep: &[i32]) -> io::Result<()> {
-    let mut open = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        open.extend(name.to_str().and_then(|n| n.parse::<i32>().ok()));
+    let mut keep: Vec<libc::c_uint> = keep.iter().filter_map(|fd| libc::c_uint::try_from(*fd).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep {
+        close_range(first, kept)?;
+        first = first.max(kept.saturating_add(1));
     }
-    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
-        // SAFETY: the caller gave up every owner of these descriptors: it ends by `exit_now`,
-        // without running their destructors. One that is closed already (the directory that was
-        // just read) only answers EBADF.
-        unsafe { libc::close(fd) };
+    close_range(first, libc::c_uint::MAX)
+}
+
+/// Closes the descriptors from `first` on and below `end`; `MAX` is without an end.
+fn close_range(first: libc::c_uint, end: libc::c_uint) -> io::Result<()> {
+    let last = if end == libc::c_uint::MAX { end } else { end.saturating_sub(1) };
+    if first >= end {
+        return Ok(());
     }
-    Ok(())
+    // SAFETY: the caller gave up every owner of these descriptors: it ends by `exit_now`, without
+    // running their destructors.
+    let result = unsafe { libc::close_range(first, last, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Has every descriptor from 3 on closed by the next successful `execve`.
