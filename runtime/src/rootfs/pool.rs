@@ -3,9 +3,9 @@
 //! takes some in which nobody would be told that the container has ended.
 //!
 //! The pool holds disks of those caps that were asked for at least twice, so a single start makes no
-//! disk that nobody uses. A thread fills it while no start is under way, and lets go of the disks of
-//! containers that have ended. The disks have no names and their devices clear themselves, so a crash
-//! leaves nothing.
+//! disk that nobody uses. A few threads fill it up while no start is under way, and let go of the disks of
+//! containers that have ended: they wait for the kernel more than they work. The disks have no names and
+//! their devices clear themselves, so a crash leaves nothing.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -21,18 +21,18 @@ use crate::Result;
 /// What is ready is alike in these.
 type Kind = (Cap, Use);
 
-/// Ready disks of one kind: for four starts at once. One takes some 300 KiB of disk.
-const READY_MAX: usize = 4;
+/// Ready disks of one kind: for eight starts at once. One takes some 300 KiB of disk.
+const READY_MAX: usize = 8;
 /// Fewer are made ready while starts are under way too.
-const READY_LOW: usize = 2;
+const READY_LOW: usize = 4;
 /// Kinds of which disks are ready; the one that was not asked for longest goes first.
 const KINDS_MAX: usize = 8;
 /// From how many disks of a kind on it is worth having some ready.
 const ASKED_MIN: u32 = 2;
 /// The pool is filled up when nobody asked for so long: a start has the processor for itself.
 const QUIET: Duration = Duration::from_millis(10);
-/// Disks of ended containers that may wait for the thread; more are let go by those who bring them.
-const RETIRED_MAX: usize = 256;
+/// A disk takes two to three milliseconds to be made, and as long to end, of which a tenth is work.
+const THREADS: usize = 4;
 /// Below the starts that come meanwhile (nice(2)).
 const NICE: i32 = 10;
 
@@ -40,7 +40,7 @@ const NICE: i32 = 10;
 #[derive(Debug)]
 pub(crate) struct Disks {
     shared: Arc<Shared>,
-    filler: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -53,7 +53,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     shelves: HashMap<Kind, Shelf>,
-    /// Of containers that have ended.
+    /// Of containers that have ended; as many as ran when the host's filesystem stopped answering, at most.
     retired: Vec<OwnedFd>,
     last_asked: Instant,
     closed: bool,
@@ -62,17 +62,19 @@ struct State {
 #[derive(Debug)]
 struct Shelf {
     ready: Vec<OwnedFd>,
+    /// Being made.
+    making: usize,
     asked: u32,
     last_asked: Instant,
 }
 
 impl Shelf {
     fn wants(&self) -> bool {
-        self.asked >= ASKED_MIN && self.ready.len() < READY_MAX
+        self.asked >= ASKED_MIN && self.ready.len() + self.making < READY_MAX
     }
 
     fn is_low(&self) -> bool {
-        self.wants() && self.ready.len() < READY_LOW
+        self.wants() && self.ready.len() + self.making < READY_LOW
     }
 }
 
@@ -81,14 +83,14 @@ impl Disks {
     pub(crate) fn new(dir: PathBuf) -> Self {
         let state = State::new();
         let shared = Shared { maker: Maker::new(dir), state: Mutex::new(state), changed: Condvar::new() };
-        Self { shared: Arc::new(shared), filler: Mutex::new(None) }
+        Self { shared: Arc::new(shared), threads: Mutex::default() }
     }
 
     /// A mount of a new ext4 filesystem of that cap, as of [`Maker::make`], if one is ready.
     pub(crate) fn take_ready(&self, cap: Cap, purpose: Use) -> Option<OwnedFd> {
         let (ready, wanting) = self.shared.lock().ask((cap, purpose));
         if wanting {
-            self.start_filler();
+            self.start_threads();
             self.shared.changed.notify_one();
         }
         ready
@@ -107,18 +109,22 @@ impl Disks {
     pub(crate) fn keep(&self, disks: &[OwnedFd]) -> KeptDisks {
         let copies: Vec<_> = disks.iter().filter_map(|disk| disk.try_clone().ok()).collect();
         if !copies.is_empty() {
-            self.start_filler();
+            self.start_threads();
         }
         KeptDisks { shared: Arc::downgrade(&self.shared), disks: copies }
     }
 
-    fn start_filler(&self) {
-        let mut filler = self.filler.lock().unwrap_or_else(PoisonError::into_inner);
-        if filler.is_none() && !self.shared.lock().closed {
+    fn start_threads(&self) {
+        let mut threads = lock(&self.threads);
+        if !threads.is_empty() || self.shared.lock().closed {
+            return;
+        }
+        for _ in 0..THREADS {
             let shared = Arc::clone(&self.shared);
-            // Without it every start makes its own.
-            *filler =
-                std::thread::Builder::new().name("skiff-disks".into()).spawn(move || shared.fill()).ok();
+            // Without any every start makes its own, and its container ends them.
+            threads.extend(
+                std::thread::Builder::new().name("skiff-disks".into()).spawn(move || shared.work()).ok(),
+            );
         }
     }
 
@@ -129,12 +135,11 @@ impl Disks {
             state.closed = true;
             (std::mem::take(&mut state.shelves), std::mem::take(&mut state.retired))
         };
-        self.shared.changed.notify_one();
+        self.shared.changed.notify_all();
         drop(left);
-        let filler = self.filler.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(filler) = filler {
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
             // It ends after at most one disk; one that panicked has nothing to tell.
-            let _ = filler.join();
+            let _ = thread.join();
         }
     }
 
@@ -155,9 +160,9 @@ impl Drop for KeptDisks {
     fn drop(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut state = shared.lock();
-        if !state.closed && state.retired.len() < RETIRED_MAX {
+        if !state.closed {
             state.retired.append(&mut self.disks);
-            shared.changed.notify_one();
+            shared.changed.notify_all();
         }
     }
 }
@@ -170,7 +175,7 @@ impl Drop for Disks {
 
 /// What the thread does next.
 enum Task {
-    LetGo(Vec<OwnedFd>),
+    LetGo(OwnedFd),
     Make(Kind),
 }
 
@@ -191,8 +196,12 @@ impl State {
             self.retired.extend(gone.into_iter().flat_map(|shelf| shelf.ready));
         }
         let last_asked = self.last_asked;
-        let shelf =
-            self.shelves.entry(kind).or_insert_with(|| Shelf { ready: Vec::new(), asked: 0, last_asked });
+        let shelf = self.shelves.entry(kind).or_insert_with(|| Shelf {
+            ready: Vec::new(),
+            making: 0,
+            asked: 0,
+            last_asked,
+        });
         shelf.asked = shelf.asked.saturating_add(1);
         shelf.last_asked = last_asked;
         (shelf.ready.pop(), shelf.wants())
@@ -200,10 +209,14 @@ impl State {
 
     /// Takes in a disk that was made ready, or the news that it could not be made.
     fn put(&mut self, kind: Kind, made: Result<OwnedFd>) {
-        let Some(shelf) = self.shelves.get_mut(&kind) else { return };
+        let Some(shelf) = self.shelves.get_mut(&kind) else {
+            self.retired.extend(made.ok());
+            return;
+        };
+        shelf.making = shelf.making.saturating_sub(1);
         match made {
             Ok(disk) if shelf.wants() => shelf.ready.push(disk),
-            Ok(_) => {}
+            Ok(disk) => self.retired.push(disk),
             Err(error) => {
                 // The next starts will say so themselves; not tried again before them.
                 shelf.asked = 0;
@@ -213,18 +226,22 @@ impl State {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
-    fn fill(&self) {
+    fn work(&self) {
         // If it cannot be set, starts only share the processor with it.
         let _ = rustix::process::setpriority_process(None, NICE);
         while let Some(task) = self.next_task() {
             let (cap, purpose) = match task {
-                Task::LetGo(disks) => {
-                    drop(disks);
+                Task::LetGo(disk) => {
+                    drop(disk);
                     continue;
                 }
                 Task::Make(kind) => kind,
@@ -245,23 +262,22 @@ impl Shared {
             if state.closed {
                 return None;
             }
-            if !state.retired.is_empty() {
-                return Some(Task::LetGo(std::mem::take(&mut state.retired)));
+            if let Some(disk) = state.retired.pop() {
+                return Some(Task::LetGo(disk));
             }
             let find = |wanted: fn(&Shelf) -> bool| {
                 state.shelves.iter().find(|(_, shelf)| wanted(shelf)).map(|(kind, _)| *kind)
             };
-            if let Some(kind) = find(Shelf::is_low) {
+            let (low, wanted, quiet) = (find(Shelf::is_low), find(Shelf::wants), state.last_asked.elapsed());
+            if let Some(kind) = low.or(wanted.filter(|_| quiet >= QUIET)) {
+                state.shelves.entry(kind).and_modify(|shelf| shelf.making += 1);
                 return Some(Task::Make(kind));
             }
-            let (wanted, quiet) = (find(Shelf::wants), state.last_asked.elapsed());
-            state = match wanted {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(_) if quiet < QUIET => {
-                    let waited = self.changed.wait_timeout(state, QUIET.saturating_sub(quiet));
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                Some(kind) => return Some(Task::Make(kind)),
+            state = if wanted.is_some() {
+                let waited = self.changed.wait_timeout(state, QUIET.saturating_sub(quiet));
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
             };
         }
     }
