@@ -32,6 +32,9 @@ pub(crate) struct Hierarchy {
     controllers: Vec<String>,
     /// The group below which Skiff makes its own, from the root of each hierarchy; empty is the root.
     base: PathBuf,
+    /// Where version 2 is mounted, in use or not.
+    #[serde(default)]
+    unified: Option<PathBuf>,
 }
 
 /// The group of Skiff's own below the base.
@@ -70,12 +73,13 @@ impl Hierarchy {
         }
         if v1.contains_key("memory") || v2.is_none() {
             let controllers = v1.keys().cloned().collect();
-            return Self { version: Version::V1, mounts: v1, controllers, base: PathBuf::new() };
+            return Self { version: Version::V1, mounts: v1, controllers, base: PathBuf::new(), unified: v2 };
         }
+        let unified = v2.clone();
         let root = v2.unwrap_or_default();
         let controllers = v2_controllers(&root).split_whitespace().map(str::to_owned).collect();
         let mounts = BTreeMap::from([(String::new(), root)]);
-        Self { version: Version::V2, mounts, controllers, base: PathBuf::new() }
+        Self { version: Version::V2, mounts, controllers, base: PathBuf::new(), unified }
     }
 
     /// The same hierarchies, with Skiff's groups below this group (from each root, relative).
@@ -112,6 +116,11 @@ impl Hierarchy {
         .advise("enable them in the kernel's command line or in the parent group's cgroup.subtree_control"))
     }
 
+    /// Where version 2 is mounted, also on a hybrid host.
+    pub(super) fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// The version in use. A hybrid host, whose controllers are in version 1 hierarchies, is 1.
     #[must_use]
     pub(crate) fn version(&self) -> Version {
@@ -143,7 +152,13 @@ impl Hierarchy {
     pub(super) fn unified_at(root: &Path) -> Self {
         let mounts = BTreeMap::from([(String::new(), root.to_owned())]);
         let controllers = NEEDED.map(str::to_owned).to_vec();
-        Self { version: Version::V2, mounts, controllers, base: PathBuf::new() }
+        Self {
+            version: Version::V2,
+            mounts,
+            controllers,
+            base: PathBuf::new(),
+            unified: Some(root.to_owned()),
+        }
     }
 
     /// A version 1 hierarchy for each controller that is needed, at `root`.
@@ -151,7 +166,7 @@ impl Hierarchy {
     pub(super) fn split_at(root: &Path) -> Self {
         let controllers = [NEEDED[0], NEEDED[1], NEEDED[2], "freezer"].map(str::to_owned).to_vec();
         let mounts = controllers.iter().map(|c| (c.clone(), root.join(c))).collect();
-        Self { version: Version::V1, mounts, controllers, base: PathBuf::new() }
+        Self { version: Version::V1, mounts, controllers, base: PathBuf::new(), unified: None }
     }
 
     /// The root of the hierarchy with this controller.
@@ -189,6 +204,7 @@ mod tests {
         assert_eq!(found.version(), Version::V1);
         assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup/memory")));
         assert_eq!(found.roots().count(), 3, "nothing is done in the one without a controller");
+        assert_eq!(found.unified(), Some(Path::new("/sys/fs/cgroup/unified")));
     }
 
     #[test]
@@ -197,6 +213,7 @@ mod tests {
             Hierarchy::parse(UNIFIED, &|_| "cpuset cpu io memory pids".into()).check().expect("usable");
         assert_eq!(found.version(), Version::V2);
         assert_eq!(found.root_of("memory"), Some(Path::new("/sys/fs/cgroup")));
+        assert_eq!(found.unified(), found.root_of("memory"));
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Group {
         self.hierarchy.controllers().map(|(name, root)| (name, root.join(&self.path))).collect()
     }
 
+    /// Where version 2 is mounted, also on a hybrid host, where it limits nothing.
+    pub(crate) fn unified_root(&self) -> Option<&Path> {
+        self.hierarchy.unified()
+    }
+
     fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
         self.hierarchy.roots().map(|root| root.join(&self.path))
     }

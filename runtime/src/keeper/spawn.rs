@@ -90,7 +90,9 @@ fn start(inputs: Inputs) -> Result<Report> {
     give_output_to(&user, userns.as_ref(), &inputs.stdout, &inputs.stderr)?;
     let null = open_null()?;
     let mounted = mount_system(&scratch, &inputs.group, &inputs.network, userns.as_ref())?;
-    scratch.pose_as_unified()?;
+    if let Some(root) = inputs.group.unified_root() {
+        scratch.pose_as_unified(root)?;
+    }
     inputs.group.limit(&request.limits)?;
     inputs.group.join_rest()?;
     let scratch = scratch.become_root(userns.is_some())?;
@@ -216,7 +218,9 @@ fn micros(since: Instant) -> u64 {
 
 #[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
 fn create_error(error: libcontainer::error::LibcontainerError) -> Error {
-    let mut text = error.to_string();
+    // What it removes after a failure is what it was shown of cgroups, and that does not go.
+    let text = error.to_string();
+    let mut text = text.split(". error during cleanup: ").next().unwrap_or_default().to_owned();
     let mut next = std::error::Error::source(&error);
     while let Some(cause) = next {
         let cause_text = cause.to_string();

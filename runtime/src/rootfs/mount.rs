@@ -37,6 +37,8 @@ pub(crate) const ROOTFS: &str = "skiff-rootfs";
 const DIRECTORIES: [&str; 11] =
     ["bundle", "state", "etc", "upper", "tmp", ROOTFS, "proc", "sys", "sys/fs", "sys/fs/cgroup", GROUP];
 const CGROUP: &str = "sys/fs/cgroup";
+/// `CGROUP2_SUPER_MAGIC` (statfs(2)).
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// What libcontainer takes for the container's group.
 const GROUP: &str = "group";
 /// Its path from `sys/fs/cgroup`, as the specification has it.
@@ -120,27 +122,26 @@ impl Scratch {
         mounted().map_err(|e| Error::host("cannot mount sysfs", e))
     }
 
-    /// Has libcontainer find a host of cgroup version 2, and a group that is a directory of files which do
-    /// nothing: Skiff has joined and limited the real one. Where it finds no cgroups it looks for fifteen
-    /// controllers of version 1, and reads the mount table anew for each of them; so it does where the
-    /// kernel has no version 2 or nobody uses it.
-    pub(crate) fn pose_as_unified(&self) -> Result<()> {
-        // A hierarchy that is mounted for the first time would appear in every /proc/PID/cgroup.
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        if !own.lines().any(|line| line.starts_with("0::")) {
+    /// Has libcontainer find a host of cgroup version 2 (`root` is where that is mounted), and a group that is a
+    /// directory of files which do nothing: Skiff has joined and limited the real one. Where it finds no
+    /// cgroups it looks for fifteen controllers of version 1, and reads the mount table anew for each of them;
+    /// so it does on a host without version 2.
+    pub(crate) fn pose_as_unified(&self, root: &Path) -> Result<()> {
+        // Something else may have been mounted over it.
+        if !rustix::fs::statfs(root).is_ok_and(|found| found.f_type == CGROUP2_MAGIC) {
             return Ok(());
         }
         let group = self.path(GROUP);
-        // `kill`: what is in the other is not believed when a start has failed.
+        // What a start that failed is to be killed by: libcontainer would believe the other.
         for name in ["cgroup.procs", "cgroup.kill"] {
             fs::write(group.join(name), "").map_err(|e| Error::host("cannot make a start's files", e))?;
         }
-        let mounted = || -> Result<(), Errno> {
-            let fs = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
-            let flags = INERT | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
-            attach(fs.as_fd(), &self.path(CGROUP), flags)
-        };
-        mounted().map_err(|e| Error::host("cannot mount cgroup2", e))
+        // Bound: a new mount of this kind would set the options of all of them anew (cgroups(7)), and wait.
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        let target = self.path(CGROUP);
+        mount_bind(root, &target)
+            .and_then(|()| mount_remount(&target, flags | MountFlags::NOEXEC, c""))
+            .map_err(|e| Error::host(format!("cannot bind {}", root.display()), e))
     }
 
     /// Mounts `space` where `/tmp` will be taken from; mode 1777 as everywhere.
