@@ -17,7 +17,7 @@ use crate::awake::Awake;
 use crate::cgroup::{Group, Peak};
 use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
-use crate::network::{Dialer, Forwarder, Resolver};
+use crate::network::{Dialer, Forwarder, Resolver, dial};
 use crate::output::Output;
 use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Network, Result};
@@ -142,6 +142,8 @@ pub struct Container {
     address: Ipv4Addr,
     network: Option<Arc<OwnedFd>>,
     dialer: Dialer,
+    /// A socket that was refused, for the next try: to make one takes longer than to try.
+    refused: Mutex<Option<OwnedFd>>,
     timings: StartTimings,
     label: Vec<u8>,
     ran: Duration,
@@ -172,6 +174,7 @@ impl Container {
             address: parts.address,
             network: parts.network,
             dialer: parts.dialer,
+            refused: Mutex::default(),
             timings: parts.timings,
             label: parts.label,
             ran: parts.ran,
@@ -256,8 +259,22 @@ impl Container {
     /// As `connect(2)`; `ConnectionRefused` while nothing listens there.
     pub async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
         let Some(network) = &self.network else { return Err(std::io::ErrorKind::ConnectionRefused.into()) };
-        let socket = self.dialer.socket(Arc::clone(network)).await?;
-        let stream = socket.connect(self.address(port)).await?;
+        let kept = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let socket = match kept {
+            Some(socket) => socket,
+            None => self.dialer.socket(Arc::clone(network)).await?,
+        };
+        let connected = dial::connect(&socket, self.address(port));
+        if connected.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+            return Err(connected.err().unwrap_or_else(|| std::io::ErrorKind::ConnectionRefused.into()));
+        }
+        let connected = connected?;
+        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+        if !connected {
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(()), Err)?;
+        }
         stream.set_nodelay(true)?;
         Ok(stream)
     }

@@ -2,14 +2,15 @@
 //! leaves; the socket stays in the namespace and is used from anywhere.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 
 /// Requests waiting for the thread; more wait in their callers.
@@ -46,9 +47,8 @@ impl Dialer {
     ///
     /// # Errors
     /// As `setns(2)` and `socket(2)`.
-    pub(crate) async fn socket(&self, namespace: Arc<OwnedFd>) -> io::Result<TcpSocket> {
-        let made = self.sockets(namespace, tcp_socket).await?.pop().ok_or_else(thread_gone)?;
-        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(made)))
+    pub(crate) async fn socket(&self, namespace: Arc<OwnedFd>) -> io::Result<OwnedFd> {
+        self.sockets(namespace, tcp_socket).await?.pop().ok_or_else(thread_gone)
     }
 
     /// What `make` makes inside `namespace`.
@@ -67,6 +67,25 @@ impl Dialer {
             tokio::task::yield_now().await;
         }
         answered.await.map_err(|_| thread_gone())?
+    }
+}
+
+/// Connects a socket that does not block, to an address of its own namespace: the answer is there at once,
+/// unless the server does not take what comes (`false`). After `ConnectionRefused` the socket can be used again.
+///
+/// # Errors
+/// As `connect(2)`.
+pub(crate) fn connect(socket: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
+    match rustix::net::connect(socket, &address) {
+        Ok(()) => return Ok(true),
+        Err(Errno::INPROGRESS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    // Tells how that came out, and after a refusal leaves the socket as it was before.
+    match rustix::net::connect(socket, &address) {
+        Ok(()) | Err(Errno::ISCONN) => Ok(true),
+        Err(Errno::ALREADY | Errno::INPROGRESS) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -95,4 +114,28 @@ fn made_in(namespace: &OwnedFd, make: Make) -> io::Result<Vec<OwnedFd>> {
 fn tcp_socket() -> io::Result<Vec<OwnedFd>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(vec![rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_refused_connects_when_somebody_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let socket = tcp_socket().expect("a socket").remove(0);
+        for _ in 0..3 {
+            let refused = connect(&socket, address).expect_err("nobody listens");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        let listener = TcpListener::bind(address).expect("bound again");
+        assert!(connect(&socket, address).expect("somebody listens"));
+        let (accepted, _) = listener.accept().expect("accepted");
+        let stream = std::net::TcpStream::from(socket);
+        assert_eq!(stream.local_addr().expect("bound"), accepted.peer_addr().expect("connected"));
+    }
 }

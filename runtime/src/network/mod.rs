@@ -3,7 +3,7 @@
 //! a way out is made apart from it ([`egress`]).
 
 mod cidr;
-mod dial;
+pub(crate) mod dial;
 mod dns;
 pub(crate) mod egress;
 mod namespace;

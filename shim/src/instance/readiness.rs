@@ -15,8 +15,8 @@ use super::guest::Guest;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// A pause is this part of what has been waited so far, which is what a start can lose by pausing: doubling
-/// pauses cost half of it.
-const PART: u32 = 20;
+/// pauses cost half of it. A try takes some 20 microseconds.
+const PART: u32 = 50;
 
 /// Longest pause.
 const LAST_PAUSE: Duration = Duration::from_millis(50);

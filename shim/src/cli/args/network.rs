@@ -14,15 +14,22 @@ pub(crate) struct NetworkArgs {
     /// [default: a range that the host does not use].
     #[arg(long, value_name = "BLOCK")]
     pub(crate) egress_range: Option<Cidr>,
-    /// How many network namespaces are kept ready.
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    /// How many network namespaces are kept ready [default: 0, or 8 with `skiff serve`].
+    #[arg(long, value_name = "COUNT")]
     #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1024))]
-    pub(crate) network_pool: usize,
+    pub(crate) network_pool: Option<usize>,
 }
 
 impl NetworkArgs {
+    /// Of a command that runs one function.
     pub(crate) fn options(&self) -> NetworkOptions {
-        NetworkOptions { ready: self.network_pool, egress_range: self.egress_range }
+        NetworkOptions { ready: self.network_pool.unwrap_or(0), egress_range: self.egress_range }
+    }
+
+    /// Of a node.
+    pub(crate) fn node_options(&self) -> NetworkOptions {
+        let usual = NetworkOptions::default();
+        NetworkOptions { ready: self.network_pool.unwrap_or(usual.ready), egress_range: self.egress_range }
     }
 }
 
@@ -68,6 +75,7 @@ mod tests {
         let args = parse(&[]).expect("no options");
         assert_eq!(args.network.map(skiff::Network::from), None);
         assert_eq!((args.options().ready, args.options().egress_range), (0, None));
+        assert_eq!(args.node_options().ready, 8);
     }
 
     #[test]
@@ -75,7 +83,7 @@ mod tests {
         let args = parse(&["--network=bridge", "--egress-range=10.5.0.0/16", "--network-pool=4"]);
         let args = args.expect("options");
         assert_eq!(args.network.map(skiff::Network::from), Some(skiff::Network::Bridge));
-        assert_eq!(args.options().ready, 4);
+        assert_eq!((args.options().ready, args.node_options().ready), (4, 4));
         assert_eq!(
             args.options().egress_range.map(|range| range.to_string()).as_deref(),
             Some("10.5.0.0/16")

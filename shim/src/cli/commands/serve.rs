@@ -87,7 +87,7 @@ fn options(global: &Global, args: &ServeArgs, asynchronous: AsyncOptions) -> Res
             run_dir,
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: Some(RUN.to_owned()),
-            network: args.network.options(),
+            network: args.network.node_options(),
             cgroup: args.cgroup_parent.clone().map_or(CgroupParent::Auto, CgroupParent::Below),
         },
         pull: args.source.pull_options(variable)?,
