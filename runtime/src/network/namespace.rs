@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
@@ -20,6 +21,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Most namespaces that are kept ready: each costs some 100 KiB of the kernel's memory.
 const READY_MAX: usize = 1024;
+/// More are made when none was taken for so long.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// A namespace that no container had yet. It lives as long as its descriptors or a process in it;
 /// nothing is mounted for it, and it has no name.
@@ -158,6 +161,14 @@ fn start_refilling(shared: &Arc<Shared>) -> Result<SyncSender<()>> {
 
 fn refill(shared: &Shared, woken: &Receiver<()>) {
     while woken.recv().is_ok() {
+        // While some are left, not in the midst of the starts that took others.
+        while !shared.is_low() {
+            match woken.recv_timeout(QUIET) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
         for network in [Network::None, Network::Bridge] {
             if let Err(error) = shared.fill(network) {
                 // The next container makes its own, and tells what is wrong.
@@ -174,6 +185,12 @@ fn refill(shared: &Shared, woken: &Receiver<()>) {
 impl Shared {
     fn queue(&self, network: Network) -> &Mutex<VecDeque<Fresh>> {
         if network == Network::Bridge { &self.bridge } else { &self.none }
+    }
+
+    /// Whether fewer than half are ready of a kind that is used.
+    fn is_low(&self) -> bool {
+        let low = |network| lock(self.queue(network)).len() * 2 < self.size;
+        low(Network::None) || self.bridge_used.load(Ordering::Relaxed) && low(Network::Bridge)
     }
 
     fn fill(&self, network: Network) -> Result<()> {

@@ -29,8 +29,9 @@ const READY_LOW: usize = 4;
 const KINDS_MAX: usize = 8;
 /// From how many disks of a kind on it is worth having some ready.
 const ASKED_MIN: u32 = 2;
-/// The pool is filled up when nobody asked for so long: a start has the processor for itself.
-const QUIET: Duration = Duration::from_millis(10);
+/// The pool is filled up when nobody asked for so long: a start has the processor for itself, and so has
+/// what it starts.
+const QUIET: Duration = Duration::from_millis(100);
 /// A disk takes two to three milliseconds to be made, and as long to end, of which a tenth is work.
 const THREADS: usize = 4;
 /// Below the starts that come meanwhile (nice(2)).
