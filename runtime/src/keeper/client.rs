@@ -214,6 +214,8 @@ impl Keeper {
     /// and the disks, as mounts that are attached nowhere.
     pub(crate) async fn start(&self, order: Order<'_>, fds: Vec<OwnedFd>) -> Result<Started> {
         let Order { id, deadline, leased, claimed, address, network, oom, label, disks } = order;
+        // Closed before what is kept of the disks is let go, and that elsewhere: to end one takes milliseconds.
+        let fds = fds;
         let (sender, receiver) = oneshot::channel();
         {
             let mut table = lock(&self.table);
@@ -232,11 +234,10 @@ impl Keeper {
         let name = id.to_owned();
         let message =
             ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, network, oom, label };
-        if let Err(e) = self.send(&message, &fds).await {
-            lock(&self.table).starting.remove(id);
-            return Err(lost().because(e));
-        }
-        // What is kept of them is let go elsewhere: to end a disk takes milliseconds.
+        let mut unsent = Unsent { table: &self.table, id: Some(id) };
+        let fds = fds;
+        self.send(&message, &fds).await.map_err(|e| lost().because(e))?;
+        unsent.id = None;
         drop(fds);
         match tokio::time::timeout(deadline + DEADLINE_GRACE, receiver).await {
             Ok(Ok(result)) => result,
@@ -284,6 +285,20 @@ impl Drop for Keeper {
             // it when it is done. (That of a lasting run has ended long ago, for a child of its own.)
             let _ =
                 std::thread::Builder::new().name("skiff-keeper-wait".into()).spawn(move || process.wait());
+        }
+    }
+}
+
+/// A start that the keeper does not know of yet: forgotten when it is given up.
+struct Unsent<'a> {
+    table: &'a Mutex<Table>,
+    id: Option<&'a str>,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            lock(self.table).starting.remove(id);
         }
     }
 }

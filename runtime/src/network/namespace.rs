@@ -16,22 +16,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::egress::Egress;
 use super::netlink::{self, Socket};
-use super::{Network, NetworkOptions};
+use super::{DEFAULT_ADDRESS, Network, NetworkOptions};
 use crate::{Error, ErrorKind, Result};
 
 /// Most namespaces that are kept ready: each costs some 100 KiB of the kernel's memory.
 const READY_MAX: usize = 1024;
 /// More are made when none was taken for so long.
 const QUIET: Duration = Duration::from_millis(100);
-
-/// A namespace that no container had yet. It lives as long as its descriptors or a process in it;
-/// nothing is mounted for it, and it has no name.
-#[derive(Debug)]
-struct Fresh {
-    namespace: OwnedFd,
-    /// A socket inside, for the address.
-    inside: Socket,
-}
 
 /// What makes a run's namespaces.
 #[derive(Debug)]
@@ -46,8 +37,10 @@ struct Shared {
     home: OwnedFd,
     egress: Egress,
     size: usize,
-    none: Mutex<VecDeque<Fresh>>,
-    bridge: Mutex<VecDeque<Fresh>>,
+    /// Namespaces that no container had yet, with the usual address. Each lives as long as its descriptors or
+    /// a process in it; nothing is mounted for it, and it has no name.
+    none: Mutex<VecDeque<OwnedFd>>,
+    bridge: Mutex<VecDeque<OwnedFd>>,
     /// Whether a container had a way out yet: without one, none is kept ready.
     bridge_used: AtomicBool,
     closed: AtomicBool,
@@ -78,11 +71,12 @@ impl Namespaces {
         Ok(this)
     }
 
-    /// A namespace for one container, with the address that it is dialled at, if one is ready. Takes some
-    /// microseconds.
+    /// A namespace for one container, with the address that it is dialled at, if one is ready; none is with
+    /// another address than the usual. Does not wait for the kernel's lock of network devices, which ending
+    /// containers hold for milliseconds.
     ///
     /// # Errors
-    /// `Host` when the kernel refuses the address.
+    /// `Host` when a descriptor cannot be copied.
     pub(crate) fn take_ready(&self, network: Network, address: Ipv4Addr) -> Result<Option<OwnedFd>> {
         let shared = &self.shared;
         if network == Network::Host {
@@ -92,20 +86,25 @@ impl Namespaces {
         if network == Network::Bridge {
             shared.bridge_used.store(true, Ordering::Relaxed);
         }
+        if address != DEFAULT_ADDRESS {
+            return Ok(None);
+        }
         let ready = lock(shared.queue(network)).pop_front();
         self.wake();
-        ready.map(|fresh| fresh.addressed(address)).transpose()
+        Ok(ready)
     }
 
-    /// As [`Self::take_ready`], or one that is made: that takes a millisecond. Blocks.
+    /// Makes one, which takes a millisecond. Blocks.
     ///
     /// # Errors
     /// `Host` when the kernel refuses a namespace or the way out.
-    pub(crate) fn take(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
-        match self.take_ready(network, address)? {
-            Some(namespace) => Ok(namespace),
-            None => self.shared.make_elsewhere(network)?.addressed(address),
-        }
+    pub(crate) fn make(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
+        self.shared.make_elsewhere(network, address)
+    }
+
+    #[cfg(test)]
+    fn take(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
+        self.take_ready(network, address)?.map_or_else(|| self.make(network, address), Ok)
     }
 
     /// Takes over the way out of containers that a former owner of the run started. Blocks.
@@ -136,16 +135,6 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl Fresh {
-    /// With one more address on `lo`.
-    fn addressed(self, address: Ipv4Addr) -> Result<OwnedFd> {
-        self.inside
-            .all([netlink::loopback_address(address)])
-            .map_err(|e| Error::host(format!("cannot set up lo with the address {address}"), e))?;
-        Ok(self.namespace)
     }
 }
 
@@ -183,7 +172,7 @@ fn refill(shared: &Shared, woken: &Receiver<()>) {
 }
 
 impl Shared {
-    fn queue(&self, network: Network) -> &Mutex<VecDeque<Fresh>> {
+    fn queue(&self, network: Network) -> &Mutex<VecDeque<OwnedFd>> {
         if network == Network::Bridge { &self.bridge } else { &self.none }
     }
 
@@ -198,7 +187,7 @@ impl Shared {
             return Ok(());
         }
         while lock(self.queue(network)).len() < self.size && !self.closed.load(Ordering::Relaxed) {
-            let fresh = self.make(network)?;
+            let fresh = self.make(network, DEFAULT_ADDRESS)?;
             let mut queue = lock(self.queue(network));
             // Checked under the lock that closing takes to empty it.
             if !self.closed.load(Ordering::Relaxed) {
@@ -209,11 +198,11 @@ impl Shared {
     }
 
     /// Makes one on a thread that ends, so that whatever goes wrong the caller's stays where it is.
-    fn make_elsewhere(&self, network: Network) -> Result<Fresh> {
+    fn make_elsewhere(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
         std::thread::scope(|scope| {
             std::thread::Builder::new()
                 .name("skiff-netns".into())
-                .spawn_scoped(scope, || self.make(network))
+                .spawn_scoped(scope, || self.make(network, address))
                 .map_err(|e| Error::host("cannot start a thread to make a network namespace", e))?
                 .join()
                 .unwrap_or_else(|_| {
@@ -223,25 +212,28 @@ impl Shared {
     }
 
     /// Makes one. The calling thread leaves the host's namespace and comes back.
-    fn make(&self, network: Network) -> Result<Fresh> {
+    fn make(&self, network: Network, address: Ipv4Addr) -> Result<OwnedFd> {
         let made = enter_new();
         // Staying there would keep it alive, and make the next rules and links in it.
         move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|e| Error::host("cannot return to the host's network namespace", e))?;
-        let fresh = made?;
-        fresh.inside.all([netlink::loopback_up()]).map_err(|e| Error::host("cannot set up lo", e))?;
+        let (namespace, inside) = made?;
+        inside
+            .all([netlink::loopback_up(), netlink::loopback_address(address)])
+            .map_err(|e| Error::host(format!("cannot set up lo with the address {address}"), e))?;
         if network == Network::Bridge {
-            self.egress.wire(fresh.namespace.as_fd(), &fresh.inside)?;
+            self.egress.wire(namespace.as_fd(), &inside)?;
         }
-        Ok(fresh)
+        Ok(namespace)
     }
 }
 
-fn enter_new() -> Result<Fresh> {
+/// The namespace, and a socket inside.
+fn enter_new() -> Result<(OwnedFd, Socket)> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|e| Error::host("cannot make a network namespace", e))?;
     let inside = Socket::open().map_err(|e| Error::host("cannot open a netlink socket", e))?;
     let namespace = own_namespace().map_err(|e| Error::host("cannot open the new network namespace", e))?;
-    Ok(Fresh { namespace, inside })
+    Ok((namespace, inside))
 }
 
 /// The network namespace of the calling thread.
@@ -260,7 +252,6 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::network::DEFAULT_ADDRESS;
 
     fn namespaces(ready: usize, dir: &tempfile::TempDir) -> Option<Namespaces> {
         if !rustix::process::geteuid().is_root() {

@@ -256,7 +256,10 @@ fn mount(device: &OwnedFd) -> Result<OwnedFd, Errno> {
 
 fn furnish(mounted: &OwnedFd, purpose: Use) -> Result<(), Errno> {
     // mkfs makes it; nobody expects it in `/tmp`.
-    rustix::fs::unlinkat(mounted, "lost+found", AtFlags::REMOVEDIR)?;
+    match rustix::fs::unlinkat(mounted, "lost+found", AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(e),
+    }
     match purpose {
         Use::Writable => [UPPER, WORK]
             .iter()

@@ -124,7 +124,7 @@ impl Scratch {
 
     /// Has libcontainer find a host of cgroup version 2 (`root` is where that is mounted), and a group that is a
     /// directory of files which do nothing: Skiff has joined and limited the real one. Where it finds no
-    /// cgroups it looks for fifteen controllers of version 1, and reads the mount table anew for each of them;
+    /// cgroups it looks for twelve controllers of version 1, and reads the mount table anew for each of them;
     /// so it does on a host without version 2.
     pub(crate) fn pose_as_unified(&self, root: &Path) -> Result<()> {
         // Something else may have been mounted over it.
@@ -132,10 +132,11 @@ impl Scratch {
             return Ok(());
         }
         let group = self.path(GROUP);
-        // What a start that failed is to be killed by: libcontainer would believe the other.
-        for name in ["cgroup.procs", "cgroup.kill"] {
-            fs::write(group.join(name), "").map_err(|e| Error::host("cannot make a start's files", e))?;
-        }
+        fs::write(group.join("cgroup.procs"), "")
+            .map_err(|e| Error::host("cannot make a start's files", e))?;
+        // After a failure libcontainer writes to it. As it cannot, it neither kills what the other lists
+        // nor tries for 100 ms to remove the group.
+        make_dir(&group.join("cgroup.kill"))?;
         // Bound: a new mount of this kind would set the options of all of them anew (cgroups(7)), and wait.
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         let target = self.path(CGROUP);

@@ -7,7 +7,7 @@
 //! containers that have ended: they wait for the kernel more than they work. The disks have no names and
 //! their devices clear themselves, so a crash leaves nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -34,6 +34,9 @@ const ASKED_MIN: u32 = 2;
 const QUIET: Duration = Duration::from_millis(100);
 /// A disk takes two to three milliseconds to be made, and as long to end, of which a tenth is work.
 const THREADS: usize = 4;
+/// How long a closed pool waits for its threads, which wait for the host's filesystem.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 /// Below the starts that come meanwhile (nice(2)).
 const NICE: i32 = 10;
 
@@ -54,8 +57,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     shelves: HashMap<Kind, Shelf>,
-    /// Of containers that have ended; as many as ran when the host's filesystem stopped answering, at most.
-    retired: Vec<OwnedFd>,
+    /// Of containers that have ended.
+    retired: VecDeque<OwnedFd>,
+    /// How many threads let go of one.
+    letting_go: usize,
     last_asked: Instant,
     closed: bool,
 }
@@ -108,39 +113,43 @@ impl Disks {
     /// Keeps copies of a container's disks until this is dropped, and ends them then, elsewhere: its last
     /// process would have to do so before it has ended. Where there is no copy it does.
     pub(crate) fn keep(&self, disks: &[OwnedFd]) -> KeptDisks {
-        let copies: Vec<_> = disks.iter().filter_map(|disk| disk.try_clone().ok()).collect();
-        if !copies.is_empty() {
-            self.start_threads();
-        }
-        KeptDisks { shared: Arc::downgrade(&self.shared), disks: copies }
+        let copied = !disks.is_empty() && self.start_threads();
+        let copies = disks.iter().filter(|_| copied).filter_map(|disk| disk.try_clone().ok());
+        KeptDisks { shared: Arc::downgrade(&self.shared), disks: copies.collect() }
     }
 
-    fn start_threads(&self) {
+    /// Starts them if need be; whether there are any. Without, every start makes its own disks.
+    fn start_threads(&self) -> bool {
         let mut threads = lock(&self.threads);
-        if !threads.is_empty() || self.shared.lock().closed {
-            return;
+        if threads.is_empty() && !self.shared.lock().closed {
+            threads.extend((0..THREADS).filter_map(|_| {
+                let shared = Arc::clone(&self.shared);
+                std::thread::Builder::new().name("skiff-disks".into()).spawn(move || shared.work()).ok()
+            }));
         }
-        for _ in 0..THREADS {
-            let shared = Arc::clone(&self.shared);
-            // Without any every start makes its own, and its container ends them.
-            threads.extend(
-                std::thread::Builder::new().name("skiff-disks".into()).spawn(move || shared.work()).ok(),
-            );
-        }
+        !threads.is_empty()
     }
 
-    /// Lets go of all ready disks, and makes none any more.
+    /// Lets go of all disks that are not in use, and makes none any more. Waits until that is done, but
+    /// not for a filesystem of the host that does not answer.
     pub(crate) fn close(&self) {
-        let left = {
+        {
             let mut state = self.shared.lock();
             state.closed = true;
-            (std::mem::take(&mut state.shelves), std::mem::take(&mut state.retired))
-        };
+            let ready: Vec<_> = state.shelves.drain().flat_map(|(_, shelf)| shelf.ready).collect();
+            state.retired.extend(ready);
+        }
         self.shared.changed.notify_all();
-        drop(left);
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
-            // It ends after at most one disk; one that panicked has nothing to tell.
-            let _ = thread.join();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let until = Instant::now() + CLOSE_PATIENCE;
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(CLOSE_PAUSE);
+            }
+            if thread.is_finished() {
+                // One that panicked has nothing to tell.
+                let _ = thread.join();
+            }
         }
     }
 
@@ -162,7 +171,7 @@ impl Drop for KeptDisks {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut state = shared.lock();
         if !state.closed {
-            state.retired.append(&mut self.disks);
+            state.retired.extend(self.disks.drain(..));
             shared.changed.notify_all();
         }
     }
@@ -182,10 +191,16 @@ enum Task {
 
 impl State {
     fn new() -> Self {
-        Self { shelves: HashMap::new(), retired: Vec::new(), last_asked: Instant::now(), closed: false }
+        Self {
+            shelves: HashMap::new(),
+            retired: VecDeque::new(),
+            letting_go: 0,
+            last_asked: Instant::now(),
+            closed: false,
+        }
     }
 
-    /// A ready disk, if there is one, and whether more should be made ready.
+    /// A ready disk, if there is one, and whether there is something to do for a thread.
     fn ask(&mut self, kind: Kind) -> (Option<OwnedFd>, bool) {
         self.last_asked = Instant::now();
         if self.closed {
@@ -205,7 +220,9 @@ impl State {
         });
         shelf.asked = shelf.asked.saturating_add(1);
         shelf.last_asked = last_asked;
-        (shelf.ready.pop(), shelf.wants())
+        let ready = shelf.ready.pop();
+        let wanting = shelf.wants() || !self.retired.is_empty();
+        (ready, wanting)
     }
 
     /// Takes in a disk that was made ready, or the news that it could not be made.
@@ -217,7 +234,7 @@ impl State {
         shelf.making = shelf.making.saturating_sub(1);
         match made {
             Ok(disk) if shelf.wants() => shelf.ready.push(disk),
-            Ok(disk) => self.retired.push(disk),
+            Ok(disk) => self.retired.push_back(disk),
             Err(error) => {
                 // The next starts will say so themselves; not tried again before them.
                 shelf.asked = 0;
@@ -243,16 +260,13 @@ impl Shared {
             let (cap, purpose) = match task {
                 Task::LetGo(disk) => {
                     drop(disk);
+                    self.lock().letting_go -= 1;
                     continue;
                 }
                 Task::Make(kind) => kind,
             };
             let made = self.maker.make(cap, purpose);
-            let mut state = self.lock();
-            if state.closed {
-                return;
-            }
-            state.put((cap, purpose), made);
+            self.lock().put((cap, purpose), made);
         }
     }
 
@@ -260,11 +274,16 @@ impl Shared {
     fn next_task(&self) -> Option<Task> {
         let mut state = self.lock();
         loop {
+            // One is left for those who start: to end a disk with much on it takes long.
+            let others = if state.closed { THREADS } else { THREADS - 1 };
+            if state.letting_go < others
+                && let Some(disk) = state.retired.pop_front()
+            {
+                state.letting_go += 1;
+                return Some(Task::LetGo(disk));
+            }
             if state.closed {
                 return None;
-            }
-            if let Some(disk) = state.retired.pop() {
-                return Some(Task::LetGo(disk));
             }
             let find = |wanted: fn(&Shelf) -> bool| {
                 state.shelves.iter().find(|(_, shelf)| wanted(shelf)).map(|(kind, _)| *kind)

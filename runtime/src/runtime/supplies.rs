@@ -63,7 +63,7 @@ impl Supplies {
     /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
     pub(super) fn complete(mut self, disks: &Disks, namespaces: &Namespaces) -> Result<Self> {
         let began = Instant::now();
-        let (made, namespace) = std::thread::scope(|scope| {
+        let (made, namespace, disks_took) = std::thread::scope(|scope| {
             let missing = self.disks.iter_mut().filter(|place| place.disk.is_none());
             let making: Vec<_> = missing
                 .map(|place| {
@@ -73,17 +73,23 @@ impl Supplies {
                     })
                 })
                 .collect();
-            let (network, address) = self.network;
-            let namespace = self.namespace.take().map_or_else(|| namespaces.take(network, address), Ok);
-            let namespace_took = began.elapsed();
+            let namespace = match self.namespace.take() {
+                Some(ready) => Ok(ready),
+                None => {
+                    let (network, address) = self.network;
+                    let made = namespaces.make(network, address);
+                    self.namespace_took = began.elapsed();
+                    made
+                }
+            };
+            let none = making.is_empty();
             let panicked = |_| Err(Error::new(ErrorKind::Internal, "the making of a disk panicked"));
             let made = making.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(panicked));
-            (made, namespace.map(|namespace| (namespace, namespace_took)))
+            (made, namespace, if none { Duration::ZERO } else { began.elapsed() })
         });
         made?;
-        let (namespace, took) = namespace?;
-        self.namespace = Some(namespace);
-        (self.namespace_took, self.disks_took) = (took, began.elapsed());
+        self.namespace = Some(namespace?);
+        self.disks_took = disks_took;
         Ok(self)
     }
 
