@@ -210,17 +210,22 @@ async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
     bench.end().await;
 }
 
-/// The roots of mounted disks that this process has open, by their devices.
+/// The roots of mounted disks that this process has open and that are larger than any other start's, by
+/// their devices.
 fn disks() -> BTreeMap<u64, fs::File> {
     const LOOP: u32 = 7;
     const ROOT: u64 = 2;
+    let is_large = |disk: &fs::File| {
+        let size = rustix::fs::fstatvfs(disk).map(|found| found.f_blocks * found.f_frsize);
+        size.is_ok_and(|size| size > 33 << 20)
+    };
     let fds = fs::read_dir("/proc/self/fd").expect("fds").flatten();
     let opened = fds.filter_map(|fd| {
         let found = fs::metadata(fd.path()).ok()?;
         let disk = found.is_dir() && found.ino() == ROOT && rustix::fs::major(found.dev()) == LOOP;
         Some((found.dev(), disk.then(|| fs::File::open(fd.path()).ok())??))
     });
-    opened.collect()
+    opened.filter(|(_, disk)| is_large(disk)).collect()
 }
 
 /// Disks that are frozen until this is dropped.
@@ -248,26 +253,21 @@ async fn stuck_in_the_kernel(frozen: &skiff_runtime::Runtime, bench: &Bench) {
     let before = children(keeper);
     let signal =
         |signal| kill_process(Pid::from_raw(keeper.cast_signed()).expect("a pid"), signal).expect("sent");
-    // Caps that no start had before it: none of those disks are ready.
+    // Caps that no start had before it: none of those disks are ready, and none are made beside its own.
     let spec = ContainerSpec {
         deadline: Duration::from_secs(6),
-        writable_bytes: 24 << 20,
-        tmp_bytes: 20 << 20,
+        writable_bytes: 48 << 20,
+        tmp_bytes: 40 << 20,
         ..shell("sleep 1000")
     };
     signal(Signal::STOP);
     let _goes_on = GoesOn(keeper);
-    let known = disks();
-    let new = || {
-        let mut disks = disks();
-        disks.retain(|device, _| !known.contains_key(device));
-        disks
-    };
+    assert!(disks().is_empty());
     let freeze = async {
-        until("no disks", || new().len() >= 2).await;
+        until("no disks", || disks().len() == 2).await;
         // Until the request has been sent.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let disks = FrozenDisks(new().into_values().collect());
+        let disks = FrozenDisks(disks().into_values().collect());
         disks.fsfreeze("-f");
         signal(Signal::CONT);
         disks
