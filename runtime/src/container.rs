@@ -17,7 +17,7 @@ use crate::awake::Awake;
 use crate::cgroup::{Group, Peak};
 use crate::exec::{Exec, ExecSpec, Target};
 use crate::keeper::{AdoptedContainer, Ended, Kept, Process, Started};
-use crate::network::{Dialer, Forwarder, Resolver, dial};
+use crate::network::{Dialer, Forwarder, Resolver};
 use crate::output::Output;
 use crate::rundir::RunDir;
 use crate::{Error, ErrorKind, Network, Result};
@@ -259,24 +259,7 @@ impl Container {
     /// As `connect(2)`; `ConnectionRefused` while nothing listens there.
     pub async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
         let Some(network) = &self.network else { return Err(std::io::ErrorKind::ConnectionRefused.into()) };
-        let kept = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let socket = match kept {
-            Some(socket) => socket,
-            None => self.dialer.socket(Arc::clone(network)).await?,
-        };
-        let connected = dial::connect(&socket, self.address(port));
-        if connected.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
-            return Err(connected.err().unwrap_or_else(|| std::io::ErrorKind::ConnectionRefused.into()));
-        }
-        let connected = connected?;
-        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
-        if !connected {
-            stream.writable().await?;
-            stream.take_error()?.map_or(Ok(()), Err)?;
-        }
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        self.dialer.connect(network, self.address(port), &self.refused).await
     }
 
     /// Says that it serves: what it has touched until a second from now, or until its end, is what

@@ -4,13 +4,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 /// Requests waiting for the thread; more wait in their callers.
@@ -43,12 +44,37 @@ impl Dialer {
         Ok(Self { requests })
     }
 
-    /// A TCP socket that lives in `namespace`.
+    /// Connects to an address of `namespace` from inside it. `refused` keeps a socket that was refused for
+    /// the next try: to make one takes longer than to try.
     ///
     /// # Errors
-    /// As `setns(2)` and `socket(2)`.
-    pub(crate) async fn socket(&self, namespace: Arc<OwnedFd>) -> io::Result<OwnedFd> {
-        self.sockets(namespace, tcp_socket).await?.pop().ok_or_else(thread_gone)
+    /// As `setns(2)`, `socket(2)` and `connect(2)`.
+    pub(crate) async fn connect(
+        &self,
+        namespace: &Arc<OwnedFd>,
+        address: SocketAddr,
+        refused: &Mutex<Option<OwnedFd>>,
+    ) -> io::Result<TcpStream> {
+        let lock = || refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock().take();
+        let socket = match kept {
+            Some(socket) => socket,
+            None => self.sockets(Arc::clone(namespace), tcp_socket).await?.pop().ok_or_else(thread_gone)?,
+        };
+        let connected = match connect(&socket, address) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                *lock() = Some(socket);
+                return Err(e);
+            }
+            connected => connected?,
+        };
+        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+        if !connected {
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(()), Err)?;
+        }
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     /// What `make` makes inside `namespace`.
@@ -75,7 +101,7 @@ impl Dialer {
 ///
 /// # Errors
 /// As `connect(2)`.
-pub(crate) fn connect(socket: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
+fn connect(socket: &OwnedFd, address: SocketAddr) -> io::Result<bool> {
     match rustix::net::connect(socket, &address) {
         Ok(()) => return Ok(true),
         Err(Errno::INPROGRESS) => {}

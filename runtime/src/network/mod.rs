@@ -3,7 +3,7 @@
 //! a way out is made apart from it ([`egress`]).
 
 mod cidr;
-pub(crate) mod dial;
+mod dial;
 mod dns;
 pub(crate) mod egress;
 mod namespace;
