@@ -2,7 +2,8 @@
 //! measurement: what `scripts/bench sandbox` shows beside other runtimes.
 //!
 //! `sandbox KEEPER ROOTFS DIR RUNS PARALLEL SECONDS`: a container of ROOTFS runs `/bin/true` RUNS times,
-//! by PARALLEL callers, or for SECONDS if that is not 0. State is kept in DIR.
+//! by PARALLEL callers, or for SECONDS if that is not 0. State is kept in DIR. `AHEAD` in the environment is how many
+//! containers are made ahead.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(dir);
     let options = RuntimeOptions {
         keeper: Some(keeper.into()),
+        containers_ahead: std::env::var("AHEAD").map_or(0, |n| n.parse().unwrap_or(0)),
         ..RuntimeOptions::new(dir.join("state"), dir.join("run"))
     };
     let runtime = Runtime::open(options).await?;

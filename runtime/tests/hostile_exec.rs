@@ -141,6 +141,7 @@ async fn the_runtimes_program_cannot_be_overwritten_by_what_is_started() {
     let (keeper, before) = copied_keeper(bench.dir.path());
     arm(&bench.rootfs(), &format!("{ATTACK}exec sleep 1000"));
     let runtime = Runtime::open(RuntimeOptions {
+        containers_ahead: 0,
         state_dir: bench.dir.path().join("state"),
         run_dir: bench.dir.path().join("run"),
         keeper: Some(keeper.clone()),

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use skiff_runtime::{Container, ContainerSpec, ErrorKind, ExecSpec};
+use skiff_runtime::{Container, ContainerSpec, ErrorKind, ExecSpec, Writable};
 
 mod bench;
 use bench::{Bench, finish, shell};
@@ -256,5 +256,40 @@ async fn what_an_image_has_prepared_in_proc_is_not_used() {
         symlink(outside.path().join("file"), proc.join(link)).expect("symlink");
     }
     look_and_compare(&bench, outside.path(), "proc").await;
+    bench.end().await;
+}
+
+/// Programs and interpreters are found by paths, which may name what the runtime has open (CVE-2024-21626).
+#[tokio::test]
+async fn no_program_is_found_through_a_descriptor_of_the_runtime() {
+    let bench = Bench::new().await;
+    // The host's busybox is the program that would be found; the container's own is elsewhere.
+    let own = bench.rootfs().join("bin/busybox");
+    fs::create_dir_all(bench.rootfs().join("own")).expect("mkdir");
+    fs::rename(&own, bench.rootfs().join("own/sh")).expect("rename");
+    let up = "../".repeat(14);
+    let through = |number: u32| format!("/proc/self/fd/{number}/{up}");
+    let path = (0..64).flat_map(|n| [format!("{}bin", through(n)), format!("{}usr/bin", through(n))]);
+    let path = path.collect::<Vec<_>>().join(":");
+    for writable in [Writable::Loop, Writable::Tmpfs] {
+        let spec = ContainerSpec {
+            entrypoint: Some(vec!["busybox".into(), "true".into()]),
+            env: vec![("PATH".into(), path.clone())],
+            writable,
+            ..shell("")
+        };
+        let error = bench.start(spec).await.expect_err("no such program inside");
+        assert_eq!(error.kind(), ErrorKind::CommandNotFound, "{error:?}");
+    }
+    for number in 0..64 {
+        let script = format!("#!{}bin/busybox sh\n", through(number));
+        fs::write(bench.rootfs().join("script"), script).expect("write");
+        std::os::unix::fs::chown(bench.rootfs().join("script"), Some(0), Some(0)).expect("chown");
+        fs::set_permissions(bench.rootfs().join("script"), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let spec =
+            ContainerSpec { entrypoint: Some(vec!["/script".into()]), writable: Writable::Loop, ..shell("") };
+        let error = bench.start(spec).await.expect_err("no such interpreter inside");
+        assert_eq!(error.kind(), ErrorKind::CommandNotFound, "{number}: {error:?}");
+    }
     bench.end().await;
 }

@@ -179,6 +179,7 @@ async fn a_frozen_filesystem_ends_its_starts_and_no_others() {
     let dir = tempfile::tempdir().expect("tempdir");
     let ice = Frozen::new(dir.path());
     let frozen = skiff_runtime::Runtime::open(skiff_runtime::RuntimeOptions {
+        containers_ahead: 0,
         state_dir: ice.0.join("state"),
         run_dir: dir.path().join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),

@@ -22,6 +22,7 @@ const NAME: &str = "node";
 
 async fn open_as(dir: &Path, name: &str) -> skiff_runtime::Result<Arc<Runtime>> {
     let options = RuntimeOptions {
+        containers_ahead: 0,
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),

@@ -20,6 +20,8 @@ BIN = Path(os.environ.get("SKIFF_BIN_DIR", TARGET / "release"))
 # A place where `cargo install --root` put it; not on everybody's PATH.
 YOUKI = os.environ.get("YOUKI", str(TARGET / "bench-tools/bin/youki"))
 SAMPLES_OF_WARM_UP = 3
+# Containers made ahead, as many as network namespaces.
+AHEAD = 8
 # Seconds that one command may take; one that hangs ends the benchmark.
 PATIENCE = 30
 
@@ -133,18 +135,18 @@ class Youki(Peer):
 
 
 class Skiff:
-    """Through the library, with a network namespace, seccomp, limits and capped disks."""
+    """Through the library, with a network namespace, seccomp, limits and capped disks, and containers made ahead
+    (on cgroup version 1)."""
 
-    name = "skiff"
-
-    def __init__(self, work, rootfs):
-        self.work, self.rootfs, self.number = work, rootfs, 0
+    def __init__(self, name, ahead, work, rootfs):
+        self.name, self.ahead, self.work, self.rootfs, self.number = name, ahead, work, rootfs, 0
 
     def measure(self, runs, parallel, seconds):
         self.number += 1
-        directory = self.work / f"skiff-{self.number}"
+        directory = self.work / f"{self.name}-{self.number}".replace(" ", "-")
         command = [BIN / "examples/sandbox", BIN / "skiff-keeper", self.rootfs, directory, runs, parallel, seconds]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        environment = {**os.environ, "AHEAD": str(self.ahead)}
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             sys.exit(f"skiff: {done.stderr}")
         found = json.loads(done.stdout)
@@ -200,14 +202,14 @@ def main():
     with tempfile.TemporaryDirectory(prefix="skiff-bench.", dir="/var/tmp") as work:
         work = Path(work)
         rootfs = root_filesystem(work)
-        tools = [Skiff(work, rootfs)]
+        tools = [Skiff("skiff", AHEAD, work, rootfs), Skiff("skiff, none ahead", 0, work, rootfs)]
         for name, program in programs.items():
             if program and Path(program).exists():
                 kind = Youki if name == "youki" else Peer
                 tools.append(kind(name, program, work, rootfs))
             else:
                 print(f"{name} is not here and is left out", file=sys.stderr)
-        for tool in list(tools[1:]):
+        for tool in list(tools[2:]):
             try:
                 tool.measure(SAMPLES_OF_WARM_UP, 1, 0)
             except Failed as error:
@@ -220,7 +222,7 @@ def main():
         for tool in tools if options.seconds else []:
             found = tool.measure(0, 10, options.seconds)
             print(f"| {tool.name} | {len(found['exit']) / found['elapsed']:.0f} |")
-        for tool in tools[1:]:
+        for tool in tools[2:]:
             if tool.failed:
                 print(f"\n{tool.name} failed {tool.failed} times; these runs are not counted.")
 

@@ -173,13 +173,14 @@ const IMAGES: [&str; 11] = [
 ];
 
 /// What a state directory is meant to keep: images and what is known of them, what their starts
-/// touched, records of what is billed, and an empty formatted disk of each cap (bytes and inodes).
+/// touched, records of what is billed, and an empty formatted disk of each cap (bytes and inodes) and use.
 fn is_kept(state: &Path, path: &Path) -> bool {
     let Ok(name) = path.strip_prefix(state) else { return false };
     let image = IMAGES.iter().any(|dir| name.starts_with(dir));
     let record = name.starts_with("meter") && name.extension().is_some_and(|end| end == "meter");
     let name = name.to_string_lossy();
     let disk = name.strip_prefix("disks/ext4-").and_then(|rest| rest.strip_suffix(".img"));
+    let disk = disk.and_then(|disk| disk.strip_suffix("-writable").or(disk.strip_suffix("-tmp")));
     let numbers = |cap: &str| cap.split('-').all(|number| number.parse::<u64>().is_ok());
     image || record || disk.is_some_and(numbers)
 }

@@ -127,6 +127,11 @@ impl Hierarchy {
         self.version
     }
 
+    /// Whether groups can be given other names.
+    pub(crate) fn renames(&self) -> bool {
+        self.version() == Version::V1
+    }
+
     /// Each hierarchy's root directory, once.
     pub(crate) fn roots(&self) -> impl Iterator<Item = &Path> {
         let mut seen: Vec<&Path> = self.mounts.values().map(PathBuf::as_path).collect();

@@ -11,6 +11,9 @@ use crate::{Error, OomPolicy, Result};
 
 /// The default of both versions, which no group has been given another of.
 const CPU_PERIOD_US: u64 = 100_000;
+/// A twentieth of the usual.
+const LEAST_SHARES: &str = "51";
+const USUAL_SHARES: &str = "1024";
 /// Processes of a start that are in the group beside the container's: the start process, and
 /// libcontainer's between that and the init.
 const STARTERS: u32 = 2;
@@ -33,6 +36,14 @@ impl Group {
             0 => Ok(()),
             pids => self.set("pids", "pids.max", &pids.saturating_add(STARTERS).to_string()),
         }
+    }
+
+    /// Has its processes give way to all others, or not any more. Only version 1 is asked for it.
+    ///
+    /// # Errors
+    /// `Host`.
+    pub(crate) fn give_way(&self, yes: bool) -> Result<()> {
+        self.set("cpu", "cpu.shares", if yes { LEAST_SHARES } else { USUAL_SHARES })
     }
 
     /// Has exactly so many processes at most from now on.

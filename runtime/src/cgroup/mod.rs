@@ -44,6 +44,11 @@ impl Group {
         Self { hierarchy: self.hierarchy.clone(), path: self.path.join(container) }
     }
 
+    /// The group of that name with the same group above it.
+    pub(crate) fn beside(&self, name: &str) -> Self {
+        Self { hierarchy: self.hierarchy.clone(), path: self.path.with_file_name(name) }
+    }
+
     /// Whether both are the same group.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.path == other.path
@@ -90,6 +95,21 @@ impl Group {
                 .map_err(|e| Error::host(format!("cannot make the cgroup {}", dir.display()), e))?;
         }
         if self.is_unified() { self.enable_controllers() } else { Ok(()) }
+    }
+
+    /// Gives the group another's name, in every hierarchy or in none; processes in it stay where they are. Only
+    /// version 1 can.
+    pub(crate) fn rename(&self, to: &Self) -> io::Result<()> {
+        let pairs: Vec<_> = self.dirs().zip(to.dirs()).collect();
+        for (index, (from, to)) in pairs.iter().enumerate() {
+            if let Err(e) = fs::rename(from, to) {
+                for (from, to) in &pairs[..index] {
+                    let _ = fs::rename(to, from);
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
     }
 
     /// On version 2 a group has those controllers that every group above it passes on; nobody else

@@ -16,7 +16,7 @@ use super::target::has_ended;
 use super::{FromHelper, Request, TerminalSize};
 use crate::keeper::protocol::send;
 use crate::rootfs::path::Root;
-use crate::sandbox::{CommandExecutor, DEFAULT_PATH, User, apparmor, resolve_user};
+use crate::sandbox::{DEFAULT_PATH, Program, User, apparmor, filter, resolve_user};
 use crate::sys::{close_on_exec, pty};
 use crate::{Error, ErrorKind, Result};
 
@@ -35,13 +35,16 @@ pub(super) struct Job {
 
 /// Returns only the reason why the command was not executed.
 pub(super) fn run(socket: &OwnedFd, job: &Job, report: OwnedFd) -> Error {
-    match prepare(socket, job, report) {
-        Ok(executor) => executor.run(),
+    let error = match prepare(socket, job) {
+        Ok(program) => filter().map_or_else(|e| e, |()| program.run()),
         Err(e) => e,
-    }
+    };
+    // Not before: its end says that the command was executed.
+    drop(report);
+    error
 }
 
-fn prepare(socket: &OwnedFd, job: &Job, report: OwnedFd) -> Result<CommandExecutor> {
+fn prepare(socket: &OwnedFd, job: &Job) -> Result<Program> {
     let (request, facts) = (&job.request, &job.facts);
     tie_to(&job.helper)?;
     join(job)?;
@@ -72,7 +75,7 @@ fn prepare(socket: &OwnedFd, job: &Job, report: OwnedFd) -> Result<CommandExecut
     tie_to(&job.helper)?;
     close_on_exec().map_err(|e| Error::host("cannot close descriptors", e))?;
     let env = environment(request, facts, &user);
-    CommandExecutor::new("command", &request.argv, &env, None, report)
+    Program::new("command", &request.argv, &env, None)
 }
 
 /// Has this process killed with its helper.

@@ -213,7 +213,7 @@ impl Keeper {
     /// there is one, the claim on ids if there is one, the group of a recording if the request says so,
     /// and the disks, as mounts that are attached nowhere.
     pub(crate) async fn start(&self, order: Order<'_>, fds: Vec<OwnedFd>) -> Result<Started> {
-        let Order { id, deadline, leased, claimed, address, network, oom, label, disks } = order;
+        let Order { id, deadline, leased, claimed, address, network, oom, label, disks, slot } = order;
         // Closed before what is kept of the disks is let go, and that elsewhere: to end one takes milliseconds.
         let fds = fds;
         let (sender, receiver) = oneshot::channel();
@@ -233,11 +233,12 @@ impl Keeper {
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let name = id.to_owned();
         let message =
-            ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, network, oom, label };
+            ToKeeper::Start { id: name, deadline_ms, leased, claimed, address, network, oom, label, slot };
         let mut unsent = Unsent { table: &self.table, id: Some(id) };
         let fds = fds;
         self.send(&message, &fds).await.map_err(|e| lost().because(e))?;
         unsent.id = None;
+        slot.and_then(|slot| lock(&self.table).prepared.remove(&slot));
         drop(fds);
         match tokio::time::timeout(deadline + DEADLINE_GRACE, receiver).await {
             Ok(Ok(result)) => result,
@@ -247,6 +248,18 @@ impl Keeper {
                 Err(lost().because("it did not tell how a start came out"))
             }
         }
+    }
+
+    /// Has it make a container ahead of an order, in that network namespace. Tells whether it waits, `None` as
+    /// long as it is being made; the end of the channel is the end of the keeper, or an order.
+    pub(crate) async fn prepare(&self, slot: u64, network: OwnedFd) -> Result<watch::Receiver<Option<bool>>> {
+        let (sender, receiver) = watch::channel(None);
+        lock(&self.table).prepared.insert(slot, sender);
+        let sent = self.send(&ToKeeper::Prepare { slot }, &[network]).await;
+        if sent.is_err() || self.is_lost() {
+            lock(&self.table).prepared.remove(&slot);
+        }
+        sent.map(|()| receiver).map_err(|e| lost().because(e))
     }
 
     async fn send(&self, message: &ToKeeper, fds: &[OwnedFd]) -> io::Result<()> {
@@ -315,6 +328,8 @@ pub(crate) struct Order<'a> {
     pub(crate) label: Label,
     /// Kept until the container has ended, where it has any.
     pub(crate) disks: Option<KeptDisks>,
+    /// The container that was made for it ahead.
+    pub(crate) slot: Option<u64>,
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
@@ -409,6 +424,7 @@ async fn read(
     }
     let mut table = lock(&table);
     table.lost = true;
+    table.prepared.clear();
     for (_, (starting, _)) in table.starting.drain() {
         let _ = starting.send(Err(lost()));
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::sched::{CloneFlags, setns};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 use super::protocol::Limits;
 use crate::{Error, Result};
@@ -35,6 +35,15 @@ pub(super) fn raise_limits(limits: &Limits) {
     let own = getrlimit(Resource::Nofile);
     if own.maximum.is_some_and(|maximum| maximum < limits.nofile) {
         let _ = setrlimit(Resource::Nofile, Rlimit { maximum: Some(limits.nofile), ..own });
+    }
+}
+
+/// Raises the limit of open files of a container's init, where [`raise_limits`] did not know how far it must go.
+/// Without CAP_SYS_RESOURCE it stays.
+pub(super) fn raise_open_files(init: i32, nofile: u64) {
+    let own = getrlimit(Resource::Nofile);
+    if let (true, Some(init)) = (own.maximum.is_some_and(|maximum| maximum < nofile), Pid::from_raw(init)) {
+        let _ = prlimit(Some(init), Resource::Nofile, Rlimit { maximum: Some(nofile), ..own });
     }
 }
 

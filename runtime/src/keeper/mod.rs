@@ -3,8 +3,10 @@
 //! `client` is the daemon's side, `program` and `server` the keeper's; `protocol` is what they say to
 //! each other over a seqpacket socket; `succession` has another keeper where one has died; `spawn` is one start, in a process of its own.
 
+mod ahead;
 mod client;
 mod confine;
+mod fork;
 mod launch;
 mod oom;
 mod peers;
@@ -19,6 +21,7 @@ mod starts;
 mod succession;
 mod table;
 
+pub(crate) use ahead::MAX as MAX_PREPARED;
 pub(crate) use client::{Keeper, Order};
 pub(crate) use launch::{candidate, execute, find};
 pub(crate) use peers::SOCKET;

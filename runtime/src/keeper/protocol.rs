@@ -24,7 +24,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What daemon and keeper speak. A daemon that comes to a keeper of another build needs the same
 /// number. It is increased by every change that one side must not miss: a message or field that is
 /// new and may be ignored (`#[serde(default)]`) is none. `Hello` and `Refused` never change.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// Largest packet; errors with long causes are cut to fit.
 const MAX_PACKET: usize = 48 << 10;
@@ -63,7 +63,11 @@ pub(crate) enum ToKeeper {
         network: Network,
         oom: OomPolicy,
         label: Label,
+        /// The container that was made for it ahead.
+        slot: Option<u64>,
     },
+    /// Make a container ahead of its order, in the network namespace that comes along. Of the owner.
+    Prepare { slot: u64 },
     /// The owner needs nothing more of a container: its pipes and its end need not be kept. `pid`
     /// tells it from others of its name; 0 is a start that failed.
     Forget { id: String, pid: i32 },
@@ -87,6 +91,8 @@ pub(crate) enum FromKeeper {
     Hello { protocol: u32, version: String, pid: i32 },
     /// The connection is not accepted and ends.
     Refused { protocol: u32, version: String, pid: i32, failure: Failure },
+    /// The container that was to be made ahead waits for its order, or is gone.
+    Prepared { slot: u64, waits: bool, failure: Option<Failure> },
     /// With pidfd, standard output and standard error.
     Started { id: String, pid: i32, steps: SpawnSteps },
     /// Nothing is left of it.
@@ -164,6 +170,20 @@ impl<'de> Deserialize<'de> for Label {
             .map(Self)
             .ok_or_else(|| serde::de::Error::custom("a label is hexadecimal, and bounded"))
     }
+}
+
+/// What a start process that was forked ahead of its order says when its container waits.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    /// Of the container's init.
+    pub(crate) pid: i32,
+}
+
+/// Its order, with the request, unless that was there when it was forked, and the disks.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandOver {
+    /// The name of the group that it is in by now.
+    pub(crate) group: String,
 }
 
 /// What a start process says at its end, through a pipe.
@@ -386,6 +406,7 @@ mod tests {
             network: Network::None,
             oom: OomPolicy::KillProcess,
             label: Label(vec![0, 127, 255]),
+            slot: None,
         };
         send(&a, &start, &[file.as_fd()]).expect("send");
         let (message, fds) = receive::<ToKeeper>(&b).expect("receive").expect("a message");

@@ -75,11 +75,12 @@ impl Server {
             }
             (
                 Standing::Owner,
-                ToKeeper::Start { id, deadline_ms, leased, claimed, address, network, oom, label },
+                ToKeeper::Start { id, deadline_ms, leased, claimed, address, network, oom, label, slot },
             ) => {
                 let limit = Duration::from_millis(deadline_ms);
-                self.start(Order { id, limit, leased, claimed, address, network, oom, label }, fds);
+                self.start(Order { id, limit, leased, claimed, address, network, oom, label, slot }, fds);
             }
+            (Standing::Owner, ToKeeper::Prepare { slot }) => self.make_ahead(slot, fds),
             (Standing::Owner, ToKeeper::Forget { id, pid }) => self.forget(&id, pid),
             (Standing::Owner, ToKeeper::Hold { name }) => self.sockets.hold(name, fds),
             (Standing::Owner, ToKeeper::Release { name }) => self.sockets.release(&name),
@@ -155,6 +156,7 @@ impl Server {
         } else {
             return self.begin(order, fds);
         };
+        self.let_slot_go(order.slot);
         if let Some(owner) = self.peers.owner() {
             owner.post(FromKeeper::Failed { id: order.id, failure: (&error).into() }, Vec::new());
         }
@@ -171,6 +173,7 @@ impl Server {
     /// What the former owner was to be told waits for the next one; without a next one, all ends.
     pub(super) fn owner_left(&mut self) {
         self.stopping |= !self.lasting;
+        self.let_all_go();
         self.sockets.owner_left();
         for starting in &mut self.starting {
             starting.orphan = true;

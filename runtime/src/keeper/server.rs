@@ -20,6 +20,7 @@ use rustix::process::{
     waitpid,
 };
 
+use super::ahead::Prepared;
 use super::oom::OomWatch;
 use super::peers::{Peers, Tale};
 use super::protocol::FromKeeper;
@@ -68,10 +69,13 @@ pub(super) struct Server {
     pub(super) lasting: bool,
     pub(super) group: Group,
     /// Whether groups of containers can be made in that.
-    pub(super) prepared: bool,
+    pub(super) ready: bool,
     /// Where directories with quotas are, if this run has them.
     pub(super) area: Option<Area>,
     pub(super) peers: Peers,
+    /// Containers that wait for an order.
+    pub(super) prepared: Vec<Prepared>,
+    pub(super) made_ahead: u64,
     pub(super) starting: Vec<Starting>,
     pub(super) running: HashMap<Pid, Running>,
     pub(super) records: Records,
@@ -81,7 +85,7 @@ pub(super) struct Server {
     pub(super) removing: Vec<Removing>,
     pub(super) oom: OomWatch,
     /// Children that are neither start processes nor known inits, and since when that is known.
-    strangers: HashMap<Pid, Instant>,
+    pub(super) strangers: HashMap<Pid, Instant>,
     next_look: Instant,
     pub(super) stopping: bool,
 }
@@ -90,13 +94,15 @@ impl Server {
     pub(super) fn new(run: RunDir, lock: OwnedFd, nofile: Rlimit, lasting: bool, peers: Peers) -> Self {
         Self {
             group: run.group(),
-            prepared: false,
+            ready: false,
             area: Area::hold(&run.writable_link()),
             run,
             lock,
             nofile,
             lasting,
             peers,
+            prepared: Vec::new(),
+            made_ahead: 0,
             starting: Vec::new(),
             running: HashMap::new(),
             records: Records::default(),
@@ -125,6 +131,7 @@ impl Server {
             if drain(&signals) {
                 self.asked_to_end();
             }
+            self.attend_prepared();
             self.read_reports();
             // Before deaths are looked at, so that it is known what explains them.
             self.oom.attend();
@@ -162,11 +169,13 @@ impl Server {
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         self.peers.poll_fds(&mut fds);
         fds.extend(self.starting.iter().map(|s| PollFd::new(&s.report, PollFlags::IN)));
+        fds.extend(self.prepared.iter().map(Prepared::polled));
         fds.extend(self.oom.descriptor().map(|alarms| PollFd::new(alarms, PollFlags::IN)));
         let now = Instant::now();
         let deadlines = self.starting.iter().map(|s| s.deadline).chain(self.peers.next_deadline());
         let deadlines = deadlines.chain(self.removing.iter().map(|removing| removing.next));
         let deadlines = deadlines.chain(self.sockets.until());
+        let deadlines = deadlines.chain(self.prepared.iter().filter_map(Prepared::deadline));
         let deadlines = deadlines.map(|deadline| deadline.saturating_duration_since(now));
         let mut timeout = deadlines.chain(self.oom.timeout(now)).min();
         if self.starting.iter().any(|s| s.child_gone && !s.told) {
@@ -197,15 +206,16 @@ impl Server {
                 self.ended(pid, status);
             }
         }
-        if self.starting.is_empty() {
+        if self.knows_all_inits() {
             // All that is dead is collected here, so their numbers may be given anew.
             self.strangers.clear();
         } else {
             self.reap_strangers();
         }
-        while self.starting.is_empty() {
+        while self.knows_all_inits() {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
+                    self.prepared_ended(pid);
                     // Its number may be given to another child from now on.
                     self.leaving.retain(|leaving| *leaving != pid);
                     self.starter_left(pid);
@@ -214,6 +224,10 @@ impl Server {
                 _ => break,
             }
         }
+    }
+
+    fn knows_all_inits(&self) -> bool {
+        self.starting.is_empty() && self.prepared.iter().all(|prepared| prepared.unknown_since().is_none())
     }
 
     /// A start process has left the group of its container, if it is that of one that runs.
@@ -232,18 +246,22 @@ impl Server {
             return;
         }
         self.next_look = now + LOOK_INTERVAL;
-        let oldest = self.starting.iter().map(|s| s.began).min().unwrap_or(now);
+        let unknown = self.prepared.iter().filter_map(Prepared::unknown_since);
+        let oldest = self.starting.iter().map(|s| s.began).chain(unknown).min().unwrap_or(now);
         let starting: Vec<Pid> = self.starting.iter().map(|s| s.child).collect();
         let children = children();
         self.strangers.retain(|pid, seen| {
-            let known = self.running.contains_key(pid) || !children.contains(pid);
+            let prepared = self.prepared.iter().any(|prepared| prepared.is_process(*pid));
+            let known = self.running.contains_key(pid) || prepared || !children.contains(pid);
             if !known && *seen < oldest {
                 return !matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_)));
             }
             !known
         });
         for pid in children {
-            if !starting.contains(&pid) && !self.leaving.contains(&pid) && !self.running.contains_key(&pid) {
+            let prepared = self.prepared.iter().any(|prepared| prepared.is_process(pid));
+            let known = starting.contains(&pid) || self.leaving.contains(&pid) || prepared;
+            if !known && !self.running.contains_key(&pid) {
                 self.strangers.entry(pid).or_insert(now);
             }
         }
@@ -327,6 +345,9 @@ impl Server {
         breakpoint::reach("keeper-cleans");
         for starting in &self.starting {
             let _ = kill_process(starting.child, Signal::KILL);
+        }
+        for prepared in std::mem::take(&mut self.prepared) {
+            let _ = kill_process(prepared.child(), Signal::KILL);
         }
         let killed = self.group.kill(REMOVE_PATIENCE);
         self.starting.clear();

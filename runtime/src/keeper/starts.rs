@@ -1,23 +1,17 @@
 //! Starts, from the owner's order to a container that runs, a failure, or the deadline.
 
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Pid, PidfdFlags, Resource, Signal, kill_process, pidfd_open, set_parent_process_death_signal, setrlimit,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use super::fork::{Forked, order_sockets};
 use super::peers::Tale;
-use super::protocol::{Failure, FromKeeper, Instance, Label, Report, SpawnSteps};
+use super::protocol::{Failure, FromKeeper, HandOver, Instance, Label, Report, SpawnSteps, send};
 use super::records::FailedStart;
 use super::server::{Removing, Server, interval};
-use super::spawn::{self, Inputs};
 use crate::cgroup::Group;
-use crate::sys::{ForkResult, close_all_except, exit_now, fork_into_group, fork_single_threaded};
 use crate::{Error, ErrorKind, Network, OomPolicy, Result, breakpoint};
 
 /// Report bytes kept of one start.
@@ -39,6 +33,8 @@ pub(super) struct Order {
     pub(super) network: Network,
     pub(super) oom: OomPolicy,
     pub(super) label: Label,
+    /// The container that was made for it ahead.
+    pub(super) slot: Option<u64>,
 }
 
 /// A start that has not reported yet.
@@ -61,17 +57,74 @@ pub(super) struct Starting {
     held: Held,
 }
 
+impl Starting {
+    /// One whose start process was forked when it says.
+    pub(super) fn new(order: Order, group: Group, forked: Forked, kept: Kept, began: Instant) -> Self {
+        let Forked { child, report, stdout, stderr, network } = forked;
+        let held = Held { stdout, stderr, network, _kept: kept };
+        Self {
+            child,
+            report,
+            bytes: Vec::new(),
+            began,
+            deadline: Instant::now() + order.limit,
+            timed_out: None,
+            told: false,
+            child_gone: false,
+            orphan: false,
+            group,
+            held,
+            order,
+        }
+    }
+}
+
+/// The descriptors that come with an order.
+pub(super) struct Given {
+    request: OwnedFd,
+    network: OwnedFd,
+    lease: Option<OwnedFd>,
+    claim: Option<OwnedFd>,
+    /// The group of a recording too.
+    disks: Vec<OwnedFd>,
+}
+
+impl Given {
+    fn new(order: &Order, fds: Vec<OwnedFd>) -> Result<Self> {
+        let mut fds = fds.into_iter();
+        let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the start of {} came without its descriptors", order.id),
+            ));
+        };
+        let lease = if order.leased { fds.next() } else { None };
+        let claim = if order.claimed { fds.next() } else { None };
+        Ok(Self { request, network, lease, claim, disks: fds.collect() })
+    }
+
+    pub(super) fn kept(self) -> Kept {
+        (self.lease, self.claim)
+    }
+
+    /// What a start process needs of them, where it has its network already.
+    pub(super) fn for_start_process(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.request).chain(&self.disks).map(AsFd::as_fd)
+    }
+}
+
 /// What the keeper holds of a container besides its process.
 pub(super) struct Held {
     pub(super) stdout: (OwnedFd, OwnedFd),
     pub(super) stderr: (OwnedFd, OwnedFd),
     /// Keeps the namespace for a daemon that connects anew.
     pub(super) network: OwnedFd,
-    /// Keeps the image in the store; the start process closes its copy.
-    _lease: Option<OwnedFd>,
-    /// Keeps others from the ids of its user namespace.
-    _claim: Option<OwnedFd>,
+    _kept: Kept,
 }
+
+/// The lease that keeps the image in the store, and the claim that keeps others from the ids of its user
+/// namespace.
+type Kept = (Option<OwnedFd>, Option<OwnedFd>);
 
 pub(super) struct Running {
     pub(super) order: Order,
@@ -109,30 +162,23 @@ impl Running {
 
 impl Server {
     pub(super) fn begin(&mut self, order: Order, fds: Vec<OwnedFd>) {
-        let began = Instant::now();
         let group = self.group.child(&order.id);
+        let given = Given::new(&order, fds);
         // What a former container of that name left is not removed under the new one's feet.
-        if let Err(error) = self.prepare().and_then(|()| self.free_name(&group)) {
-            return self.failed(order, false, Failure::from(&error));
-        }
+        let given =
+            given.and_then(|given| self.make_ready().and_then(|()| self.free_name(&group)).map(|()| given));
+        let given = match given {
+            Ok(given) => given,
+            Err(error) => {
+                self.let_slot_go(order.slot);
+                return self.failed(order, false, Failure::from(&error));
+            }
+        };
         self.discard(&group);
-        match self.fork_start(&order, &group, fds) {
-            Ok((child, report, held)) => {
+        match self.hand_over(&order, &group, given).or_else(|given| self.begin_anew(&order, &group, given)) {
+            Ok(starting) => {
                 breakpoint::reach("keeper-forked");
-                self.starting.push(Starting {
-                    child,
-                    report,
-                    bytes: Vec::new(),
-                    began,
-                    deadline: Instant::now() + order.limit,
-                    timed_out: None,
-                    told: false,
-                    child_gone: false,
-                    orphan: false,
-                    group,
-                    held,
-                    order,
-                });
+                self.starting.push(starting);
             }
             Err(e) => {
                 self.retire(group);
@@ -141,11 +187,25 @@ impl Server {
         }
     }
 
+    /// A start from the beginning.
+    fn begin_anew(&self, order: &Order, group: &Group, given: Given) -> Result<Starting> {
+        let began = Instant::now();
+        let Given { request, network, lease, claim, disks } = given;
+        let (own, its) = order_sockets()?;
+        // It waits in the socket.
+        let fds: Vec<_> = disks.iter().map(AsFd::as_fd).collect();
+        send(&own, &HandOver { group: group.name().to_owned() }, &fds)
+            .map_err(|e| Error::host("cannot hand over a start's disks", e))?;
+        drop(disks);
+        let forked = self.fork(group, Some(request), its, network)?;
+        Ok(Starting::new(order.clone(), group.clone(), forked, (lease, claim), began))
+    }
+
     /// Makes the group of the run ready for those of its containers, once.
-    fn prepare(&mut self) -> Result<()> {
-        if !self.prepared {
+    pub(super) fn make_ready(&mut self) -> Result<()> {
+        if !self.ready {
             self.group.prepare()?;
-            self.prepared = true;
+            self.ready = true;
         }
         Ok(())
     }
@@ -166,48 +226,6 @@ impl Server {
         }
         Err(Error::new(ErrorKind::Host, "processes of a former container of that name do not end")
             .advise("a filesystem hangs; see `skiff doctor`, or use another name"))
-    }
-
-    fn fork_start(&self, order: &Order, group: &Group, fds: Vec<OwnedFd>) -> Result<(Pid, OwnedFd, Held)> {
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::host("cannot make a pipe", e));
-        let mut fds = fds.into_iter();
-        let (Some(request), Some(network)) = (fds.next(), fds.next()) else {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("the start of {} came without its descriptors", order.id),
-            ));
-        };
-        let lease = if order.leased { fds.next() } else { None };
-        let claim = if order.claimed { fds.next() } else { None };
-        let disks: Vec<_> = fds.collect();
-        let (stdout, stderr, (report, report_write)) = (pipe()?, pipe()?, pipe()?);
-        rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::host("cannot set up a pipe", e))?;
-        let keeper = rustix::process::getpid();
-        group.create()?;
-        let (forked, joined) = fork_in(group).map_err(|e| Error::host("cannot fork", e))?;
-        match forked {
-            ForkResult::Parent(child) => {
-                Ok((child, report, Held { stdout, stderr, network, _lease: lease, _claim: claim }))
-            }
-            ForkResult::Child => {
-                // Lowering it cannot fail.
-                let _ = setrlimit(Resource::Nofile, self.nofile);
-                let inputs = Inputs {
-                    keeper,
-                    group: group.clone(),
-                    joined,
-                    mount_point: self.run.mount_point(),
-                    request,
-                    network,
-                    disks,
-                    area: self.area.as_ref().map(|area| area.path().to_owned()),
-                    stdout: stdout.1,
-                    stderr: stderr.1,
-                    report: report_write,
-                };
-                start_process(inputs)
-            }
-        }
     }
 
     /// Reads what starts report, and settles those that have.
@@ -328,36 +346,6 @@ impl Server {
     }
 }
 
-/// Forks a start process, on version 2 into its container's group; tells whether it is there.
-fn fork_in(group: &Group) -> io::Result<(ForkResult, bool)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = group.v2_dir().and_then(|dir| rustix::fs::open(dir, flags, Mode::empty()).ok());
-    if let Some(forked) = dir.and_then(|dir| fork_into_group(dir.as_fd()).ok()) {
-        return Ok((forked, true));
-    }
-    // Version 1, or a kernel that cannot: it joins by itself.
-    fork_single_threaded().map(|forked| (forked, false))
-}
-
-/// The child's side of a fork: never returns.
-fn start_process(inputs: Inputs) -> ! {
-    // First of all: until the descriptors are closed, it holds the run's lock and the owner's socket.
-    // (Whether the keeper has died before is looked at later.)
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    let mut keep: Vec<i32> = inputs.disks.iter().map(AsRawFd::as_raw_fd).collect();
-    for fd in [&inputs.request, &inputs.network, &inputs.stdout, &inputs.stderr, &inputs.report] {
-        keep.push(fd.as_raw_fd());
-    }
-    let code = match close_all_except(&keep) {
-        Ok(()) => {
-            spawn::run(inputs);
-            0
-        }
-        Err(_) => 1,
-    };
-    exit_now(code)
-}
-
 fn timed_out(order: &Order) -> Error {
     Error::new(
         ErrorKind::StartTimedOut,
@@ -375,7 +363,7 @@ fn out_of_memory(order: &Order) -> Error {
 }
 
 /// Reads what is there; true at the end (or past the bound).
-fn read_to_end(pipe: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
+pub(super) fn read_to_end(pipe: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
     let mut chunk = [0; 4096];
     loop {
         match rustix::io::read(pipe, &mut chunk) {

@@ -121,6 +121,8 @@ pub(super) struct Table {
     pub(super) failures: Vec<AdoptedFailure>,
     /// Of former owners.
     pub(super) sockets: Vec<(String, OwnedFd)>,
+    /// Containers made ahead that no order has taken: who is told whether each waits.
+    pub(super) prepared: HashMap<u64, watch::Sender<Option<bool>>>,
     forget: mpsc::UnboundedSender<ToKeeper>,
     pub(super) left: Arc<AtomicBool>,
     pub(super) lost: bool,
@@ -135,6 +137,7 @@ impl Table {
             adopted: Vec::new(),
             failures: Vec::new(),
             sockets: Vec::new(),
+            prepared: HashMap::new(),
             forget,
             left,
             lost: false,
@@ -176,6 +179,18 @@ pub(super) fn dispatch(
                 disks
             });
             table.running.insert(id, Running { pid, pidfd, ended: sender, _disks: disks });
+        }
+        FromKeeper::Prepared { slot, waits, failure } => {
+            if let Some(failure) = failure {
+                let error = Error::from(failure);
+                tracing::debug!(error = error.chain(), "a container could not be made ahead");
+            }
+            if let Some(state) = table.prepared.get(&slot) {
+                let _ = state.send(Some(waits));
+            }
+            if !waits {
+                table.prepared.remove(&slot);
+            }
         }
         FromKeeper::Failed { id, failure } => {
             if let Some((waiting, _)) = table.starting.remove(&id) {

@@ -44,7 +44,16 @@ pub(crate) enum Use {
     Tmp,
 }
 
-/// Makes disks; keeps one formatted template for each cap.
+impl Use {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Writable => "writable",
+            Self::Tmp => "tmp",
+        }
+    }
+}
+
+/// Makes disks; keeps one formatted template for each cap and use.
 #[derive(Debug)]
 pub(super) struct Maker {
     dir: PathBuf,
@@ -64,27 +73,22 @@ impl Maker {
     /// # Errors
     /// `InvalidArgument` for a cap out of bounds; `Host`, `DiskFull`.
     pub(super) fn make(&self, cap: Cap, purpose: Use) -> Result<OwnedFd> {
-        let device = self.device(cap)?;
-        let mounted = mount(&device).map_err(|e| Error::host("cannot mount an empty disk", e))?;
-        furnish(&mounted, purpose).map_err(|e| Error::host("cannot furnish an empty disk", e))?;
-        Ok(mounted)
+        let device = self.device(cap, purpose)?;
+        mount(&device).map_err(|e| Error::host("cannot mount an empty disk", e))
     }
 
     /// The filesystem on a loop device, which is detached when the descriptor is closed and no mount
     /// uses it.
-    fn device(&self, cap: Cap) -> Result<OwnedFd> {
+    fn device(&self, cap: Cap, purpose: Use) -> Result<OwnedFd> {
         check(cap)?;
-        let template = self.template(Cap { bytes: cap.bytes / BLOCK * BLOCK, ..cap })?;
+        let template = self.template(Cap { bytes: cap.bytes / BLOCK * BLOCK, ..cap }, purpose)?;
         let file = unnamed_copy(&template, &self.dir)
             .map_err(|e| Error::host(format!("cannot copy an empty disk in {}", self.dir.display()), e))?;
-        attach(&file, "skiff").map_err(|e| {
-            Error::host("cannot attach a loop device", e)
-                .advise("load the loop module with `modprobe loop`, or use `--writable tmpfs`")
-        })
+        attached(&file)
     }
 
-    fn template(&self, cap: Cap) -> Result<File> {
-        let name = format!("ext4-{}-{}", cap.bytes, cap.inodes);
+    fn template(&self, cap: Cap, purpose: Use) -> Result<File> {
+        let name = format!("ext4-{}-{}-{}", cap.bytes, cap.inodes, purpose.name());
         let path = self.dir.join(format!("{name}.img"));
         if let Ok(file) = File::open(&path) {
             return Ok(file);
@@ -94,7 +98,7 @@ impl Maker {
             return Ok(file);
         }
         let temporary = self.dir.join(format!(".{name}-{}.new", std::process::id()));
-        let made = format(&temporary, cap).and_then(|()| {
+        let made = format(&temporary, cap).and_then(|file| furnished(&file, purpose)).and_then(|()| {
             fs::rename(&temporary, &path)
                 .map_err(|e| Error::host(format!("cannot rename to {}", path.display()), e))
         });
@@ -120,8 +124,9 @@ fn check(cap: Cap) -> Result<()> {
     Ok(())
 }
 
-fn format(path: &Path, cap: Cap) -> Result<()> {
+fn format(path: &Path, cap: Cap) -> Result<File> {
     let file = fs::OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(true)
@@ -152,7 +157,22 @@ fn format(path: &Path, cap: Cap) -> Result<()> {
             errno,
         ));
     }
-    file.sync_all().map_err(|e| Error::host(format!("cannot write {}", path.display()), e))
+    Ok(file)
+}
+
+/// Has what is in the filesystem from the start put into a template, once for all its copies, and on disk.
+fn furnished(file: &File, purpose: Use) -> Result<()> {
+    let device = attached(file)?;
+    let mounted = mount(&device).map_err(|e| Error::host("cannot mount an empty disk", e))?;
+    furnish(&mounted, purpose).map_err(|e| Error::host("cannot furnish an empty disk", e))?;
+    // Unmounted with its last descriptor, of which a process that is being started may have a copy.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&mounted, ".", flags, Mode::empty())
+        .and_then(|root| rustix::fs::syncfs(&root))
+        .map_err(|e| Error::host("cannot write an empty disk", e))?;
+    drop(mounted);
+    drop(device);
+    file.sync_all().map_err(|e| Error::host("cannot write an empty disk", e))
 }
 
 /// mkfs lives in sbin, which an unprivileged user's `PATH` may lack.
@@ -197,6 +217,13 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn attached(file: &File) -> Result<OwnedFd> {
+    attach(file, "skiff").map_err(|e| {
+        Error::host("cannot attach a loop device", e)
+            .advise("load the loop module with `modprobe loop`, or use `--writable tmpfs`")
+    })
 }
 
 fn attach(file: &File, name: &str) -> io::Result<OwnedFd> {
@@ -298,7 +325,7 @@ mod tests {
         let maker = Maker::new(dir.path().to_owned());
         for bytes in [MIN_BYTES, 512 << 20] {
             for inodes in [MIN_INODES, bytes / BLOCK] {
-                maker.template(Cap { bytes, inodes }).expect("mkfs.ext4 takes it");
+                maker.template(Cap { bytes, inodes }, Use::Tmp).expect("mkfs.ext4 takes it");
             }
         }
     }
@@ -307,7 +334,7 @@ mod tests {
     fn copies_are_sparse_and_equal() {
         let dir = tempfile::tempdir().expect("tempdir");
         let maker = Maker::new(dir.path().to_owned());
-        let template = maker.template(Cap::new(64 << 20, 0)).expect("mkfs.ext4 runs");
+        let template = maker.template(Cap::new(64 << 20, 0), Use::Writable).expect("mkfs.ext4 runs");
         let copy = unnamed_copy(&template, dir.path()).expect("copied");
         let (a, b) = (template.metadata().expect("stat"), copy.metadata().expect("stat"));
         assert_eq!(a.len(), b.len());

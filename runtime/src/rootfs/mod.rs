@@ -6,6 +6,7 @@
 mod choice;
 mod disk;
 pub(crate) mod idmap;
+pub(crate) mod inside;
 pub(crate) mod mount;
 pub(crate) mod path;
 mod pool;

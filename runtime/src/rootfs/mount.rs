@@ -33,9 +33,24 @@ pub(super) const WORK: &str = "w";
 
 /// Where the root filesystem is, below the scratch directory and in the namespace that is left of it.
 pub(crate) const ROOTFS: &str = "skiff-rootfs";
+/// The root that a container is made with, until it gets its image's.
+pub(crate) const SANDBOX: &str = "sandbox";
 /// `sys/fs/cgroup` and `group` are for libcontainer, see [`Scratch::pose_as_unified`].
-const DIRECTORIES: [&str; 11] =
-    ["bundle", "state", "etc", "upper", "tmp", ROOTFS, "proc", "sys", "sys/fs", "sys/fs/cgroup", GROUP];
+const DIRECTORIES: [&str; 13] = [
+    "bundle",
+    "state",
+    "etc",
+    "upper",
+    "tmp",
+    ROOTFS,
+    SANDBOX,
+    "sandbox/skiff-rootfs",
+    "proc",
+    "sys",
+    "sys/fs",
+    "sys/fs/cgroup",
+    GROUP,
+];
 const CGROUP: &str = "sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC` (statfs(2)).
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -65,8 +80,10 @@ impl Scratch {
     /// directory of the host and stays one.
     pub(crate) fn enter(dir: &Path) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Error::host("cannot make a mount namespace", e))?;
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(|e| Error::host("cannot make the mounts private", e))?;
+        // What is mounted here is not seen on the host; what the host mounts and unmounts meanwhile happens here
+        // too, so that a container that waits keeps no filesystem of the host busy.
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .map_err(|e| Error::host("cannot part the mounts from the host's", e))?;
         mount_tmpfs(dir, SCRATCH_BYTES, SCRATCH_INODES, 0o700)?;
         let scratch = Self { dir: dir.to_owned() };
         for name in DIRECTORIES {
@@ -86,11 +103,18 @@ impl Scratch {
         make_dir(&dir).map(|()| dir)
     }
 
+    /// Leaves this mount namespace for a copy of it.
+    pub(crate) fn part(&self) -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Error::host("cannot make a mount namespace", e))?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(|e| Error::host("cannot make the mounts private", e))
+    }
+
     /// Leaves everything of the host but its `/proc`: the scratch directory becomes the root. What is
     /// copied, listed and detached from here on is a handful of mounts, however many the host has. The
     /// root of a user namespace, who could not pass through the directories of a run, has no need to.
     /// `devices`: with the host's `/dev`, to bind single devices from.
-    pub(crate) fn become_root(self, devices: bool) -> Result<Self> {
+    pub(crate) fn become_root(&self, devices: bool) -> Result<Self> {
         let failed = |e| Error::host("cannot leave the host's mounts", e);
         let mut kept = vec![("/proc", self.path("proc"))];
         if devices {
@@ -186,7 +210,7 @@ impl Scratch {
     }
 
     /// Mounts the overlay of `layers` (lowest first). Without `space` only mount points can be
-    /// written, for a root filesystem that libcontainer makes read-only afterwards.
+    /// written, for a root filesystem that is made read-only afterwards.
     pub(crate) fn mount_overlay(&self, layers: &[PathBuf], space: Option<&Space>) -> Result<PathBuf> {
         let holder = self.path("upper");
         match space {

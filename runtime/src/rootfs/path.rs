@@ -91,7 +91,9 @@ impl Root {
         let target = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {
                 mkdirat(&self.dir, name, Mode::from_raw_mode(0o755))?;
-                rustix::fs::openat(&self.dir, name, flags, Mode::empty())?
+                let made = rustix::fs::openat(&self.dir, name, flags, Mode::empty())?;
+                self.give(&made)?;
+                made
             }
             other => other?,
         };

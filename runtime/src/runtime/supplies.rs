@@ -28,19 +28,23 @@ struct Place {
 }
 
 impl Supplies {
-    /// Takes what is ready. Does not block.
+    /// Takes what is ready, but a namespace only if there is none yet. Does not block.
     ///
     /// # Errors
     /// `Host` when a namespace that was ready cannot be used.
     pub(super) fn ready(
         request: &StartRequest,
         spec: &ContainerSpec,
+        namespace: Option<OwnedFd>,
         disks: &Disks,
         namespaces: &Namespaces,
     ) -> Result<Self> {
         let began = Instant::now();
         let network = (spec.network, spec.address());
-        let namespace = namespaces.take_ready(spec.network, spec.address())?;
+        let namespace = match namespace {
+            Some(namespace) => Some(namespace),
+            None => namespaces.take_ready(spec.network, spec.address())?,
+        };
         let namespace_took = began.elapsed();
         let spaces =
             [(request.writable, spec.writable_cap(), Use::Writable), (request.tmp, spec.tmp_cap(), Use::Tmp)];

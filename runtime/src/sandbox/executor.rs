@@ -1,87 +1,97 @@
-//! The last step inside a container: load the filter and become the command. Failures are told
-//! through a pipe that a successful `execve` closes, so the other side knows which it was.
+//! What libcontainer's init does when it is told to start: it learns the command, becomes its user, and
+//! executes it. Failures are told through a pipe that a successful `execve` closes, so the other side knows
+//! which it was.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::Spec;
-use rustix::fs::{Mode, OFlags};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit};
+use serde::{Deserialize, Serialize};
 
-use super::apparmor;
-use super::seccomp::FILTER;
+use super::{Program, User, filter};
 use crate::keeper::protocol::Failure;
-use crate::sys::{load_seccomp_filter, reset_signals};
+use crate::sys::close_all_except;
 use crate::{Error, ErrorKind, Result};
 
-/// Executes the command of a container.
-#[derive(Clone)]
-pub(crate) struct CommandExecutor {
-    inner: Arc<Inner>,
+/// As a start request's.
+const MAX_COMMAND: usize = 8 << 20;
+
+/// What a container is to execute, and as whom.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Command {
+    pub(crate) argv: Vec<String>,
+    /// The whole environment.
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: String,
+    pub(crate) user: User,
+    /// AppArmor's.
+    pub(crate) profile: Option<String>,
+    /// Most descriptors of a process, and most processes of its user; 0 is as they are.
+    pub(crate) nofile: u64,
+    pub(crate) nproc: u64,
 }
 
-struct Inner {
-    /// What messages call the command.
-    noun: &'static str,
-    argv: Vec<CString>,
-    env: Vec<CString>,
-    search_path: String,
-    /// The AppArmor profile to take on.
-    profile: Option<String>,
-    report: OwnedFd,
-}
-
-impl CommandExecutor {
-    /// `env` is the whole environment; `profile` is one of AppArmor's, which is loaded, unless it has been
-    /// taken on already; `report` is closed by a successful execution and carries a
-    /// [`Failure`] else.
+impl Command {
+    /// Puts it where the executor finds it: memory that only descriptors reach.
     ///
     /// # Errors
-    /// `InvalidArgument` when an argument or variable holds a NUL byte.
-    pub(crate) fn new(
-        noun: &'static str,
-        argv: &[String],
-        env: &[(String, String)],
-        profile: Option<&str>,
-        report: OwnedFd,
-    ) -> Result<Self> {
-        let search_path = env.iter().rfind(|(k, _)| k == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
-        let argv = argv.iter().map(|a| c_string("argument", a)).collect::<Result<_>>()?;
-        let env = env
-            .iter()
-            .map(|(k, v)| c_string("environment variable", &format!("{k}={v}")))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                noun,
-                argv,
-                env,
-                search_path,
-                profile: profile.map(str::to_owned),
-                report,
-            }),
-        })
+    /// As `pwrite(2)`.
+    pub(crate) fn put(&self, into: &OwnedFd) -> io::Result<()> {
+        File::from(into.try_clone()?).write_all_at(&serde_json::to_vec(self)?, 0)
+    }
+
+    fn take(from: &OwnedFd) -> io::Result<Self> {
+        let file = File::from(from.try_clone()?);
+        let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        if size > MAX_COMMAND {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(serde_json::from_slice(&bytes)?)
     }
 }
 
-fn c_string(what: &str, text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| {
-        // The value may be a secret: name the variable only.
-        let name = text.split('=').next().unwrap_or_default().replace('\0', "\\0");
-        Error::new(ErrorKind::InvalidArgument, format!("{what} '{name}' holds a NUL byte"))
-    })
+/// Executes the [`Command`] that has been put into a file by the time of the container's start. The container
+/// is root's until then.
+#[derive(Clone)]
+pub(crate) struct CommandExecutor {
+    inner: Arc<(OwnedFd, OwnedFd)>,
 }
 
 impl CommandExecutor {
-    /// Loads the filter and becomes the command; returns only the reason why it could not.
-    pub(crate) fn run(&self) -> Error {
-        self.inner.run()
+    /// `report` is closed by a successful execution and carries a [`Failure`] else.
+    pub(crate) fn new(command: OwnedFd, report: OwnedFd) -> Self {
+        Self { inner: Arc::new((command, report)) }
+    }
+
+    /// Returns only the reason why the command could not be executed.
+    fn run(&self) -> Error {
+        let command = Command::take(&self.inner.0).map_err(|e| Error::host("cannot read the command", e));
+        // Now, and not by the execution: that looks for programs and interpreters by paths, which may name
+        // descriptors (`/proc/self/fd/N`), before it closes any.
+        if let Err(e) = close_all_except(&[self.inner.1.as_raw_fd()]) {
+            return Error::host("cannot close the runtime's descriptors", e);
+        }
+        let ready = command.and_then(|command| {
+            let Command { argv, env, profile, .. } = &command;
+            let program = Program::new("start command", argv, env, profile.as_deref())?;
+            enter_dir(&command.working_dir)?;
+            limit(&command)?;
+            become_user(&command.user)?;
+            Ok(program)
+        });
+        match ready {
+            Ok(program) => program.run(),
+            Err(e) => e,
+        }
     }
 }
 
@@ -89,16 +99,20 @@ impl Executor for CommandExecutor {
     fn exec(&self, _spec: &Spec) -> std::result::Result<(), ExecutorError> {
         let error = self.run();
         let failure = serde_json::to_vec(&Failure::from(&error)).unwrap_or_default();
-        if let Ok(pipe) = self.inner.report.try_clone() {
+        if let Ok(pipe) = self.inner.1.as_fd().try_clone_to_owned() {
             // Nobody else could be told.
             let _ = File::from(pipe).write_all(&failure);
         }
         Err(ExecutorError::Other(error.chain()))
     }
 
-    /// The execution itself tells what is wrong, exactly.
+    /// The execution itself tells what is wrong, exactly. This is called when the container has been made, and may
+    /// be long before it is started: it dies with its keeper from here on, and has no more calls than its command.
     fn validate(&self, _spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
-        Ok(())
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|e| Error::host("cannot tie the container to its keeper", e))
+            .and_then(|()| filter())
+            .map_err(|e| ExecutorValidationError::ArgValidationError(e.chain()))
     }
 
     /// The environment is handed to `execve`.
@@ -107,87 +121,40 @@ impl Executor for CommandExecutor {
     }
 }
 
-impl Inner {
-    /// Returns only the reason why the command could not be executed.
-    fn run(&self) -> Error {
-        if let Err(e) = self.prepare() {
-            return e;
-        }
-        let Some(command) = self.argv.first() else {
-            return Error::new(ErrorKind::NoCommand, format!("the {} is empty", self.noun));
-        };
-        let name = command.to_string_lossy().into_owned();
-        if name.contains('/') {
-            return self.explain(&name, execute(command, &self.argv, &self.env));
-        }
-        let mut denied = None;
-        for dir in self.search_path.split(':').map(|d| if d.is_empty() { "." } else { d }) {
-            let Ok(candidate) = CString::new(format!("{dir}/{name}")) else { continue };
-            match execute(&candidate, &self.argv, &self.env) {
-                Errno::ENOENT | Errno::ENOTDIR => {}
-                Errno::EACCES => denied = Some(format!("{dir}/{name}")),
-                errno => return self.explain(&format!("{dir}/{name}"), errno),
-            }
-        }
-        match denied {
-            Some(path) => self.explain(&path, Errno::EACCES),
-            None => Error::new(
-                ErrorKind::CommandNotFound,
-                format!("the {} '{name}' is not in the image's PATH ({})", self.noun, self.search_path),
-            )
-            .because(std::io::Error::from(Errno::ENOENT))
-            .advise("check ENTRYPOINT and CMD of the image, or give its absolute path"),
-        }
-    }
-
-    fn prepare(&self) -> Result<()> {
-        if let Some(profile) = &self.profile {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let proc = rustix::fs::open("/proc", flags, Mode::empty())
-                .map_err(|e| Error::host("cannot open /proc of the container", e))?;
-            apparmor::take_on(&proc, profile)?;
-        }
-        // Changing credentials cleared it: a container never outlives its keeper.
-        set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|e| Error::host("cannot tie the container to its keeper", e))?;
-        reset_signals().map_err(|e| Error::host("cannot reset signals", e))?;
-        load_seccomp_filter(FILTER).map_err(|e| Error::host("cannot load the seccomp filter", e))
-    }
-
-    fn explain(&self, path: &str, errno: Errno) -> Error {
-        let exists = std::path::Path::new(path).exists();
-        let noun = self.noun;
-        let (kind, message, advice) = match errno {
-            Errno::ENOENT | Errno::ENOTDIR if exists => (
-                ErrorKind::CommandNotFound,
-                format!("the {noun} '{path}' is there, its interpreter or loader is not"),
-                "check the '#!' line, or whether a dynamically linked program's libraries are in the image",
-            ),
-            Errno::ENOENT | Errno::ENOTDIR => (
-                ErrorKind::CommandNotFound,
-                format!("the {noun} '{path}' does not exist in the image"),
-                "check ENTRYPOINT and CMD of the image, or the overrides",
-            ),
-            Errno::EACCES | Errno::EPERM => (
-                ErrorKind::CommandNotExecutable,
-                format!("the {noun} '{path}' may not be executed"),
-                "it must be a file with execute permission for the image's user: chmod +x it",
-            ),
-            Errno::ENOEXEC => (
-                ErrorKind::CommandNotExecutable,
-                format!("the {noun} '{path}' is no program for linux/amd64 and has no '#!' line"),
-                "build the image with --platform linux/amd64; start scripts with '#!/bin/sh'",
-            ),
-            _ => (ErrorKind::CommandNotExecutable, format!("the {noun} '{path}' cannot be executed"), ""),
-        };
-        let error = Error::new(kind, message).because(std::io::Error::from(errno));
-        if advice.is_empty() { error } else { error.advise(advice) }
-    }
+/// As root: the container's user may not be allowed to pass through what leads to it, as with Docker.
+fn enter_dir(dir: &str) -> Result<()> {
+    let refuse = |e: io::Error| {
+        Error::new(ErrorKind::InvalidWorkingDirectory, format!("working directory '{dir}'"))
+            .because(e)
+            .advise("set WORKDIR in the image, or --workdir, to a directory")
+    };
+    chdir(dir).map_err(|e| refuse(e.into()))?;
+    // The kernel says "(unreachable)" of a directory that is not below the root (CVE-2024-21626).
+    let inside = rustix::process::getcwd(Vec::new()).is_ok_and(|dir| dir.to_bytes().starts_with(b"/"));
+    if inside { Ok(()) } else { Err(refuse(io::Error::other("it is outside of the container"))) }
 }
 
-fn execute(path: &CString, argv: &[CString], env: &[CString]) -> Errno {
-    match nix::unistd::execve(path, argv, env) {
-        Ok(never) => match never {},
-        Err(errno) => errno,
+/// Lowers limits; they have been raised as far as they go.
+fn limit(command: &Command) -> Result<()> {
+    for (resource, name, most) in
+        [(Resource::Nofile, "open files", command.nofile), (Resource::Nproc, "processes", command.nproc)]
+    {
+        if most > 0 {
+            setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).map_err(|e| {
+                Error::host(format!("cannot limit {name} to {most}"), e)
+                    .advise("give a lower limit, or start skiff with a higher one (ulimit -H)")
+            })?;
+        }
     }
+    Ok(())
+}
+
+/// Leaves root for the user, and with it all capabilities, where that is another.
+fn become_user(user: &User) -> Result<()> {
+    let failed = |e: nix::Error| Error::host("cannot become the container's user", e);
+    let groups: Vec<_> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups).map_err(failed)?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    setresgid(gid, gid, gid).map_err(failed)?;
+    setresuid(uid, uid, uid).map_err(failed)
 }

@@ -1,9 +1,21 @@
 //! The default seccomp filter: what Docker's default profile allows a container with Docker's
-//! default capabilities. Compiled when Skiff is built (`build.rs`); loaded by each container just
-//! before its command.
+//! default capabilities. Compiled when Skiff is built (`build.rs`); loaded by the init of a container before it
+//! waits for its start (the kernel takes a third of a millisecond to compile it), and by other processes before
+//! their command.
+
+use crate::sys::load_seccomp_filter;
+use crate::{Error, Result};
 
 /// The filter as an array of `struct sock_filter`.
-pub(crate) const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/seccomp.bpf"));
+const FILTER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/seccomp.bpf"));
+
+/// Has this process, and what comes of it, only the calls of the list from now on.
+///
+/// # Errors
+/// `Host`.
+pub(crate) fn filter() -> Result<()> {
+    load_seccomp_filter(FILTER).map_err(|e| Error::host("cannot load the seccomp filter", e))
+}
 
 #[cfg(test)]
 mod tests {

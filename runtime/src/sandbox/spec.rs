@@ -6,12 +6,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
-    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder,
-    Spec, SpecBuilder, UserBuilder,
+    MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
-
-use super::User;
-use crate::keeper::protocol::Limits;
 
 /// Docker's default capabilities without `CAP_MKNOD`: cgroup v2 device rules are not enforced here,
 /// so a container must not make device nodes at all.
@@ -53,16 +49,13 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
 
-/// What a specification is made of.
+/// Until the start gives it its own.
+const HOSTNAME: &str = "localhost";
+
+/// What a specification is made of. It says nothing of the image or the command: the container is made before
+/// either is put into it.
 pub(crate) struct SpecInput<'a> {
     pub(crate) rootfs: &'a Path,
-    pub(crate) read_only: bool,
-    pub(crate) hostname: &'a str,
-    pub(crate) argv: &'a [String],
-    pub(crate) env: &'a [(String, String)],
-    pub(crate) working_dir: &'a str,
-    pub(crate) user: &'a User,
-    pub(crate) limits: Limits,
     pub(crate) cgroup: &'a Path,
     pub(crate) mounted: Mounted,
     pub(crate) network_namespace: PathBuf,
@@ -92,59 +85,37 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Spec, OciSpecError> {
     linux.set_resources(None);
     SpecBuilder::default()
         .version("1.0.2")
-        .root(RootBuilder::default().path(input.rootfs).readonly(input.read_only).build()?)
-        .hostname(input.hostname)
-        .process(process(input)?)
+        .root(RootBuilder::default().path(input.rootfs).readonly(false).build()?)
+        .hostname(HOSTNAME)
+        .process(process()?)
         .mounts(mounts(input)?)
         .linux(linux)
         .build()
 }
 
-fn process(input: &SpecInput<'_>) -> Result<Process, OciSpecError> {
-    let user = UserBuilder::default()
-        .uid(input.user.uid)
-        .gid(input.user.gid)
-        .additional_gids(input.user.groups.clone())
-        .umask(0o022u32)
-        .build()?;
-    // The environment itself never comes near a file: the executor holds it. HOME and PATH are
-    // here because libcontainer looks for them.
-    let env: Vec<_> = input
-        .env
-        .iter()
-        .filter(|(k, _)| k == "HOME" || k == "PATH")
-        .map(|(k, v)| format!("{k}={v}"))
-        .collect();
-    let mut process = ProcessBuilder::default()
+/// Root, until the executor has become the user.
+fn process() -> Result<Process, OciSpecError> {
+    let user = UserBuilder::default().uid(0u32).gid(0u32).umask(0o022u32).build()?;
+    ProcessBuilder::default()
         .terminal(false)
         .user(user)
-        .args(input.argv.to_vec())
-        .env(env)
-        .cwd(input.working_dir)
+        .args(vec!["/".to_owned()])
+        .env(Vec::new())
+        .cwd("/")
         .no_new_privileges(true)
-        .capabilities(capabilities(input.user)?);
-    process = process.rlimits(rlimits(input)?);
-    process.build()
+        .capabilities(capabilities()?)
+        .rlimits(Vec::new())
+        .build()
 }
 
-/// `RLIMIT_NPROC` counts the processes of a user in all containers and on the host, where the ids are
-/// not the container's own: there the cgroup alone limits processes.
-fn rlimits(input: &SpecInput<'_>) -> Result<Vec<PosixRlimit>, OciSpecError> {
-    let pids = if input.userns.is_some() { u64::from(input.limits.pids) } else { 0 };
-    let limits = [(PosixRlimitType::RlimitNofile, input.limits.nofile), (PosixRlimitType::RlimitNproc, pids)];
-    let set = limits.into_iter().filter(|(_, limit)| *limit > 0);
-    set.map(|(typ, limit)| PosixRlimitBuilder::default().typ(typ).soft(limit).hard(limit).build()).collect()
-}
-
-/// Nothing inheritable or ambient (CVE-2022-29162); nothing at all in effect for other users than
-/// root, who could gain them only by a set-user-ID program, which no-new-privileges forbids.
-fn capabilities(user: &User) -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
+/// Nothing inheritable or ambient (CVE-2022-29162). Other users than root hold nothing: they lose it all when
+/// they become it, and could gain some only by a set-user-ID program, which no-new-privileges forbids.
+fn capabilities() -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
     let bounding: HashSet<_> = CAPABILITIES.into();
-    let held = if user.uid == 0 { bounding.clone() } else { HashSet::new() };
     LinuxCapabilitiesBuilder::default()
-        .bounding(bounding)
-        .effective(held.clone())
-        .permitted(held)
+        .bounding(bounding.clone())
+        .effective(bounding.clone())
+        .permitted(bounding)
         .inheritable(HashSet::new())
         .ambient(HashSet::new())
         .build()

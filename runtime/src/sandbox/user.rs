@@ -11,7 +11,7 @@ const MAX_ID: u32 = i32::MAX as u32;
 const MAX_GROUPS: usize = 1024;
 
 /// Who the command runs as.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,

@@ -122,6 +122,7 @@ fn fill(rootfs: &Path) {
 
 pub(crate) async fn open(dir: &Path) -> Arc<Runtime> {
     let options = RuntimeOptions {
+        containers_ahead: 0,
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         keeper: Some(env!("CARGO_BIN_EXE_skiff-keeper").into()),

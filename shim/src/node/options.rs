@@ -34,13 +34,19 @@ pub struct NodeOptions {
     pub trace_export: Option<TraceExport>,
 }
 
+/// Containers that a node has made ahead, unless it is told otherwise.
+const CONTAINERS_AHEAD: usize = 4;
+
 impl NodeOptions {
-    /// A node whose instances end with it, with its logs in the state directory; without sockets, records and
-    /// limits.
+    /// A node whose instances end with it, with its logs in the state directory and four containers made ahead; without
+    /// sockets, records and limits.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
         Self {
-            runtime: RuntimeOptions::new(state_dir, run_dir),
+            runtime: RuntimeOptions {
+                containers_ahead: CONTAINERS_AHEAD,
+                ..RuntimeOptions::new(state_dir, run_dir)
+            },
             pull: PullOptions::default(),
             logs: NodeLogs::Files(LogFiles::default()),
             sockets: None,

@@ -29,6 +29,11 @@ pub(crate) struct ServeArgs {
     /// [default: the service's own where systemd delegates it, else /skiff].
     #[arg(long, value_name = "CGROUP", env = "SKIFF_CGROUP_PARENT", hide_env_values = true)]
     pub(crate) cgroup_parent: Option<PathBuf>,
+    /// How many containers are made ready ahead of first calls, without image and command; 0.7 MiB each
+    /// (cgroup version 1).
+    #[arg(long, value_name = "COUNT", default_value_t = 4)]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=64))]
+    pub(crate) container_pool: usize,
     /// Stop all instances at SIGTERM too, instead of leaving them to the next `skiff serve`.
     #[arg(long)]
     pub(crate) stop_instances: bool,

@@ -61,6 +61,7 @@ async fn prepare(
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
         network: NetworkOptions { ready: 0, ..NetworkOptions::default() },
+        containers_ahead: 0,
         cgroup: CgroupParent::Auto,
     };
     let runtime = match interrupts.or(Runtime::open(options)).await? {

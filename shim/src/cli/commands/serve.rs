@@ -88,6 +88,7 @@ fn options(global: &Global, args: &ServeArgs, asynchronous: AsyncOptions) -> Res
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: Some(RUN.to_owned()),
             network: args.network.node_options(),
+            containers_ahead: args.container_pool,
             cgroup: args.cgroup_parent.clone().map_or(CgroupParent::Auto, CgroupParent::Below),
         },
         pull: args.source.pull_options(variable)?,

@@ -71,6 +71,7 @@ fn options(global: &Global) -> Result<NodeOptions, Failure> {
             keeper: global.keeper.as_deref().map(absolute).transpose()?,
             lasting: Some(RUN.to_owned()),
             network: NetworkOptions::default(),
+            containers_ahead: 0,
             cgroup: CgroupParent::Auto,
         },
         // Last lines only: what the node has kept is not for this command to cut.

@@ -58,6 +58,7 @@ pub(crate) async fn run(global: &Global, args: &RunArgs, console: Console) -> Re
         keeper: global.keeper.as_deref().map(absolute).transpose()?,
         lasting: None,
         network: args.network.options(),
+        containers_ahead: 0,
         cgroup: CgroupParent::Auto,
     };
     raise_open_files();
