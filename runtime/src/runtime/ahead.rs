@@ -159,8 +159,11 @@ async fn refill(this: Weak<Ahead>, namespaces: Weak<Namespaces>, keepers: Weak<S
         // One after the other: they are not to take all processors from the starts that there are.
         match one_more(slot, &this, &namespaces, &keepers).await {
             Some(Ok(mut state)) => {
-                let _ = tokio::time::timeout(PATIENCE, state.wait_for(Option::is_some)).await.is_ok();
-                continue;
+                let told = tokio::time::timeout(PATIENCE, state.wait_for(Option::is_some)).await;
+                // One that fails is not followed by the next before there is another start.
+                if told.is_ok_and(|told| told.is_ok_and(|waits| *waits == Some(true))) {
+                    continue;
+                }
             }
             // A start makes its own, and tells what is wrong.
             Some(Err(error)) => {
