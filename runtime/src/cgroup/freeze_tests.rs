@@ -93,6 +93,13 @@ impl Real {
         self.1.push(command.spawn().expect("sh"));
     }
 
+    /// Waits for the shells themselves, not for what they have started.
+    pub(crate) fn shells_ended(&mut self) {
+        for shell in &mut self.1 {
+            shell.wait().expect("the end of a shell");
+        }
+    }
+
     pub(crate) fn wait_for(&self, what: &str, done: impl Fn(&Group) -> bool) {
         let until = Instant::now() + Duration::from_secs(20);
         while !done(&self.0) {
