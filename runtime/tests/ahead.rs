@@ -39,14 +39,15 @@ async fn with(containers_ahead: usize) -> Bench {
 
 /// A container that had been made ahead.
 async fn start_waiting(bench: &Bench, spec: &ContainerSpec) -> Container {
-    for _ in 0..200 {
-        let container = bench.start(spec.clone()).await.expect("starts");
+    for attempt in 0..200 {
+        // The name of one that is ending is not free yet.
+        let spec = ContainerSpec { id: format!("{}-{attempt}", spec.id), ..spec.clone() };
+        let container = bench.start(spec).await.expect("starts");
         if container.timings().create.is_zero() {
             return container;
         }
         drop(container);
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // Its name is free when it is gone.
     }
     panic!("no container is made ahead");
 }
