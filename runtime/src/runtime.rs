@@ -45,7 +45,7 @@ pub struct RuntimeOptions {
     /// How the containers' network namespaces are made.
     pub network: NetworkOptions,
     /// How many containers are made before there are orders for them, 0 to 64: what does not depend on image and
-    /// command is done by then, which is more than half of a start. Each that waits has two processes, some
+    /// command is done by then, which is about half of a start. Each that waits has two processes, some
     /// 0.7 MiB of memory, and a network namespace; starts with a user namespace, a way out or an own address
     /// take none. There are none on cgroup version 2.
     pub containers_ahead: usize,

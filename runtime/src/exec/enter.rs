@@ -16,7 +16,7 @@ use super::target::has_ended;
 use super::{FromHelper, Request, TerminalSize};
 use crate::keeper::protocol::send;
 use crate::rootfs::path::Root;
-use crate::sandbox::{DEFAULT_PATH, Program, User, apparmor, filter, resolve_user};
+use crate::sandbox::{DEFAULT_PATH, Program, User, apparmor, filter, is_inside, resolve_user};
 use crate::sys::{close_on_exec, pty};
 use crate::{Error, ErrorKind, Result};
 
@@ -202,10 +202,8 @@ fn enter_dir(request: &Request, facts: &Facts) -> Result<()> {
             .map_err(|e| refuse("/", e.into())),
     };
     entered?;
-    // The kernel says "(unreachable)" of a directory that is not below the root.
-    let inside = rustix::process::getcwd(Vec::new()).is_ok_and(|dir| dir.to_bytes().starts_with(b"/"));
     let escaped = || refuse("/", std::io::Error::other("it is outside of the container"));
-    if inside { Ok(()) } else { Err(escaped()) }
+    if is_inside() { Ok(()) } else { Err(escaped()) }
 }
 
 /// Capabilities as the container's first process got them: none inheritable, none for others than

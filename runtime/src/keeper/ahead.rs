@@ -19,8 +19,8 @@ use super::fork::{Forked, order_sockets};
 use super::protocol::{Failure, FromKeeper, HandOver, Waiting, receive, send};
 use super::server::Server;
 use super::starts::{Given, Order, Starting};
+use crate::Result;
 use crate::cgroup::Group;
-use crate::{Result, breakpoint};
 
 /// Most at once.
 pub(crate) const MAX: usize = 64;
@@ -182,7 +182,6 @@ impl Server {
             return Err(given);
         }
         drop(fds);
-        breakpoint::reach("keeper-handed-over");
         Ok(Starting::new(order.clone(), group.clone(), prepared.forked, given.kept(), prepared.began))
     }
 

@@ -8,11 +8,9 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_remount, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
 
-use super::mount::ROOTFS;
+use super::mount::{ROOTFS, pivot};
 use super::path::Root;
 use crate::{Error, Result};
 
@@ -60,9 +58,5 @@ pub(crate) fn install(
         mount_remount(&target, flags, c"")
             .map_err(|e| Error::host("cannot make the root filesystem read-only", e))?;
     }
-    rustix::process::chdir(&target).map_err(failed)?;
-    // The old root comes to lie upon the new one (pivot_root(2)).
-    rustix::process::pivot_root(".", ".").map_err(failed)?;
-    unmount(".", UnmountFlags::DETACH).map_err(failed)?;
-    rustix::process::chdir("/").map_err(failed)
+    pivot(&target).map_err(failed)
 }

@@ -126,11 +126,7 @@ impl Scratch {
         }
         fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711))
             .map_err(|e| Error::host("cannot open the mounts of a start", e))?;
-        rustix::process::chdir(&self.dir).map_err(failed)?;
-        // The old root comes to lie upon the new one (pivot_root(2)).
-        rustix::process::pivot_root(".", ".").map_err(failed)?;
-        unmount(".", UnmountFlags::DETACH).map_err(failed)?;
-        rustix::process::chdir("/").map_err(failed)?;
+        pivot(&self.dir).map_err(failed)?;
         Ok(Self { dir: "/".into() })
     }
 
@@ -264,6 +260,15 @@ impl Scratch {
             .map_err(|e| overlay_error(layers, e))?;
         std::env::set_current_dir("/").map_err(|e| Error::host("cannot enter /", e))
     }
+}
+
+/// Makes `dir`, which something is mounted on, the root of this mount namespace and of who has its root.
+pub(super) fn pivot(dir: &Path) -> Result<(), Errno> {
+    rustix::process::chdir(dir)?;
+    // The old root comes to lie upon the new one (pivot_root(2)).
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")
 }
 
 /// Also where the version cannot be told.

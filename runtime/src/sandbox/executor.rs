@@ -129,9 +129,13 @@ fn enter_dir(dir: &str) -> Result<()> {
             .advise("set WORKDIR in the image, or --workdir, to a directory")
     };
     chdir(dir).map_err(|e| refuse(e.into()))?;
-    // The kernel says "(unreachable)" of a directory that is not below the root (CVE-2024-21626).
-    let inside = rustix::process::getcwd(Vec::new()).is_ok_and(|dir| dir.to_bytes().starts_with(b"/"));
-    if inside { Ok(()) } else { Err(refuse(io::Error::other("it is outside of the container"))) }
+    if is_inside() { Ok(()) } else { Err(refuse(io::Error::other("it is outside of the container"))) }
+}
+
+/// Whether the working directory is in the container: the kernel says "(unreachable)" of one that is not below the
+/// root (CVE-2024-21626).
+pub(crate) fn is_inside() -> bool {
+    rustix::process::getcwd(Vec::new()).is_ok_and(|dir| dir.to_bytes().starts_with(b"/"))
 }
 
 /// Lowers limits; they have been raised as far as they go.

@@ -12,7 +12,7 @@ mod userns;
 /// Where commands are looked for in an image that says nothing of it.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(crate) use executor::{Command, CommandExecutor};
+pub(crate) use executor::{Command, CommandExecutor, is_inside};
 pub(crate) use program::Program;
 pub(crate) use seccomp::filter;
 pub(crate) use spec::{CAPABILITY_MASK, Mounted, SpecInput, build as build_spec};

@@ -1,4 +1,4 @@
-//! The last step inside a container: load the filter and become the command.
+//! The last step inside a container: to become the command.
 
 use std::ffi::CString;
 
